@@ -1,0 +1,20 @@
+"""The two ways in which a request ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RequestError(Exception):
+    """What was asked for cannot be done; the message is one line with the fact and the way out (exit code 2)."""
+
+
+class Interrupted(Exception):
+    """The run was told to stop; its state is saved and the message says how to go on (exit code 130)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,131 @@
+"""One graph of ATen operators from any classifier; teacher and student are both read from it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+
+from acq.errors import RequestError
+
+aten = torch.ops.aten
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
+    """The eval-mode graph of ``model`` for images of ``input_size`` (C, H, W) and any batch size.
+
+    The graph is functional (in-place operators and aliases are resolved), free of dropout, has one placeholder and
+    one output [N, K], holds its own copies of the weights, and each node's ``meta["val"]`` has its shape. The model
+    itself is left exactly as it was.
+
+    Raises:
+        RequestError: the model rejects such images, cannot be exported, or its output is not [N, K].
+    """
+    example = torch.zeros(2, *input_size)
+    with _in_eval_mode(model) as network, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _try(network, example)
+        graph = copy.deepcopy(_export(network, example)).requires_grad_(False)
+    _restore_batch_norm(graph)
+    _drop_clones(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor with the batch dimension as -1 (unknown), or () where it is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(size if isinstance(size, int) else -1 for size in value.shape)
+
+
+def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
+    """The tensor that a ``get_attr`` node stands for, or None for any other node or argument."""
+    if not (isinstance(node, fx.Node) and node.op == "get_attr"):
+        return None
+    value: object = graph
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, Tensor) else None
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _try(network: nn.Module, example: Tensor) -> None:
+    """One plain forward pass, so that a wrong input size is reported as such and not as a failed export."""
+    size = "x".join(map(str, example.shape[1:]))
+    parameter = next(network.parameters(), example)
+    try:
+        with torch.no_grad():
+            output = network(example.to(parameter.device, parameter.dtype))
+    except Exception as error:
+        raise RequestError(
+            f"the network does not take images of {size}: {_first_line(error)}; give its size with --input-size"
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise RequestError(
+            f"the network has no classifier output: it returns {found}, not class scores [N, classes]; "
+            "wrap it in a module that returns those alone"
+        )
+
+
+def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
+    parameter = next(network.parameters(), example)
+    arguments = (example.to(parameter.device, parameter.dtype),)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
+    try:
+        exported = torch.export.export(network, arguments, dynamic_shapes=shapes)
+        module = exported.run_decompositions({}).module(check_guards=False)
+    except Exception as error:
+        raise RequestError(
+            f"the network cannot be traced by torch.export with a free batch size: {_first_line(error)}; "
+            "its forward must not depend on the values or the number of the images"
+        ) from error
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def _restore_batch_norm(graph: fx.GraphModule) -> None:
+    """Functionalisation splits batch normalization into a tuple and its first item; put the one operator back."""
+    for node in list(graph.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        x, weight, bias, mean, var, momentum, eps = node.args
+        with graph.graph.inserting_before(node):
+            whole = graph.graph.call_function(
+                aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
+            )
+        for item in list(node.users):
+            if item.args[1] == 0:
+                whole.meta = dict(item.meta)
+                item.replace_all_uses_with(whole)
+            graph.graph.erase_node(item)
+        graph.graph.erase_node(node)
+
+
+def _drop_clones(graph: fx.GraphModule) -> None:
+    """Dropout in eval mode is exported as a copy, which a functional graph does not need."""
+    for node in list(graph.graph.nodes):
+        if node.target in (aten.clone.default, aten.alias.default, aten.dropout.default):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

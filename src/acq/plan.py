@@ -1,0 +1,333 @@
+"""What becomes of each node of a traced network: decided here as a table, applied by ``acq.student``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor, fx
+
+from acq.errors import RequestError
+from acq.trace import constant, shape_of
+
+Placement = Literal["deployable", "relu-only"]
+
+_ROLES = {
+    "convolution": "conv2d.default conv2d.padding",
+    "linear": "linear.default",
+    "norm": "batch_norm.default",
+    "activation": "relu.default relu6.default hardtanh.default clamp.default clamp_min.default "
+    "clamp_max.default",
+    "smooth": "silu.default hardswish.default hardsigmoid.default sigmoid.default gelu.default tanh.default "
+    "elu.default leaky_relu.default softplus.default mish.default selu.default celu.default",
+    "sum": "add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar",
+    "product": "mul.Tensor div.Tensor mul.Scalar div.Scalar",
+    "join": "cat.default stack.default concat.default",
+    "pool": "avg_pool2d.default adaptive_avg_pool2d.default mean.dim mean.default sum.dim_IntList "
+    "upsample_bilinear2d.default upsample_bilinear2d.vec",
+    # these copy, pick or reorder values
+    "move": "slice.Tensor pad.default constant_pad_nd.default flatten.using_ints view.default "
+    "reshape.default _unsafe_view.default permute.default transpose.int t.default squeeze.dim "
+    "squeeze.dims squeeze.default unsqueeze.default max_pool2d.default adaptive_max_pool2d.default "
+    "split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int select.int "
+    "expand.default repeat.default contiguous.default amax.default channel_shuffle.default "
+    "native_channel_shuffle.default pixel_shuffle.default pixel_unshuffle.default flip.default "
+    "roll.default unflatten.int upsample_nearest2d.default upsample_nearest2d.vec",
+    "shape": "sym_size.int",
+}
+_OPERATORS = {f"aten.{name}": role for role, names in _ROLES.items() for name in names.split()}
+_OPERATORS["_operator.getitem"] = "move"
+VOCABULARY = frozenset(_OPERATORS)
+_GATES = ("aten.silu.default", "aten.hardswish.default")
+_RELU_ONLY = "the relu-only placement quantizes the outputs of rectifiers alone"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bit-widths, each 2..8, of weights and activations.
+
+    ``ends`` is that of the first and last layers' weights (None: as the others), ``image`` that of the
+    image and ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of
+    256 entries.
+
+    Raises:
+        RequestError: one of them is out of range.
+    """
+
+    weight: int
+    activation: int
+    ends: int | None = None
+    image: int = 8
+    inner: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value not in range(2, 9):
+                raise RequestError(f"bits out of range: {name} {value}; give 2 to 8, for example w4a4")
+
+    @classmethod
+    def parse(cls, text: str, ends: str | int = "same") -> Bits:
+        """``"w4a4"`` and ``"8"`` or ``"same"`` as bit-widths; RequestError if they are not of that form."""
+        match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
+        if match is None:
+            raise RequestError(f"bits not understood: {text!r}; write weights and activations as in w4a4")
+        if not re.fullmatch(r"same|\d+", str(ends)):
+            raise RequestError(f"ends not understood: {ends!r}; give a bit-width such as 8, or same")
+        return cls(int(match[1]), int(match[2]), None if ends == "same" else int(ends))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node: its operator and role, the bits of its weights and of its output (None where they are not
+    quantized at it), its shape (-1 for the batch), and why. ``floating`` marks what a deployed engine must
+    compute in floating point."""
+
+    node: str
+    operator: str
+    role: str
+    weight_bits: int | None
+    bits: int | None
+    shape: tuple[int, ...]
+    reason: str
+    floating: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One site a node, in order of execution; printing it gives a table."""
+
+    bits: Bits
+    placement: Placement
+    sites: tuple[Site, ...]
+
+    @property
+    def floating(self) -> tuple[Site, ...]:
+        """The sites that stay in floating point, each with its reason."""
+        return tuple(site for site in self.sites if site.floating)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The sites as dictionaries of JSON values."""
+        return [{**asdict(site), "shape": list(site.shape)} for site in self.sites]
+
+    def __str__(self) -> str:
+        head = ("node", "operator", "role", "weights", "output", "shape", "reason")
+        rows = [head, *(_cells(site) for site in self.sites)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def plan(graph: fx.GraphModule, bits: Bits, placement: Placement = "deployable") -> Plan:
+    """Decide what is quantized in a traced network; nothing is changed.
+
+    ``deployable`` quantizes whatever an integer engine computes: the image, and the output of every operator
+    that makes new values, once, after the batch norm and the rectifier that belong to it; what moves values
+    without changing them passes them through. ``relu-only`` is the setting of the data-free literature:
+    rectifiers' outputs alone. Weights are quantized in both, the logits in neither.
+
+    Raises:
+        RequestError: the placement is not known.
+    """
+    if placement not in get_args(Placement):
+        raise RequestError(
+            f"placement not known: {placement!r}; give one of {', '.join(get_args(Placement))}"
+        )
+    return Plan(bits, placement, tuple(_Planner(graph, bits, placement).sites()))
+
+
+def operator_of(node: fx.Node) -> str:
+    """The name of a node's operator, such as ``aten.relu.default``."""
+    if node.op == "placeholder":
+        return "image"
+    target: Any = node.target
+    name = str(target)
+    return name if name.startswith("aten.") else f"{target.__module__}.{target.__name__}"
+
+
+class _Planner:
+    """One walk over the graph; ``grids`` says which node's quantizer each node's values come from."""
+
+    def __init__(self, graph: fx.GraphModule, bits: Bits, placement: Placement) -> None:
+        self.graph = graph
+        self.bits = bits
+        self.relu_only = placement == "relu-only"
+        self.nodes = [n for n in graph.graph.nodes if n.op in ("placeholder", "call_function")]
+        self.roles: dict[fx.Node, tuple[str, str]] = {node: _role(graph, node) for node in self.nodes}
+        self.grids: dict[fx.Node, fx.Node | None] = {}
+        self.before = _weighted(self.nodes, self.role, lambda node: node.all_input_nodes)
+        self.after = _weighted(self.nodes[::-1], self.role, lambda node: node.users)
+        self.logits = self._logits()
+
+    def role(self, node: fx.Node) -> str:
+        return self.roles[node][0] if node in self.roles else "constant"
+
+    def sites(self) -> Iterator[Site]:
+        for node in self.nodes:
+            role, why = self.roles[node]
+            bits, reason = self._output(node, role)
+            self.grids[node] = node if bits else self._source(node, role)
+            floating = role == "float" or (bits is None and reason == _RELU_ONLY)
+            reason = "; ".join(filter(None, (why, reason)))
+            weights = self._weight_bits(node, role)
+            yield Site(node.name, operator_of(node), role, weights, bits, shape_of(node), reason, floating)
+
+    def _output(self, node: fx.Node, role: str) -> tuple[int | None, str]:
+        """Bits of the quantizer after a node, or None and why there is none."""
+        if role == "shape" or not _is_float(node):
+            return None, "no tensor of values"
+        if self._passes(node, role):
+            return None, f"moves values of {self._source(node, role) or _inputs(node)[0]}"
+        if node in self.logits:
+            return None, "the logits are not quantized"
+        follower = _sole_user(node)
+        if (
+            follower is not None
+            and self.role(follower) in ("fold", "activation")
+            and role not in ("image", "smooth")
+        ):
+            return None, f"belongs to {follower}"
+        if self.relu_only and not self._rectifies(node):
+            return None, _RELU_ONLY
+        return self._width(node, role), ""
+
+    def _width(self, node: fx.Node, role: str) -> int:
+        if role == "image":
+            return self.bits.image
+        if self.relu_only:
+            return self.bits.activation
+        readers = (self.role(user) for user in self._readers(node))
+        smooth = "smooth" in readers or self._gate_of_own_input(node)
+        return max(self.bits.inner, self.bits.activation) if smooth else self.bits.activation
+
+    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The nodes that compute with a node's values, wherever these are moved first."""
+        for user in node.users:
+            if self.role(user) == "move":
+                yield from self._readers(user)
+            else:
+                yield user
+
+    def _gate_of_own_input(self, node: fx.Node) -> bool:
+        """Whether this is the s(x) of ``x * s(x)``, which an engine evaluates as one table."""
+        user = _sole_user(node)
+        return (
+            self.role(node) == "smooth"
+            and user is not None
+            and self.role(user) == "product"
+            and _inputs(node)[0] in _inputs(user)
+        )
+
+    def _rectifies(self, node: fx.Node) -> bool:
+        if self.role(node) == "product":
+            return any(self._gate_of_own_input(factor) for factor in _inputs(node))
+        return self.role(node) == "activation" or operator_of(node) in _GATES
+
+    def _passes(self, node: fx.Node, role: str) -> bool:
+        """Whether the node's values are already on its input's grid: movers, max(0, x), joins of one grid."""
+        if role == "move":
+            return True
+        source = self._source(node, role)
+        return source is not None and (role == "join" or operator_of(node) == "aten.relu.default")
+
+    def _source(self, node: fx.Node, role: str) -> fx.Node | None:
+        if role not in ("move", "activation", "join"):
+            return None
+        grids = {self.grids.get(value) for value in _inputs(node)}
+        return grids.pop() if len(grids) == 1 else None
+
+    def _weight_bits(self, node: fx.Node, role: str) -> int | None:
+        if role not in ("convolution", "linear", "rescale"):
+            return None
+        # an end has no layer before it (it reads the image) or none after it (it makes the logits)
+        is_end = role != "rescale" and (node not in self.before or node not in self.after)
+        return self.bits.ends or self.bits.weight if is_end else self.bits.weight
+
+    def _logits(self) -> set[fx.Node]:
+        """The output and what it was moved from, back to the operator that made the class scores."""
+        output = next(node for node in self.graph.graph.nodes if node.op == "output")
+        found: set[fx.Node] = {output}
+        for node in reversed(self.nodes):
+            if node.users and all(user in found for user in node.users):
+                found.add(node)
+            if any(
+                self.role(user) not in ("move", "smooth", "float")
+                for user in node.users
+                if user is not output
+            ):
+                found.discard(node)
+        return found
+
+
+def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
+    """A node's role and, for one that stays float, why."""
+    operator = operator_of(node)
+    role = "image" if node.op == "placeholder" else _OPERATORS.get(operator, "")
+    if not role:
+        return (
+            ("float", f"operator {operator} is outside the vocabulary") if _is_float(node) else ("shape", "")
+        )
+    if role in ("convolution", "linear") and constant(graph, node.args[1]) is None:
+        return "float", "its weight is computed, not constant"
+    if role == "norm":
+        return _norm_role(graph, node)
+    if "pad" in operator and _pads_with_values(node):
+        return "pad", ""
+    if role in ("sum", "product", "join") and any(value.op == "get_attr" for value in node.all_input_nodes):
+        return "float", "one of its operands is a floating-point constant"
+    if operator == "aten.div.Tensor" and isinstance(node.args[1], fx.Node):
+        return "float", "it divides by computed values"
+    return role, ""
+
+
+def _norm_role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
+    """Folded into the layer before; else a depthwise 1 x 1 convolution, one weight a channel; else float."""
+    x, training = node.args[0], node.args[5]
+    assert isinstance(x, fx.Node)
+    statistics = (constant(graph, node.args[3]), constant(graph, node.args[4]))
+    if training or any(value is None for value in statistics):
+        return "float", "its statistics are not constant"
+    before = _role(graph, x)[0] if x.op == "call_function" and len(x.users) == 1 else ""
+    if before == "convolution" or (before == "linear" and len(shape_of(x)) == 2):
+        return "fold", f"folded into {x}"
+    if len(shape_of(node)) == 4:
+        return "rescale", "becomes a depthwise 1 x 1 convolution"
+    return "float", "a batch norm that neither follows a layer nor works on images"
+
+
+def _pads_with_values(node: fx.Node) -> bool:
+    values = [value for value in node.args[2:] if isinstance(value, int | float)]
+    return any(value != 0 for value in values) or bool(node.kwargs.get("value"))
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    return isinstance(first, Tensor) and first.is_floating_point()
+
+
+def _inputs(node: fx.Node) -> list[fx.Node]:
+    return [value for value in node.all_input_nodes if value.op != "get_attr" and _is_float(value)]
+
+
+def _sole_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _weighted(
+    nodes: list[fx.Node], role: Callable[[fx.Node], str], neighbours: Callable[[fx.Node], Any]
+) -> set[fx.Node]:
+    """The nodes that have a layer with weights somewhere among their neighbours' neighbours."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if any(role(near) in ("convolution", "linear") or near in found for near in neighbours(node)):
+            found.add(node)
+    return found
+
+
+def _cells(site: Site) -> tuple[str, ...]:
+    shape = "x".join("N" if size == -1 else str(size) for size in site.shape)
+    widths = ("float" if bits is None else str(bits) for bits in (site.weight_bits, site.bits))
+    weights, output = ("" if width == "float" and not site.floating else width for width in widths)
+    return site.node, site.operator.removeprefix("aten."), site.role, weights, output, shape, site.reason

@@ -1,0 +1,234 @@
+"""Number formats: fake quantization with learned step sizes, and the two modules that hold its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None = None
+) -> Tensor:
+    """``x`` rounded to the grid ``(q - zero_point) * scale`` with integers q in ``low..high``, as floats.
+
+    ``scale`` (positive) and ``zero_point`` (integral values) are float tensors: of shape [] for one grid,
+    or ``scale`` [C] and ``zero_point`` [] or [C] for one grid a channel with ``axis=0``. Rounding is half
+    to even, on ``x * (1 / scale)``, so values are those of
+    ``torch.fake_quantize_per_{tensor,channel}_affine``.
+
+    Gradients are those of learned step size quantization (Esser et al., arXiv 1902.08153, eq. 3 and 5),
+    without its gradient scale: to ``x`` straight through inside the range and none outside; to ``scale``
+    rounding error inside and the bound outside. ``zero_point`` gets none.
+
+    Raises:
+        ValueError: ``axis`` is neither None nor 0.
+    """
+    if axis not in (None, 0):
+        raise ValueError(f"axis must be None or 0, got {axis}")
+    if axis == 0:
+        channels = (-1,) + (1,) * (x.dim() - 1)
+        scale = scale.reshape(channels)
+        zero_point = zero_point.reshape(channels)
+    bounds = low - zero_point, high - zero_point
+    result: Tensor = _FakeQuantize.apply(x, scale, *bounds)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _FakeQuantize(torch.autograd.Function):
+    # Every whole-tensor pass counts here: no boolean masks (ten times slower on a CPU), and nothing is saved
+    # but input and output, which the layers before and after keep anyway.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        y = torch.mul(x, 1 / scale).round_()
+        torch.maximum(y, low, out=y)
+        torch.minimum(y, high, out=y)
+        y.mul_(scale)
+        ctx.save_for_backward(x, y, scale, low, high)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, y, scale, low, high = ctx.saved_tensors
+        through = _inside(grad, x, low * scale, high * scale)
+        if not ctx.needs_input_grad[1]:
+            return through, None, None, None
+        # LSQ eq. 3: d y / d scale = y / scale, less x / scale where x is inside
+        if scale.dim():
+            each = (grad * y).addcmul_(through, x, value=-1)
+            return through, each.flatten(1).sum(1).view_as(scale) / scale, None, None
+        return through, (_dot(grad, y) - _dot(through, x)) / scale, None, None
+
+
+def _inside(grad: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``grad`` where ``low < x < high`` and zero elsewhere."""
+    if x.device.type == "cpu" and not low.dim():
+        # one pass; it wants its bounds as numbers, which on an accelerator would stop the queue
+        passed: Tensor = aten.hardtanh_backward(grad, x, low.item(), high.item())
+        return passed
+    return torch.where((x > low) & (x < high), grad, 0)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+class WeightQuantizer(nn.Module):
+    """Symmetric signed grid of ``bits`` bits for weights [C, ...], one learned scale an output channel.
+
+    The parameter ``log_scale`` [C] is the natural logarithm of the scale, so that an optimizer's step is a
+    relative change. LSQ's gradient factor 1 / sqrt(n * high) is left out: Adam divides by the gradient's
+    own size. It is NaN until calibration, and using it then raises RuntimeError. While ``enabled`` is False
+    weights pass through.
+    """
+
+    log_scale: nn.Parameter
+    zero: Tensor
+
+    def __init__(self, channels: int, bits: int, name: str = "weight") -> None:
+        super().__init__()
+        self.bits = bits
+        self.name = name
+        self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.enabled = True
+        self.calibrated = False
+        self.log_scale = nn.Parameter(torch.full((channels,), torch.nan))
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale of each channel [C]."""
+        return self.log_scale.exp()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weights [C, ...] on their grid."""
+        if not self.enabled:
+            return weight
+        _require_calibrated(self)
+        return fake_quantize(weight, self.scale, self.zero, self.low, self.high, axis=0)
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Tensor:
+        """The integers q (int8) whose ``q * scale`` is what ``forward`` returns."""
+        _require_calibrated(self)
+        steps = weight * (1 / self.scale).view(-1, *(1,) * (weight.dim() - 1))
+        return steps.round_().clamp_(self.low, self.high).to(torch.int8)
+
+    @torch.no_grad()
+    def freeze(self, scale: Tensor) -> None:
+        """Take ``scale`` [C], positive, as the calibrated one."""
+        self.log_scale.copy_(scale.log())
+        self.calibrated = True
+
+    def extra_repr(self) -> str:
+        """The format, for ``print(module)``."""
+        return f"bits={self.bits}, channels={self.log_scale.numel()}"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.calibrated = bool(self.log_scale.isfinite().all())
+
+
+class ActivationQuantizer(nn.Module):
+    """Affine unsigned grid of ``bits`` bits for one tensor, with a learned scale; zero is always on the grid.
+
+    It is inserted, told to ``observe`` (values pass through and a bounded random sample of them is kept)
+    and then told to ``freeze`` a range. Before that, using it raises RuntimeError. ``log_scale`` [] is the
+    natural logarithm of the scale and ``zero_point`` [] an integral value in 0..2^bits - 1; both are NaN
+    until frozen. While ``enabled`` is False values pass through.
+    """
+
+    log_scale: nn.Parameter
+    zero_point: Tensor
+
+    def __init__(self, bits: int, name: str = "activation") -> None:
+        super().__init__()
+        self.bits = bits
+        self.name = name
+        self.low, self.high = 0, 2**bits - 1
+        self.enabled = True
+        self.calibrated = False
+        self.log_scale = nn.Parameter(torch.tensor(torch.nan))
+        self.register_buffer("zero_point", torch.tensor(torch.nan))
+        self._sample: _Sample | None = None
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale []."""
+        return self.log_scale.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The values on their grid, or ``x`` itself while observing or not enabled."""
+        if self._sample is not None:
+            self._sample.add(x)
+            return x
+        if not self.enabled:
+            return x
+        _require_calibrated(self)
+        return fake_quantize(x, self.scale, self.zero_point, self.low, self.high)
+
+    def observe(self, size: int, rng: torch.Generator) -> None:
+        """Pass values through from now on and keep ``size`` of each batch's, drawn with ``rng`` (a CPU
+        one)."""
+        self._sample = _Sample(size, rng)
+
+    def observed(self) -> Tensor:
+        """The values kept so far, flat, with each batch's least and greatest among them; may be empty."""
+        return self._sample.values() if self._sample is not None else torch.empty(0)
+
+    def stop(self) -> None:
+        """Stop observing and forget what was seen, the range staying as it was."""
+        self._sample = None
+
+    @torch.no_grad()
+    def freeze(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Stop observing and take ``scale`` [] (positive) and ``zero_point`` [] (integral) as calibrated.
+
+        Raises:
+            ValueError: the zero point is not an integer of the grid, so zero would not be exact.
+        """
+        zero = zero_point.item()
+        if zero not in range(self.low, self.high + 1):
+            raise ValueError(f"{self.name}: zero point {zero} is not an integer in {self.low}..{self.high}")
+        self.log_scale.copy_(scale.log())
+        self.zero_point.copy_(zero_point)
+        self.calibrated = True
+        self.stop()
+
+    def extra_repr(self) -> str:
+        """The format, for ``print(module)``."""
+        return f"bits={self.bits}, name={self.name!r}"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.calibrated = bool(self.log_scale.isfinite() & self.zero_point.isfinite())
+
+
+class _Sample:
+    """Some values of each batch, drawn with replacement, and its two extremes."""
+
+    def __init__(self, size: int, rng: torch.Generator) -> None:
+        self.size = size
+        self.rng = rng
+        self.parts: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        flat = x.detach().reshape(-1)
+        if flat.numel() > self.size:
+            chosen = torch.randint(flat.numel(), (self.size,), generator=self.rng).to(flat.device)
+            flat = torch.cat([flat[chosen], torch.stack(flat.aminmax())])
+        self.parts.append(flat.clone())
+
+    def values(self) -> Tensor:
+        return torch.cat(self.parts) if self.parts else torch.empty(0)
+
+
+def _require_calibrated(quantizer: WeightQuantizer | ActivationQuantizer) -> None:
+    if not quantizer.calibrated:
+        raise RuntimeError(
+            f"quantizer {quantizer.name!r} has no range yet; call calibrate(student, batches) first"
+        )

@@ -1,0 +1,304 @@
+"""The quantized network: a plan applied to a traced graph, with weights and quantizers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from acq.errors import nearest
+from acq.plan import Bits, Plan, Site, plan
+from acq.quantizers import ActivationQuantizer, WeightQuantizer
+from acq.trace import constant
+
+
+class QuantLinear(nn.Module):
+    """A linear layer whose weight [K, C] passes through ``weight_quantizer``; its bias [K] or None stays
+    float."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, name: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias) if bias is not None else None
+        self.weight_quantizer = WeightQuantizer(len(weight), bits, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., K]."""
+        return F.linear(x, self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantConv2d(nn.Module):
+    """A convolution whose weight passes through ``weight_quantizer``; its bias or None stays float.
+
+    ``geometry`` holds stride, padding (or ``"same"``, ``"valid"``), dilation and groups, as ``F.conv2d``
+    has them.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, bits: int, name: str, geometry: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias) if bias is not None else None
+        self.weight_quantizer = WeightQuantizer(len(weight), bits, name)
+        self.geometry = geometry
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, K, H', W']."""
+        y: Tensor = F.conv2d(x, self.weight_quantizer(self.weight), self.bias, **self.geometry)
+        return y
+
+
+class Student(nn.Module):
+    """A network that runs ``graph`` node by node, its layers and quantizers being its own submodules.
+
+    Nothing is compiled from it, so that a graph read from a file is data and never code. A node's values
+    are those of the teacher's node of the same name; a quantizer is the node after it, named
+    ``<node>_quantizer``.
+    """
+
+    def __init__(self, graph: fx.Graph, plan: Plan) -> None:
+        super().__init__()
+        self.graph = graph
+        self.plan = plan
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [N, C, H, W] to logits [N, K]."""
+        return self.read(images, ())[0]
+
+    def read(self, images: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One forward pass: the logits [N, K], and the values of the nodes in ``taps``, quantized where
+        they are.
+
+        Raises:
+            ValueError: a tap is not a node of the student (the input of a folded batch norm is none).
+        """
+        wanted = {tap: self._valued(tap) for tap in taps}
+        interpreter = _Reader(self, self.graph, frozenset(wanted.values()))
+        logits: Tensor = interpreter.run(images)
+        return logits, {tap: interpreter.kept[name] for tap, name in wanted.items()}
+
+    def layers(self) -> Iterator[tuple[str, QuantConv2d | QuantLinear]]:
+        """The layers with quantized weights and their names, in order of execution."""
+        for node in self.graph.nodes:
+            module = self.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, QuantConv2d | QuantLinear):
+                yield str(node.target), module
+
+    def activations(self) -> Iterator[tuple[str, ActivationQuantizer]]:
+        """The activation quantizers and the names of the nodes they follow, in order of execution."""
+        for node in self.graph.nodes:
+            module = self.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, ActivationQuantizer):
+                yield node.args[0].name, module
+
+    def _valued(self, tap: str) -> str:
+        names = {node.name for node in self.graph.nodes}
+        if tap not in names:
+            raise ValueError(f"{tap!r} is not a node of the student{nearest(tap, names)}")
+        return f"{tap}_quantizer" if f"{tap}_quantizer" in names else tap
+
+
+class _Reader(fx.Interpreter):
+    def __init__(self, student: Student, graph: fx.Graph, wanted: frozenset[str]) -> None:
+        super().__init__(student, graph=graph)
+        self.wanted = wanted
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.kept[n.name] = value
+        return value
+
+
+def build(graph: fx.GraphModule, plan: Plan) -> Student:
+    """The student that ``plan`` describes, with its own copy of the weights and uncalibrated quantizers."""
+    return _Builder(graph, plan).student()
+
+
+@contextmanager
+def quantizers_off(student: nn.Module) -> Iterator[None]:
+    """Run in floating point for a while, every quantizer passing its input through; restored on exit."""
+    quantizers = [m for m in student.modules() if isinstance(m, WeightQuantizer | ActivationQuantizer)]
+    before = [quantizer.enabled for quantizer in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer.enabled = False
+        yield
+    finally:
+        for quantizer, enabled in zip(quantizers, before, strict=True):
+            quantizer.enabled = enabled
+
+
+def stage_ends(graph: fx.GraphModule) -> list[str]:
+    """For each spatial size that quantized feature maps have, the last node with it, in order of
+    execution."""
+    deployable = plan(graph, Bits(8, 8), "deployable")
+    ends: dict[tuple[int, ...], str] = {}
+    for site in deployable.sites:
+        if site.bits and site.role != "image" and len(site.shape) == 4 and site.shape[2] * site.shape[3] > 1:
+            ends.pop(site.shape[2:], None)
+            ends[site.shape[2:]] = site.node
+    return list(ends.values())
+
+
+def float_bytes(student: Student) -> int:
+    """Bytes of the layers' weights and biases as float32."""
+    return sum(4 * parameter.numel() for _, layer in student.layers() for parameter in _values(layer))
+
+
+def quantized_bytes(student: Student) -> int:
+    """Bytes as deployed: weights packed to their width, int32 biases, float32 scales, 1-byte zero points."""
+    total = sum(5 for _ in student.activations())
+    for _, layer in student.layers():
+        weights = layer.weight_quantizer
+        total += (layer.weight.numel() * weights.bits + 7) // 8 + 4 * weights.log_scale.numel()
+        total += 4 * layer.bias.numel() if layer.bias is not None else 0
+    return total
+
+
+def _values(layer: QuantConv2d | QuantLinear) -> list[Tensor]:
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
+class _Builder:
+    """Copies the graph node by node into a new one, layers and quantizers becoming modules."""
+
+    def __init__(self, graph: fx.GraphModule, plan: Plan) -> None:
+        self.source = graph
+        self.sites = {site.node: site for site in plan.sites}
+        self.graph = fx.Graph()
+        self.built = Student(self.graph, plan)
+        self.copies: dict[fx.Node, fx.Node] = {}
+
+    def student(self) -> Student:
+        for node in self.source.graph.nodes:
+            if node.op == "output":
+                result = node.args[0][0] if isinstance(node.args[0], tuple | list) else node.args[0]
+                self.graph.output(self.copies[result])
+            elif node.op != "get_attr":
+                self.copies[node] = self._copy(node, self.sites[node.name])
+        return self.built
+
+    def _copy(self, node: fx.Node, site: Site) -> fx.Node:
+        if site.role in ("convolution", "linear") and self._folds(node):
+            # the layer's own node goes: its values exist only after the batch norm, under that one's name
+            return self.copies[_input(node)]
+        if site.role in ("convolution", "linear", "rescale", "fold"):
+            copy = self._layer(node, site)
+        else:
+            copy = self.graph.node_copy(node, self._copied)
+        copy.meta = {"shape": site.shape}
+        return self._quantized(copy, site) if site.bits else copy
+
+    def _folds(self, node: fx.Node) -> bool:
+        users = list(node.users)
+        return len(users) == 1 and users[0].name in self.sites and self.sites[users[0].name].role == "fold"
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """A node's copy; a constant gets a buffer of the student when it is first used."""
+        if node not in self.copies:
+            value = constant(self.source, node)
+            assert value is not None
+            name = _place(self.built, str(node.target), value.detach().clone())
+            self.copies[node] = self.graph.create_node("get_attr", name, name=node.name)
+        return self.copies[node]
+
+    def _quantized(self, copy: fx.Node, site: Site) -> fx.Node:
+        assert site.bits is not None
+        name = _place(self.built, f"{site.node}_quantizer", ActivationQuantizer(site.bits, site.node))
+        node = self.graph.create_node("call_module", name, (copy,), name=f"{site.node}_quantizer")
+        node.meta = {"shape": site.shape}
+        return node
+
+    def _layer(self, node: fx.Node, site: Site) -> fx.Node:
+        layer = _input(node) if site.role == "fold" else node
+        weight, bias = self._weights(node, layer, site)
+        bits = self.sites[layer.name].weight_bits
+        assert bits is not None
+        path = str(layer.args[1].target) if isinstance(layer.args[1], fx.Node) else layer.name
+        name = path.removesuffix(".weight") if "." in path else layer.name
+        module: nn.Module
+        if site.role == "rescale":
+            module = QuantConv2d(weight, bias, bits, name, {"groups": len(weight)})
+        elif self.sites[layer.name].role == "linear":
+            module = QuantLinear(weight, bias, bits, name)
+        else:
+            module = QuantConv2d(weight, bias, bits, name, _geometry(layer))
+        name = _place(self.built, name, module)
+        return self.graph.create_node("call_module", name, (self.copies[_input(layer)],), name=node.name)
+
+    def _weights(self, node: fx.Node, layer: fx.Node, site: Site) -> tuple[Tensor, Tensor | None]:
+        if site.role == "rescale":
+            factor, shift = _affine(self.source, node)
+            return factor.view(-1, 1, 1, 1).clone(), shift
+        weight = constant(self.source, layer.args[1])
+        bias = constant(self.source, _argument(layer, 2, "bias"))
+        assert weight is not None
+        weight, bias = weight.detach().clone(), None if bias is None else bias.detach().clone()
+        if site.role != "fold":
+            return weight, bias
+        # y = factor * (W x + b) + shift, one factor an output channel
+        factor, shift = _affine(self.source, node)
+        folded = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
+        return folded, shift if bias is None else shift + factor * bias
+
+
+def _affine(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """An eval-mode batch norm as ``factor * x + shift``, [C] each, computed in double precision."""
+    gamma, beta, mean, var = (constant(graph, value) for value in norm.args[1:5])
+    epsilon = norm.args[7]
+    assert mean is not None
+    assert var is not None
+    assert isinstance(epsilon, float)
+    factor = torch.rsqrt(var.double() + epsilon)
+    factor = factor if gamma is None else factor * gamma.double()
+    shift = -mean.double() * factor
+    shift = shift if beta is None else shift + beta.double()
+    return factor.to(mean.dtype), shift.to(mean.dtype)
+
+
+def _geometry(layer: fx.Node) -> dict[str, Any]:
+    names = ("stride", "padding", "dilation", "groups")
+    given = {name: _argument(layer, place, name) for place, name in enumerate(names, 3)}
+    return {
+        name: list(value) if isinstance(value, list | tuple) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _input(node: fx.Node) -> fx.Node:
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> str:
+    """Register ``value`` under ``path``, or under the first of path_, path__, ... that is free; its final
+    path."""
+    *parents, leaf = path.split(".")
+    holder = root
+    for depth, part in enumerate(parents):
+        if not hasattr(holder, part):
+            holder.add_module(part, nn.Module())
+        inner = getattr(holder, part)
+        if not isinstance(inner, nn.Module):
+            return _place(root, ".".join([*parents[:depth], part + "_", *parents[depth + 1 :], leaf]), value)
+        holder = inner
+    while hasattr(holder, leaf):
+        leaf += "_"
+    if isinstance(value, Tensor):
+        holder.register_buffer(leaf, value)
+    else:
+        holder.add_module(leaf, value)
+    return ".".join([*parents, leaf])

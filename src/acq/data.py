@@ -132,7 +132,7 @@ def batches(
 
 def _read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[np.int64]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in ("images", "labels") if name not in archive]
             if missing:
                 raise RequestError(f"{path} has no array {missing[0]!r}; save it with images= and labels=")
@@ -164,18 +164,18 @@ def _cifar_records(file: Path) -> Bytes:
     values = np.fromfile(file, dtype=np.uint8)
     if not len(values) or len(values) % CIFAR_RECORD:
         raise RequestError(
-            f"{file} has {len(values)} bytes, not {CIFAR_RECORD} an image; it is cut short or no CIFAR-10 file"
+            f"{file} has {len(values)} bytes, not {CIFAR_RECORD} a record; it is cut or no CIFAR-10 file"
         )
     return values.reshape(-1, CIFAR_RECORD)
 
 
 def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], input_size: Size) -> None:
     channels, height, width = input_size
-    if len(images) != len(labels):
+    if images.ndim and len(images) != len(labels):
         raise RequestError(
             f"{path} has {len(images)} images and {len(labels)} labels, one label an image is needed"
         )
-    if not len(images):
+    if not len(labels):
         raise RequestError(f"{path} has no images; give at least one")
     if images.shape[1:] != (height, width, channels):
         found, wanted = list(images.shape), f"[N, {height}, {width}, {channels}]"

@@ -150,7 +150,7 @@ def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: 
     for name, values in (("mean", mean), ("std", std)):
         shown = ",".join(f"{value:g}" for value in values)
         if len(values) != channels:
-            raise RequestError(f"--{name} is {shown} ; give {channels} values, one a channel")
+            raise RequestError(f"--{name} is {shown}; give {channels} values, one a channel")
         if not all(map(math.isfinite, values)):
             raise RequestError(f"--{name} is {shown}; give finite values")
     if max(mean) > 1:

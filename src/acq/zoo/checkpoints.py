@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acq.errors import RequestError
+from acq.zoo.loaders import describe
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
 NESTED = ("state_dict", "model", "model_state_dict", "net")
@@ -96,14 +97,15 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except Exception as error:  # a damaged pickle may raise anything
-        text = str(error).replace("\n", " ")
+        text = str(error)
         if "TorchScript" in text:
             fact = "is a TorchScript program, not weights; save its state_dict()"
-        elif "Weights only load failed" in text and "GLOBAL" in text:
-            fact = "is a pickle of more than weights, which could run code; save its state_dict()"
+        elif "Weights only load failed" in text:
+            fact = (
+                "holds more than weights or none, and no code in it is run; save the network's state_dict()"
+            )
         else:
-            what = f"{type(error).__name__}: {text[:100]}"
-            fact = f"is damaged or no checkpoint ({what}); save or download it again"
+            fact = f"is damaged or no checkpoint ({describe(error)}); save or download it again"
         raise RequestError(f"the checkpoint {path} {fact}") from error
 
 

@@ -164,4 +164,4 @@ def _check_arguments(name: str, build: Callable[..., Any], arguments: Arguments)
 
 def describe(error: BaseException) -> str:
     """An exception's type and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:160]}"

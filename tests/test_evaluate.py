@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from acq.errors import RequestError
+from acq.evaluate import accuracy, agreement
+
+
+class Mixed(nn.Module):
+    """Scores through a batch norm in train mode, a dropout in train mode and a linear layer in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.linear = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)
+        self.linear.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.drop(self.norm(x)))
+
+
+def scores(choices: list[int]) -> Tensor:
+    return torch.eye(3)[choices]
+
+
+def test_accuracy_is_the_share_of_right_guesses_in_percent() -> None:
+    """Three of four right is 75, however the images are batched."""
+    images, labels = scores([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])
+    whole = accuracy(nn.Identity(), [(images, labels)])
+    parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True))
+    assert whole == parts == 75
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20))
+def test_agreement_equals_numpy_and_is_symmetric(pairs: list[tuple[int, int]]) -> None:
+    """The share of equal choices is numpy's, either way round."""
+    first, second = map(list, zip(*pairs, strict=True))
+    both = torch.stack([scores(first), scores(second)], 1)
+    one, other = (lambda x: x[:, 0]), (lambda x: x[:, 1])
+    expected = 100 * float(np.mean(np.array(first) == np.array(second)))
+    assert agreement(one, other, [both]) == pytest.approx(expected)
+    assert agreement(other, one, [both]) == pytest.approx(expected)
+
+
+def test_a_network_agrees_with_itself() -> None:
+    """Agreement with oneself is 100, dropout or not."""
+    network = Mixed()
+    assert agreement(network, network, torch.randn(2, 5, 4)) == 100
+
+
+def test_evaluation_leaves_the_module_as_it_was() -> None:
+    """Modes and buffers are restored, and the network is read in eval mode without gradients."""
+    network = Mixed()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    seen: list[tuple[bool, bool]] = []
+    network.norm.register_forward_hook(lambda module, _, y: seen.append((module.training, y.requires_grad)))
+    accuracy(network, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))])
+    assert seen == [(False, False)]
+    assert [part.training for part in network.modules()] == [True, True, True, False]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_modes_are_restored_when_the_network_fails() -> None:
+    """An exception in the network does not leave it in another mode."""
+    network = Mixed()
+    with pytest.raises(RuntimeError):
+        accuracy(network, [(torch.randn(5, 9), torch.zeros(5))])
+    assert network.training
+    assert not network.linear.training
+
+
+def test_nothing_to_evaluate_is_a_wrong_request() -> None:
+    """No image gives no figure."""
+    with pytest.raises(RequestError, match="no images"):
+        accuracy(nn.Identity(), [])
+    with pytest.raises(RequestError, match="no images"):
+        agreement(nn.Identity(), nn.Identity(), [])

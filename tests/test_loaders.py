@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from acq.errors import RequestError
+from acq.zoo import resolve
+
+SIZE = (3, 16, 16)
+CODE = """
+from torch import nn
+
+print("loading")
+
+def network(classes=10, width: int = 4):
+    print("building")
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes))
+
+def broken():
+    raise KeyError("first line\\nsecond line")
+
+def confused():
+    return len(3)
+
+def number():
+    return 3
+
+constant = 5
+ready = nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder with code of the user's; what it adds to the interpreter is taken out again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "mynets").mkdir()
+    (tmp_path / "mynets" / "__init__.py").touch()
+    (tmp_path / "mynets" / "small.py").write_text(CODE)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def libraries(monkeypatch: pytest.MonkeyPatch, cfg: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Stand-ins for torchvision and timm, and the keyword arguments that they are called with."""
+    calls: list[dict[str, Any]] = []
+
+    def make(**arguments: Any) -> nn.Module:
+        calls.append(arguments)
+        model = nn.Linear(2, 2)
+        model.pretrained_cfg = cfg
+        return model
+
+    models = ModuleType("torchvision.models")
+    models.list_models = lambda: ["resnet18", "resnet50"]  # type: ignore[attr-defined]
+    models.get_model = make  # type: ignore[attr-defined]
+    timm = ModuleType("timm")
+    timm.list_models = lambda: ["resnet18", "vgg11"]  # type: ignore[attr-defined]
+    timm.create_model = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    return calls
+
+
+def test_a_callable_of_the_current_folder_is_called(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is importable, arguments reach it, its prints stay off stdout, and ImageNet is assumed."""
+    network = resolve("mynets.small:network", arguments={"classes": 3}, input_size=SIZE)
+    assert network.model(torch.zeros(2, *SIZE)).shape == (2, 3)
+    assert network.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert not network.preprocessing_given
+    assert not network.model.training
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "building" in said.err
+
+
+def test_a_module_that_is_ready_is_taken_as_it_is(folder: Path) -> None:
+    """A network need not be wrapped in a callable, but then takes no arguments."""
+    assert isinstance(resolve("mynets.small:ready", input_size=SIZE).model, nn.Linear)
+    with pytest.raises(RequestError, match="takes no arguments"):
+        resolve("mynets.small:ready", input_size=SIZE, arguments={"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "fact"),
+    [
+        ("mynets.smal:network", {}, r"no module 'mynets.smal' \(did you mean 'mynets.small'\?\)"),
+        ("mynet.small:network", {}, r"no module 'mynet' \(did you mean 'mynets'\?\)"),
+        ("mynets.small:netwrk", {}, r"no 'netwrk' \(did you mean 'network'\?\)"),
+        ("mynets.small:", {}, "has no ''"),
+        ("mynets/small.py:network", {}, "no module 'mynets/small'"),
+        (":network", {}, "importing '' failed"),
+        (".small:network", {}, "importing '.small' failed"),
+        ("mynets.small:constant", {}, "is a int"),
+        ("mynets.small:broken", {}, "failed: KeyError: 'first line"),
+        ("mynets.small:confused", {}, r"failed: TypeError: object of type 'int' has no len"),
+        ("mynets.small:number", {}, "returns a int, not an nn.Module"),
+        ("mynets.small:network", {"clases": 3}, r"'clases' \(did you mean 'classes'\?\)"),
+        ("wrong:network", {}, "importing 'wrong' failed: ModuleNotFoundError: No module named 'nowhere'"),
+        ("script:network", {}, "importing 'script' failed: SystemExit: 3"),
+        ("typo:network", {}, "importing 'typo' failed: SyntaxError"),
+    ],
+)
+def test_what_is_wrong_with_a_callable_is_told_in_a_line(
+    folder: Path, model: str, arguments: dict[str, Any], fact: str
+) -> None:
+    """Each mistake names itself; none shows a traceback."""
+    (folder / "wrong.py").write_text("import nowhere")
+    (folder / "script.py").write_text("import sys; sys.exit(3)")
+    (folder / "typo.py").write_text("def network(:")
+    with pytest.raises(RequestError, match=fact) as caught:
+        resolve(model, arguments=arguments, input_size=SIZE)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_and_timm_are_asked_for_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretrained without a checkpoint; arguments of the user's go first."""
+    calls = libraries(monkeypatch)
+    resolve("torchvision:resnet18", input_size=SIZE)
+    resolve("torchvision:resnet18", input_size=SIZE, arguments={"weights": None, "num_classes": 5})
+    resolve("timm:vgg11", input_size=SIZE)
+    resolve("timm:resnet18.a1_in1k", input_size=SIZE)
+    assert calls == [
+        {"name": "resnet18", "weights": "DEFAULT"},
+        {"name": "resnet18", "weights": None, "num_classes": 5},
+        {"model_name": "vgg11", "pretrained": True},
+        {"model_name": "resnet18.a1_in1k", "pretrained": True},
+    ]
+
+
+def test_a_checkpoint_takes_the_place_of_a_library_s_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is downloaded that a checkpoint replaces."""
+    calls = libraries(monkeypatch)
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
+    for model in ("torchvision:resnet18", "timm:vgg11"):
+        resolve(model, input_size=SIZE, checkpoint=tmp_path / "w.pt")
+    assert [call.get("weights", call.get("pretrained")) for call in calls] == [None, False]
+
+
+def test_timm_s_own_weights_bring_their_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What timm says of its weights is used, and not of other weights."""
+    libraries(monkeypatch, {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    network = resolve("timm:vgg11")
+    assert network.preprocessing.input_size == (3, 64, 64)
+    assert network.preprocessing.mean == (0.5,) * 3
+    assert network.preprocessing_given
+    with pytest.raises(RequestError, match="--input-size"):
+        resolve("timm:vgg11", arguments={"pretrained": False})
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_library_s_unknown_network_gives_the_nearest(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    """A misspelt name is answered before anything is built."""
+    libraries(monkeypatch)
+    with pytest.raises(RequestError, match=r"did you mean 'resnet18'"):
+        resolve(f"{library}:resnet81", input_size=SIZE)
+
+
+class Finder:
+    """Makes the import of a package raise, as one that was built for another torch does."""
+
+    def __init__(self, package: str, error: Exception) -> None:
+        self.package, self.error = package, error
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] == self.package:
+            raise self.error
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize(
+    ("make", "fact"),
+    [
+        (
+            lambda name: ModuleNotFoundError(f"No module named '{name}'", name=name),
+            "is not installed; `pip install",
+        ),
+        (
+            lambda name: ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+            "cannot be imported: .*'yaml'",
+        ),
+        (
+            lambda name: RuntimeError("operator torchvision::nms does not exist"),
+            "cannot be imported: RuntimeError",
+        ),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_told(
+    monkeypatch: pytest.MonkeyPatch, library: str, make: Callable[[str], Exception], fact: str
+) -> None:
+    """Absent, incomplete or built for another torch: one line, whatever the import raises."""
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Finder(library, make(library)), *sys.meta_path])
+    with pytest.raises(RequestError, match=fact):
+        resolve(f"{library}:resnet18", input_size=SIZE)

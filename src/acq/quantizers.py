@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,26 @@ def fake_quantize(
     bounds = low - zero_point, high - zero_point
     result: Tensor = _FakeQuantize.apply(x, scale, *bounds)  # type: ignore[no-untyped-call]
     return result
+
+
+def pack(integers: Tensor, bits: int) -> Tensor:
+    """Integers of ``bits`` bits (int8, any shape) as bytes [ceil(n * bits / 8)].
+
+    Each takes the low ``bits`` bits of its two's complement, least significant first, without gaps.
+    """
+    rows = integers.reshape(-1, 1).numpy().view(np.uint8)  # [n, 1]
+    planes = np.unpackbits(rows, axis=1, bitorder="little")[:, :bits]  # [n, bits]
+    return torch.from_numpy(np.packbits(planes.reshape(-1), bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
+    """The inverse of ``pack``: int8 of ``shape``; ValueError if the bytes are not as many as that needs."""
+    count = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.numel() != (count * bits + 7) // 8:
+        raise ValueError(f"{packed.numel()} bytes do not hold {count} integers of {bits} bits")
+    planes = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    weights = np.array([1 << i for i in range(bits - 1)] + [-(1 << (bits - 1))], dtype=np.int16)
+    return torch.from_numpy((planes @ weights).astype(np.int8)).reshape(shape)
 
 
 class _FakeQuantize(torch.autograd.Function):

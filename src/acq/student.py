@@ -15,10 +15,11 @@ from acq.plan import Bits, Plan, Site, plan
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.trace import constant
 
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
-class QuantLinear(nn.Module):
-    """A linear layer whose weight [K, C] passes through ``weight_quantizer``; its bias [K] or None stays
-    float."""
+
+class QuantLayer(nn.Module):
+    """What both kinds share: ``weight``, its ``weight_quantizer``, and a float ``bias`` or None."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, name: str) -> None:
         super().__init__()
@@ -26,25 +27,22 @@ class QuantLinear(nn.Module):
         self.bias = nn.Parameter(bias) if bias is not None else None
         self.weight_quantizer = WeightQuantizer(len(weight), bits, name)
 
+
+class QuantLinear(QuantLayer):
+    """A linear layer with quantized weight [K, C]."""
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., K]."""
         return F.linear(x, self.weight_quantizer(self.weight), self.bias)
 
 
-class QuantConv2d(nn.Module):
-    """A convolution whose weight passes through ``weight_quantizer``; its bias or None stays float.
-
-    ``geometry`` holds stride, padding (or ``"same"``, ``"valid"``), dilation and groups, as ``F.conv2d``
-    has them.
-    """
+class QuantConv2d(QuantLayer):
+    """A convolution with quantized weight; ``geometry`` has stride, padding, dilation and groups by name."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, bits: int, name: str, geometry: dict[str, Any]
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias) if bias is not None else None
-        self.weight_quantizer = WeightQuantizer(len(weight), bits, name)
+        super().__init__(weight, bias, bits, name)
         self.geometry = geometry
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,19 +80,23 @@ class Student(nn.Module):
         logits: Tensor = interpreter.run(images)
         return logits, {tap: interpreter.kept[name] for tap, name in wanted.items()}
 
-    def layers(self) -> Iterator[tuple[str, QuantConv2d | QuantLinear]]:
-        """The layers with quantized weights and their names, in order of execution."""
+    def placed(self) -> Iterator[tuple[fx.Node, nn.Module]]:
+        """The nodes that run a layer or a quantizer and these modules, in order of execution."""
         for node in self.graph.nodes:
-            module = self.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(module, QuantConv2d | QuantLinear):
+            if node.op == "call_module":
+                yield node, self.get_submodule(str(node.target))
+
+    def layers(self) -> Iterator[tuple[str, QuantLayer]]:
+        """The layers with quantized weights and their module names, in order of execution."""
+        for node, module in self.placed():
+            if isinstance(module, QuantLayer):
                 yield str(node.target), module
 
     def activations(self) -> Iterator[tuple[str, ActivationQuantizer]]:
         """The activation quantizers and the names of the nodes they follow, in order of execution."""
-        for node in self.graph.nodes:
-            module = self.get_submodule(str(node.target)) if node.op == "call_module" else None
+        for node, module in self.placed():
             if isinstance(module, ActivationQuantizer):
-                yield node.args[0].name, module
+                yield _input(node).name, module
 
     def _valued(self, tap: str) -> str:
         names = {node.name for node in self.graph.nodes}
@@ -149,7 +151,7 @@ def stage_ends(graph: fx.GraphModule) -> list[str]:
 
 def float_bytes(student: Student) -> int:
     """Bytes of the layers' weights and biases as float32."""
-    return sum(4 * parameter.numel() for _, layer in student.layers() for parameter in _values(layer))
+    return sum(4 * (layer.weight.numel() + _bias_count(layer)) for _, layer in student.layers())
 
 
 def quantized_bytes(student: Student) -> int:
@@ -157,13 +159,13 @@ def quantized_bytes(student: Student) -> int:
     total = sum(5 for _ in student.activations())
     for _, layer in student.layers():
         weights = layer.weight_quantizer
-        total += (layer.weight.numel() * weights.bits + 7) // 8 + 4 * weights.log_scale.numel()
-        total += 4 * layer.bias.numel() if layer.bias is not None else 0
+        packed = (layer.weight.numel() * weights.bits + 7) // 8
+        total += packed + 4 * weights.log_scale.numel() + 4 * _bias_count(layer)
     return total
 
 
-def _values(layer: QuantConv2d | QuantLinear) -> list[Tensor]:
-    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+def _bias_count(layer: QuantLayer) -> int:
+    return layer.bias.numel() if layer.bias is not None else 0
 
 
 class _Builder:
@@ -193,6 +195,9 @@ class _Builder:
             copy = self._layer(node, site)
         else:
             copy = self.graph.node_copy(node, self._copied)
+            if node.target in _VIEWS:
+                # a trace is free of copies, so memory need not lie as a view wants it
+                copy.target = torch.ops.aten.reshape.default
         copy.meta = {"shape": site.shape}
         return self._quantized(copy, site) if site.bits else copy
 
@@ -205,13 +210,13 @@ class _Builder:
         if node not in self.copies:
             value = constant(self.source, node)
             assert value is not None
-            name = _place(self.built, str(node.target), value.detach().clone())
+            name = place(self.built, str(node.target), value.detach().clone())
             self.copies[node] = self.graph.create_node("get_attr", name, name=node.name)
         return self.copies[node]
 
     def _quantized(self, copy: fx.Node, site: Site) -> fx.Node:
         assert site.bits is not None
-        name = _place(self.built, f"{site.node}_quantizer", ActivationQuantizer(site.bits, site.node))
+        name = place(self.built, f"{site.node}_quantizer", ActivationQuantizer(site.bits, site.node))
         node = self.graph.create_node("call_module", name, (copy,), name=f"{site.node}_quantizer")
         node.meta = {"shape": site.shape}
         return node
@@ -230,7 +235,7 @@ class _Builder:
             module = QuantLinear(weight, bias, bits, name)
         else:
             module = QuantConv2d(weight, bias, bits, name, _geometry(layer))
-        name = _place(self.built, name, module)
+        name = place(self.built, name, module)
         return self.graph.create_node("call_module", name, (self.copies[_input(layer)],), name=node.name)
 
     def _weights(self, node: fx.Node, layer: fx.Node, site: Site) -> tuple[Tensor, Tensor | None]:
@@ -283,7 +288,7 @@ def _input(node: fx.Node) -> fx.Node:
     return value
 
 
-def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> str:
+def place(root: nn.Module, path: str, value: nn.Module | Tensor) -> str:
     """Register ``value`` under ``path``, or under the first of path_, path__, ... that is free; its final
     path."""
     *parents, leaf = path.split(".")
@@ -293,7 +298,7 @@ def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> str:
             holder.add_module(part, nn.Module())
         inner = getattr(holder, part)
         if not isinstance(inner, nn.Module):
-            return _place(root, ".".join([*parents[:depth], part + "_", *parents[depth + 1 :], leaf]), value)
+            return place(root, ".".join([*parents[:depth], part + "_", *parents[depth + 1 :], leaf]), value)
         holder = inner
     while hasattr(holder, leaf):
         leaf += "_"

@@ -1,0 +1,309 @@
+"""The student as two files: numbers in ``student.safetensors``, the graph in ``quantization.json``.
+
+Neither holds code: operators are looked up by name in an allow-list, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, fx, nn
+
+from acq.errors import RequestError
+from acq.plan import VOCABULARY, Plan, operator_of
+from acq.quantizers import ActivationQuantizer, pack, unpack
+from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student, place
+
+WEIGHTS, DOCUMENT = "student.safetensors", "quantization.json"
+_ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")  # on sizes, and items of tuples
+_TORCH_KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Node(_Strict):
+    name: str
+    op: Literal["placeholder", "call_function", "call_module", "get_attr", "output"]
+    target: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    shape: list[int]
+
+
+class _Layer(_Strict):
+    bits: int
+    shape: list[int]
+    geometry: dict[str, Any] | None  # None for a linear layer
+
+
+class _Document(_Strict):
+    format: Literal[1]
+    sha256: str
+    plan: Plan
+    nodes: list[_Node]
+    layers: dict[str, _Layer]
+    quantizers: dict[str, int]
+    facts: dict[str, Any]
+
+
+def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
+    """Write a calibrated student and ``facts`` (JSON values, such as the model's name) into ``folder``.
+
+    Weights are stored as integers, packed to their own width by ``pack``; scales (as ``log_scale``), zero
+    points and biases as float32. Each file appears whole or not at all, and the document holds the weights'
+    SHA-256.
+
+    Raises:
+        RequestError: a node's operator or argument is not among those that ``load`` accepts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = safetensors.torch.save(_tensors(student))
+    document = _Document(
+        format=1,
+        sha256=hashlib.sha256(packed).hexdigest(),
+        plan=student.plan,
+        nodes=[_encoded(node) for node in student.graph.nodes],
+        layers={name: _described(layer) for name, layer in student.layers()},
+        quantizers={name: module.bits for name, module in _quantizers(student)},
+        facts=facts,
+    )
+    text = json.dumps(document.model_dump(), indent=1, allow_nan=False)
+    _replace(folder / WEIGHTS, packed)
+    _replace(folder / DOCUMENT, text.encode())
+
+
+def load(folder: Path) -> Student:
+    """The student that was saved in ``folder``: its logits are those of the saved one, bit for bit.
+
+    Raises:
+        RequestError: a file is missing, damaged, of another format, or asks for an operator that is not
+        allowed.
+    """
+    document = _read(folder)
+    with _damage(folder):
+        tensors = _weights(folder, document)
+        student = _Loader(document, tensors).student()
+        _try(student)
+    return student
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """The facts that were saved with the student in ``folder``; RequestError as for ``load``."""
+    return _read(folder).facts
+
+
+def _tensors(student: Student) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, layer in student.layers():
+        weights = layer.weight_quantizer
+        found[f"{name}.weight"] = pack(weights.integers(layer.weight).cpu(), weights.bits)
+        found[f"{name}.log_scale"] = weights.log_scale
+        if layer.bias is not None:
+            found[f"{name}.bias"] = layer.bias
+    for name, module in _quantizers(student):
+        found[f"{name}.log_scale"] = module.log_scale
+        found[f"{name}.zero_point"] = module.zero_point
+    for node in student.graph.nodes:
+        if node.op == "get_attr":
+            found[node.target] = student.get_buffer(node.target)
+    return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+
+
+def _quantizers(student: Student) -> Iterator[tuple[str, ActivationQuantizer]]:
+    for node, module in student.placed():
+        if isinstance(module, ActivationQuantizer):
+            yield str(node.target), module
+
+
+def _described(layer: QuantLayer) -> _Layer:
+    geometry = layer.geometry if isinstance(layer, QuantConv2d) else None
+    return _Layer(bits=layer.weight_quantizer.bits, shape=list(layer.weight.shape), geometry=geometry)
+
+
+def _encoded(node: fx.Node) -> _Node:
+    target = str(node.target)
+    if node.op == "call_function":
+        target = operator_of(node)
+        _operator(target)
+    fields = {
+        "name": node.name,
+        "op": node.op,
+        "target": target,
+        "args": [_encode(value) for value in node.args],
+        "kwargs": {name: _encode(value) for name, value in node.kwargs.items()},
+        "shape": list(node.meta.get("shape", ())),
+    }
+    return _Node.model_validate(fields)
+
+
+def _encode(value: Any) -> Any:
+    """An argument as JSON; nodes, infinities and torch's constants are objects of one key."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    for kind, its_type in _TORCH_KINDS.items():
+        if isinstance(value, its_type):
+            return {kind: str(value).removeprefix("torch.")}
+    raise RequestError(f"the student cannot be saved: it uses {value!r}; simplify the network's forward")
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    """The operator of that name, if it only computes: ATen, on tensors, without side effects or chance."""
+    module, _, rest = name.partition(".")
+    if module == "_operator" and rest in _ARITHMETIC:
+        chosen: Callable[..., Any] = getattr(operator, rest)
+        return chosen
+    packet, _, overload = rest.partition(".")
+    found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if module == "aten" else None
+    if isinstance(found, torch._ops.OpOverload) and (name in VOCABULARY or _computes_only(found)):
+        return found
+    raise RequestError(f"operator {name} is not allowed in a saved student; leave it out of the network")
+
+
+def _computes_only(found: torch._ops.OpOverload[..., Any]) -> bool:
+    schema = found._schema
+    takes_tensors = bool(schema.arguments) and "Tensor" in str(schema.arguments[0].type)
+    return takes_tensors and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in found.tags
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Whatever a file's contents cause is the file's fault: one line, not a traceback."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"the quantized student in {folder} is damaged ({type(error).__name__}: {detail}); quantize again"
+        ) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"no quantized student at {path}: {error.strerror}; run acq quantize") from error
+
+
+def _read(folder: Path) -> _Document:
+    content = _content(folder / DOCUMENT)
+    with _damage(folder):
+        return _Document.model_validate_json(content)
+
+
+def _weights(folder: Path, document: _Document) -> dict[str, Tensor]:
+    content = _content(folder / WEIGHTS)
+    if hashlib.sha256(content).hexdigest() != document.sha256:
+        raise RequestError(f"{folder / WEIGHTS} is not what {DOCUMENT} was written with; quantize again")
+    return safetensors.torch.load(content)
+
+
+def _try(student: Student) -> None:
+    """A forward pass on one black image: a graph whose parts do not fit together fails here and not later."""
+    image = next(node for node in student.graph.nodes if node.op == "placeholder")
+    with torch.no_grad():
+        logits = student(torch.zeros(1, *image.meta["shape"][1:]))
+    if logits.dim() != 2:
+        raise ValueError(f"its output has shape {tuple(logits.shape)}")
+
+
+class _Loader:
+    """Rebuilds the graph and the modules that a document describes."""
+
+    def __init__(self, document: _Document, tensors: dict[str, Tensor]) -> None:
+        self.document = document
+        self.tensors = tensors
+        self.nodes: dict[str, fx.Node] = {}
+
+    def student(self) -> Student:
+        graph = fx.Graph()
+        student = Student(graph, self.document.plan)
+        for name, layer in self.document.layers.items():
+            self._place(student, name, self._layer(name, layer))
+        for name, width in self.document.quantizers.items():
+            self._place(student, name, self._quantizer(name, width))
+        for node in self.document.nodes:
+            if node.op == "get_attr":
+                self._place(student, node.target, self.tensors[node.target])
+            self._node(graph, node)
+        return student
+
+    def _node(self, graph: fx.Graph, node: _Node) -> None:
+        target: Any = _operator(node.target) if node.op == "call_function" else node.target
+        described = {**self.document.layers, **self.document.quantizers}
+        if node.op == "call_module" and node.target not in described:
+            raise ValueError(f"node {node.name} calls {node.target}, which the file does not describe")
+        args = tuple(self._decode(value) for value in node.args)
+        kwargs = {name: self._decode(value) for name, value in node.kwargs.items()}
+        made = graph.create_node(node.op, target, args, kwargs, node.name)
+        if made.name != node.name:
+            raise ValueError(f"node name {node.name} is taken")
+        made.meta = {"shape": tuple(node.shape)}
+        self.nodes[node.name] = made
+
+    def _decode(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._decode(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        ((kind, text),) = value.items()
+        if kind == "node":
+            return self.nodes[text]
+        if kind == "float":
+            return float(text)
+        constant = getattr(torch, text)
+        if not isinstance(constant, _TORCH_KINDS[kind]):
+            raise ValueError(f"{text} is not a {kind}")
+        return constant
+
+    def _layer(self, name: str, layer: _Layer) -> nn.Module:
+        scale = self.tensors[f"{name}.log_scale"].exp()
+        integers = unpack(self.tensors[f"{name}.weight"], layer.bits, layer.shape)
+        weight = integers * scale.view(-1, *(1,) * (len(layer.shape) - 1))
+        bias = self.tensors.get(f"{name}.bias")
+        made: QuantLayer
+        if layer.geometry is None:
+            made = QuantLinear(weight, bias, layer.bits, name)
+        else:
+            made = QuantConv2d(weight, bias, layer.bits, name, layer.geometry)
+        made.weight_quantizer.load_state_dict({"log_scale": self.tensors[f"{name}.log_scale"]})
+        return made
+
+    def _quantizer(self, name: str, bits: int) -> ActivationQuantizer:
+        made = ActivationQuantizer(bits, name.removesuffix("_quantizer"))
+        made.load_state_dict({key: self.tensors[f"{name}.{key}"] for key in ("log_scale", "zero_point")})
+        return made
+
+    def _place(self, student: Student, path: str, value: nn.Module | Tensor) -> None:
+        if not re.fullmatch(r"\w+(\.\w+)*", path) or place(student, path, value) != path:
+            raise ValueError(f"the name {path!r} is taken or not a name")

@@ -13,6 +13,7 @@ from acq.student import Student, quantizers_off
 
 _SAMPLE = 32_768  # values kept of an activation, over all batches
 _RATIOS = 100
+_CLIPS = [percent / 100 for percent in range(104, 4, -1)]  # of the greatest weight
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def calibrate(
 def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """The scale [C] that minimises ``sum((w - s * clip(round(w / s), low, high))^2)`` in each channel.
 
-    The candidates are ``s = r * max|w| / high`` with 100 ratios r, geometric from 0.05 to 1.1. A channel of
+    The candidates are ``s = r * max|w| / high`` with 100 ratios r from 1.04 down to 0.05. A channel of
     zeros, which any scale represents, takes the mean scale of the others, so that training can still move
     it.
     """
@@ -60,7 +61,7 @@ def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     bound = flat.abs().amax(1) / quantizer.high
     best = torch.full_like(bound, torch.inf)
     scale = torch.ones_like(bound)
-    for ratio in _ratios(0.05, 1.1, _RATIOS):
+    for ratio in _CLIPS:
         step = (bound * ratio).clamp_min(torch.finfo(flat.dtype).tiny).unsqueeze(1)
         rounded = (flat / step).round_().clamp_(quantizer.low, quantizer.high).mul_(step)
         error = rounded.sub_(flat).square_().sum(1)

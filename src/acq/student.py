@@ -183,7 +183,8 @@ class _Builder:
             if node.op == "output":
                 result = node.args[0][0] if isinstance(node.args[0], tuple | list) else node.args[0]
                 self.graph.output(self.copies[result])
-            elif node.op != "get_attr":
+            elif node.op == "placeholder" or (node.op == "call_function" and node.users):
+                # one without users is an assertion of the trace
                 self.copies[node] = self._copy(node, self.sites[node.name])
         return self.built
 

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import NETWORKS, SIZE, images, student_of
+from torch import nn
+
+from acq.artifact import DOCUMENT, WEIGHTS, load, load_facts, save
+from acq.calibration import calibrate
+from acq.errors import RequestError
+from acq.plan import Bits, plan
+from acq.student import build, quantized_bytes, stage_ends
+from acq.trace import trace
+
+Edit = Callable[[dict[str, Any]], None]
+
+FACTS = {"model": "tiny", "mean": [0.5, 0.5, 0.5]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(student_of("resnet"), tmp_path / "run", FACTS)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("bits", ["w4a4", "w3a8"])
+def test_loaded_student_is_the_saved_one(name: str, bits: str, tmp_path: Path) -> None:
+    """Logits are equal bit for bit, and so are plan and size in bytes."""
+    student, x = student_of(name, bits), images(4)
+    save(student, tmp_path, FACTS)
+    loaded = load(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), student(x))
+    assert loaded.plan == student.plan
+    assert quantized_bytes(loaded) == quantized_bytes(student)
+    assert load_facts(tmp_path) == FACTS
+
+
+def test_loaded_student_can_be_read_trained_and_saved(folder: Path, tmp_path: Path) -> None:
+    """It has the same taps and gradients, and saving it again gives the same two files."""
+    student = load(folder)
+    logits, values = student.read(images(2), ["relu_2", "relu_4"])
+    logits.sum().backward()
+    assert values["relu_4"].shape[1] == 32
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    save(load(folder), tmp_path / "again", FACTS)
+    for name in (WEIGHTS, DOCUMENT):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_files_are_small_and_leave_nothing_beside_them(folder: Path) -> None:
+    """Beside its header the weights' file holds packed integers and scales; no temporary file stays."""
+    student = load(folder)
+    header = int.from_bytes((folder / WEIGHTS).read_bytes()[:8], "little")
+    assert (folder / WEIGHTS).stat().st_size - header - 8 <= quantized_bytes(student) + 3 * 20
+    assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS, DOCUMENT])
+
+
+def test_constants_travel_with_the_student(tmp_path: Path) -> None:
+    """A network with a buffer that it adds, and an infinite bound, comes back whole."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("shift", torch.randn(3, 1, 1))
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x + self.shift).clamp(0.0, float("inf"))
+            return x.mean((2, 3)).to(torch.float32)
+
+    graph = trace(Shifted(), SIZE)
+    student = build(graph, plan(graph, Bits(4, 4)))
+    calibrate(student, [images(8)])
+    save(student, tmp_path, {})
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path)(images(2)), student(images(2)))
+
+
+def change(**fields: Any) -> Edit:
+    return lambda document: document.update(fields)
+
+
+def change_node(index: int, **fields: Any) -> Edit:
+    return lambda document: document["nodes"][index].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (change(format=2), "format"),
+        (change(extra=1), "extra"),
+        (change(nodes=[]), "damaged"),
+        (change(layers={}), "does not describe"),
+        (change(quantizers={}), "does not describe"),
+        (change_node(3, target="os.system"), "operator os.system is not allowed"),
+        (change_node(3, target="aten.from_file.default"), "aten.from_file.default is not allowed"),
+        (change_node(3, target="aten.add_.Tensor"), "aten.add_.Tensor is not allowed"),
+        (change_node(3, target="aten.bernoulli.default"), "is not allowed"),
+        (change_node(3, target="_operator.attrgetter"), "_operator.attrgetter is not allowed"),
+        (change_node(3, op="call_method"), "op"),
+        (change_node(3, args=[{"node": "nowhere"}]), "damaged"),
+        (change_node(3, args=[{"dtype": "load"}]), "damaged"),
+        (change_node(3, args=[{"file": "x"}]), "damaged"),
+        (change_node(3, name="x"), "damaged"),
+        (change_node(2, target="forward"), "does not describe"),
+    ],
+)
+def test_tampered_documents_are_refused(
+    edit: Callable[[dict[str, Any]], None], words: str, folder: Path
+) -> None:
+    """Each is one line that names the fact; no operator beyond the allowed ones is ever looked up."""
+    document = json.loads((folder / DOCUMENT).read_text())
+    document["nodes"] = [node for node in document["nodes"] if node["target"] != "aten.sym_size.int"]
+    call = next(i for i, node in enumerate(document["nodes"]) if node["op"] == "call_function")
+    document["nodes"].insert(3, document["nodes"].pop(call)) if call != 3 else None
+    edit(document)
+    (folder / DOCUMENT).write_text(json.dumps(document))
+    with pytest.raises(RequestError, match=words) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("; ") >= 1
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DOCUMENT])
+@pytest.mark.parametrize("keep", [0, 7, 0.5, None])
+def test_cut_or_missing_files_are_refused(name: str, keep: float | None, folder: Path) -> None:
+    """A file that is missing, empty or cut short is reported as such."""
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if keep is not None:
+        (folder / name).write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    with pytest.raises(RequestError, match="quantize"):
+        load(folder)
+
+
+def test_unsaveable_networks_are_refused(tmp_path: Path) -> None:
+    """An operator that load would not accept is refused on saving, before any file is written."""
+    student = student_of("resnet")
+    node = next(node for node in student.graph.nodes if node.op == "call_function")
+    node.target = torch.ops.aten.bernoulli.default
+    with pytest.raises(RequestError, match="not allowed in a saved student"):
+        save(student, tmp_path, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_stage_ends_are_nodes_of_a_loaded_student(folder: Path) -> None:
+    """What feature distillation taps is still there after loading."""
+    from helpers import traced
+
+    ends = stage_ends(traced("resnet"))
+    assert set(load(folder).read(images(1), ends)[1]) == set(ends)

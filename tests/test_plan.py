@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import NETWORKS, traced
+
+from acq.errors import RequestError
+from acq.plan import Bits, Placement, Plan, Site, plan
+from acq.student import stage_ends
+from acq.trace import shape_of
+
+
+def plan_of(name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8") -> Plan:
+    return plan(traced(name), Bits.parse(bits, ends), placement)
+
+
+def only(found: Plan, role: str) -> list[Site]:
+    return [site for site in found.sites if site.role == role]
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "wanted"),
+    [("w4a4", "8", Bits(4, 4, 8)), ("W3A5", "same", Bits(3, 5)), (" w8a8 ", 4, Bits(8, 8, 4))],
+)
+def test_bits_are_parsed(text: str, ends: str | int, wanted: Bits) -> None:
+    """Weights and activations are read in either case, and ends as a number or same."""
+    assert Bits.parse(text, ends) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "message"),
+    [
+        ("4", "8", "bits not understood: '4'; write .* w4a4"),
+        ("w4a", "8", "w4a4"),
+        ("w1a4", "8", "bits out of range: weight 1; give 2 to 8"),
+        ("w4a9", "8", "bits out of range: activation 9"),
+        ("w4a4", "16", "bits out of range: ends 16"),
+        ("w4a4", "none", "ends not understood: 'none'"),
+    ],
+)
+def test_wrong_bits_are_refused(text: str, ends: str, message: str) -> None:
+    """The message names the fact and the way out."""
+    with pytest.raises(RequestError, match=message):
+        Bits.parse(text, ends)
+
+
+@pytest.mark.parametrize("placement", ["deployable", "relu-only"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_value_is_quantized_twice_and_logits_never(name: str, placement: Placement) -> None:
+    """Every tensor has one site, at most one quantizer on its way to a reader, and the logits have none."""
+    graph = traced(name)
+    found = {site.node: site for site in plan_of(name, placement=placement).sites}
+    output = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes[0]
+    assert found[output.name].bits is None
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and found[node.name].bits and found[node.name].role in ("fold", "move"):
+            assert not found[node.all_input_nodes[0].name].bits
+    assert [site.shape for site in found.values()] == [
+        shape_of(node) for node in graph.graph.nodes if node.op in ("placeholder", "call_function")
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"unknown operator"}))
+def test_deployable_leaves_nothing_floating(name: str) -> None:
+    """Every convolution and linear layer reads quantized values, and no site is marked floating."""
+    graph, found = traced(name), plan_of(name)
+    sites = {site.node: site for site in found.sites}
+    assert not found.floating
+    for node in graph.graph.nodes:
+        if sites.get(node.name) and sites[node.name].weight_bits:
+            value = node.args[0]
+            while not sites[value.name].bits:
+                assert sites[value.name].role in ("move", "join", "activation"), (node, value)
+                value = value.all_input_nodes[0]
+
+
+def test_residual_network_in_the_deployable_placement() -> None:
+    """Image, rectifiers, the branch before a sum and the pooled features are quantized; sums after theirs."""
+    found = plan_of("resnet")
+    bits = {site.node: site.bits for site in found.sites if site.bits}
+    assert bits.pop("x") == 8
+    assert set(bits.values()) == {4}
+    assert sorted(site.operator for site in found.sites if site.bits) == (
+        ["aten.adaptive_avg_pool2d.default"]
+        + ["aten.batch_norm.default"] * 3
+        + ["aten.relu.default"] * 7
+        + ["image"]
+    )
+    weights = [site.weight_bits for site in found.sites if site.weight_bits]
+    assert weights == [8, 4, 4, 4, 4, 4, 4, 8]
+
+
+def test_relu_only_is_the_literature_setting() -> None:
+    """Only rectifiers are quantized, weights as before, and the rest is reported as floating."""
+    found = plan_of("resnet", placement="relu-only", ends="same")
+    assert {site.operator for site in found.sites if site.bits} == {"aten.relu.default"}
+    assert {site.weight_bits for site in found.sites if site.weight_bits} == {4}
+    assert {site.operator for site in found.floating} >= {"image", "aten.adaptive_avg_pool2d.default"}
+
+
+@pytest.mark.parametrize("name", ["silu", "hardswish"])
+def test_smooth_functions_read_eight_bits(name: str) -> None:
+    """The input of a smooth non-linearity has the inner width, its output the activations'."""
+    found = plan_of(name)
+    for site in only(found, "smooth"):
+        assert site.bits == 4
+    assert only(found, "fold")[0].bits == 8
+
+
+def test_decomposed_swish_is_one_table() -> None:
+    """In x * sigmoid(x) both factors have the inner width, the product the activations'."""
+    found = plan_of("swish product")
+    assert [site.bits for site in only(found, "smooth")] == [8, 8]
+    assert [site.bits for site in only(found, "product")] == [4, 4]
+    literature = plan_of("swish product", placement="relu-only")
+    assert [site.role for site in literature.sites if site.bits] == ["product", "product"]
+
+
+def test_shuffle_moves_values_without_a_new_grid() -> None:
+    """Split, view and transpose have no quantizer; the join of two grids has one."""
+    found = plan_of("shuffle")
+    assert not any(site.bits for site in only(found, "move"))
+    assert [site.bits for site in only(found, "join")] == [4]
+
+
+def test_norm_before_convolution_becomes_a_depthwise_one() -> None:
+    """A batch norm that follows no convolution of its own is a layer with quantized weights."""
+    assert [site.weight_bits for site in only(plan_of("pre-activation"), "rescale")] == [4, 4]
+
+
+def test_unknown_operators_are_named() -> None:
+    """An operator outside the vocabulary stays float with that reason, in the table too."""
+    found = plan_of("unknown operator")
+    (site,) = found.floating
+    assert site.reason == "operator aten.cumsum.default is outside the vocabulary"
+    assert site.reason in str(found)
+
+
+def test_first_and_last_layers_are_found_by_position() -> None:
+    """Ends are what reads the image and what makes the scores, be that linear or a convolution."""
+    assert [site.weight_bits for site in plan_of("two linears").sites if site.weight_bits] == [8, 8]
+    assert [site.weight_bits for site in plan_of("dense").sites if site.weight_bits] == [8, 4, 8]
+    assert [site.weight_bits for site in plan_of("all convolutional").sites if site.weight_bits] == [8, 8]
+
+
+def test_plan_prints_and_serialises() -> None:
+    """The table has a line a site under its head, aligned, and the rows are JSON."""
+    found = plan_of("resnet")
+    lines = str(found).splitlines()
+    assert len(lines) == 1 + len(found.sites)
+    column = lines[0].index("role")
+    assert all(line[column - 1] == " " for line in lines)
+    assert json.loads(json.dumps(found.rows())) == found.rows()
+
+
+def test_planning_is_pure() -> None:
+    """Two plans of one graph are equal and the graph's code is unchanged."""
+    graph = traced("shuffle")
+    code = graph.code
+    assert plan(graph, Bits(4, 4)) == plan(graph, Bits(4, 4))
+    assert graph.code == code
+
+
+def test_unknown_placement_is_refused() -> None:
+    """The message lists the placements."""
+    with pytest.raises(RequestError, match="deployable, relu-only"):
+        plan(traced("resnet"), Bits(4, 4), "relu")  # type: ignore[arg-type]
+
+
+def test_stage_ends_are_the_last_of_each_size() -> None:
+    """A residual network of three stages has three: the sums' rectifiers."""
+    assert stage_ends(traced("resnet")) == ["relu_2", "relu_4", "relu_6"]

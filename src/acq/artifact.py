@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import safetensors.torch
 import torch
@@ -64,8 +64,7 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
     """Write a calibrated student and ``facts`` (JSON values, such as the model's name) into ``folder``.
 
     Weights are stored as integers, packed to their own width by ``pack``; scales (as ``log_scale``), zero
-    points and biases as float32. Each file appears whole or not at all, and the document holds the weights'
-    SHA-256.
+    points and biases as float32. Each file is written whole or not at all; the JSON holds the SHA-256.
 
     Raises:
         RequestError: a node's operator or argument is not among those that ``load`` accepts.
@@ -90,13 +89,11 @@ def load(folder: Path) -> Student:
     """The student that was saved in ``folder``: its logits are those of the saved one, bit for bit.
 
     Raises:
-        RequestError: a file is missing, damaged, of another format, or asks for an operator that is not
-        allowed.
+        RequestError: a file is missing, damaged, of another format, or asks for a forbidden operator.
     """
     document = _read(folder)
     with _damage(folder):
-        tensors = _weights(folder, document)
-        student = _Loader(document, tensors).student()
+        student = _Loader(document, _weights(folder, document)).student()
         _try(student)
     return student
 
@@ -170,8 +167,7 @@ def _operator(name: str) -> Callable[..., Any]:
     """The operator of that name, if it only computes: ATen, on tensors, without side effects or chance."""
     module, _, rest = name.partition(".")
     if module == "_operator" and rest in _ARITHMETIC:
-        chosen: Callable[..., Any] = getattr(operator, rest)
-        return chosen
+        return cast(Callable[..., Any], getattr(operator, rest))
     packet, _, overload = rest.partition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if module == "aten" else None
     if isinstance(found, torch._ops.OpOverload) and (name in VOCABULARY or _computes_only(found)):

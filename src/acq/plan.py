@@ -80,9 +80,10 @@ class Bits:
 
 @dataclass(frozen=True)
 class Site:
-    """One node: its operator and role, the bits of its weights and of its output (None where they are not
-    quantized at it), its shape (-1 for the batch), and why. ``floating`` marks what a deployed engine must
-    compute in floating point."""
+    """What becomes of one node: its bits (None where it has no quantizer), its shape (-1: batch) and why.
+
+    ``floating`` marks what a deployed engine must compute in floating point.
+    """
 
     node: str
     operator: str
@@ -130,9 +131,8 @@ def plan(graph: fx.GraphModule, bits: Bits, placement: Placement = "deployable")
         RequestError: the placement is not known.
     """
     if placement not in get_args(Placement):
-        raise RequestError(
-            f"placement not known: {placement!r}; give one of {', '.join(get_args(Placement))}"
-        )
+        known = ", ".join(get_args(Placement))
+        raise RequestError(f"placement not known: {placement!r}; give one of {known}")
     return Plan(bits, placement, tuple(_Planner(graph, bits, placement).sites()))
 
 
@@ -181,11 +181,8 @@ class _Planner:
         if node in self.logits:
             return None, "the logits are not quantized"
         follower = _sole_user(node)
-        if (
-            follower is not None
-            and self.role(follower) in ("fold", "activation")
-            and role not in ("image", "smooth")
-        ):
+        joins = follower is not None and self.role(follower) in ("fold", "activation")
+        if joins and role not in ("image", "smooth"):
             return None, f"belongs to {follower}"
         if self.relu_only and not self._rectifies(node):
             return None, _RELU_ONLY
@@ -211,12 +208,9 @@ class _Planner:
     def _gate_of_own_input(self, node: fx.Node) -> bool:
         """Whether this is the s(x) of ``x * s(x)``, which an engine evaluates as one table."""
         user = _sole_user(node)
-        return (
-            self.role(node) == "smooth"
-            and user is not None
-            and self.role(user) == "product"
-            and _inputs(node)[0] in _inputs(user)
-        )
+        if self.role(node) != "smooth" or user is None:
+            return False
+        return self.role(user) == "product" and _inputs(node)[0] in _inputs(user)
 
     def _rectifies(self, node: fx.Node) -> bool:
         if self.role(node) == "product":
@@ -245,18 +239,14 @@ class _Planner:
 
     def _logits(self) -> set[fx.Node]:
         """The output and what it was moved from, back to the operator that made the class scores."""
-        output = next(node for node in self.graph.graph.nodes if node.op == "output")
-        found: set[fx.Node] = {output}
+        found: set[fx.Node] = set()
         for node in reversed(self.nodes):
-            if node.users and all(user in found for user in node.users):
+            if node.users and all(self._ends_in(user, found) for user in node.users):
                 found.add(node)
-            if any(
-                self.role(user) not in ("move", "smooth", "float")
-                for user in node.users
-                if user is not output
-            ):
-                found.discard(node)
         return found
+
+    def _ends_in(self, user: fx.Node, logits: set[fx.Node]) -> bool:
+        return user.op == "output" or (user in logits and self.role(user) in ("move", "smooth", "float"))
 
 
 def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
@@ -264,9 +254,8 @@ def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
     operator = operator_of(node)
     role = "image" if node.op == "placeholder" else _OPERATORS.get(operator, "")
     if not role:
-        return (
-            ("float", f"operator {operator} is outside the vocabulary") if _is_float(node) else ("shape", "")
-        )
+        outside = f"operator {operator} is outside the vocabulary"
+        return ("float", outside) if _is_float(node) else ("shape", "")
     if role in ("convolution", "linear") and constant(graph, node.args[1]) is None:
         return "float", "its weight is computed, not constant"
     if role == "norm":
@@ -284,8 +273,7 @@ def _norm_role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
     """Folded into the layer before; else a depthwise 1 x 1 convolution, one weight a channel; else float."""
     x, training = node.args[0], node.args[5]
     assert isinstance(x, fx.Node)
-    statistics = (constant(graph, node.args[3]), constant(graph, node.args[4]))
-    if training or any(value is None for value in statistics):
+    if training or any(constant(graph, value) is None for value in node.args[3:5]):
         return "float", "its statistics are not constant"
     before = _role(graph, x)[0] if x.op == "call_function" and len(x.users) == 1 else ""
     if before == "convolution" or (before == "linear" and len(shape_of(x)) == 2):

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.errors import nearest
+from acq.flow import Preprocessing
 from acq.plan import Bits, Plan, Site, plan
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.trace import constant
@@ -56,13 +57,21 @@ class Student(nn.Module):
 
     Nothing is compiled from it, so that a graph read from a file is data and never code. A node's values
     are those of the teacher's node of the same name; a quantizer is the node after it, named
-    ``<node>_quantizer``.
+    ``<node>_quantizer``. ``preprocessing``, where known, says what its images are.
     """
 
     def __init__(self, graph: fx.Graph, plan: Plan) -> None:
         super().__init__()
         self.graph = graph
         self.plan = plan
+        self.preprocessing: Preprocessing | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        logits = self.graph.output_node().args[0]
+        assert isinstance(logits, fx.Node)
+        return int(logits.meta["shape"][1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, C, H, W] to logits [N, K]."""
@@ -246,9 +255,8 @@ class _Builder:
         weight = constant(self.source, layer.args[1])
         bias = constant(self.source, _argument(layer, 2, "bias"))
         assert weight is not None
-        weight, bias = weight.detach().clone(), None if bias is None else bias.detach().clone()
         if site.role != "fold":
-            return weight, bias
+            return weight.detach().clone(), None if bias is None else bias.detach().clone()
         # y = factor * (W x + b) + shift, one factor an output channel
         factor, shift = _affine(self.source, node)
         folded = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
@@ -270,13 +278,9 @@ def _affine(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
 
 
 def _geometry(layer: fx.Node) -> dict[str, Any]:
-    names = ("stride", "padding", "dilation", "groups")
-    given = {name: _argument(layer, place, name) for place, name in enumerate(names, 3)}
-    return {
-        name: list(value) if isinstance(value, list | tuple) else value
-        for name, value in given.items()
-        if value is not None
-    }
+    names = enumerate(("stride", "padding", "dilation", "groups"), 3)
+    given = {name: _argument(layer, position, name) for position, name in names}
+    return {name: list(v) if isinstance(v, list | tuple) else v for name, v in given.items() if v is not None}
 
 
 def _argument(node: fx.Node, place: int, name: str) -> Any:
@@ -290,8 +294,7 @@ def _input(node: fx.Node) -> fx.Node:
 
 
 def place(root: nn.Module, path: str, value: nn.Module | Tensor) -> str:
-    """Register ``value`` under ``path``, or under the first of path_, path__, ... that is free; its final
-    path."""
+    """Register ``value`` under the dotted ``path``, with ``_`` appended until it is free; where it went."""
     *parents, leaf = path.split(".")
     holder = root
     for depth, part in enumerate(parents):

@@ -1,0 +1,22 @@
+"""Quantize a trained image classifier to low-bit integers without its training data."""
+
+from acq.api import evaluate, load, quantize
+from acq.config import Config
+from acq.errors import Interrupted, RequestError
+from acq.flow import Preprocessing, Record
+from acq.recipe import Result
+from acq.student import Student
+
+__all__ = [
+    "Config",
+    "Interrupted",
+    "Preprocessing",
+    "Record",
+    "RequestError",
+    "Result",
+    "Student",
+    "evaluate",
+    "load",
+    "quantize",
+]
+__version__ = "0.1.0"

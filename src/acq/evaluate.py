@@ -24,7 +24,7 @@ def accuracy(
         RequestError: there is not one image.
     """
     right = total = 0
-    with _evaluating(network):
+    with evaluating(network):
         for images, labels in batches:
             guesses = network(images.to(device)).argmax(1)
             right += int((guesses == labels.to(device)).sum())
@@ -43,7 +43,7 @@ def agreement(
         RequestError: there is not one image.
     """
     same = total = 0
-    with _evaluating(student), _evaluating(teacher):
+    with evaluating(student), evaluating(teacher):
         for batch in batches:
             images = batch.to(device)
             same += int((student(images).argmax(1) == teacher(images).argmax(1)).sum())
@@ -58,7 +58,8 @@ def _percent(part: int, whole: int) -> float:
 
 
 @contextmanager
-def _evaluating(network: Classifier) -> Iterator[None]:
+def evaluating(network: Classifier) -> Iterator[None]:
+    """Eval mode and no gradients for a while; each part of a module gets back the mode it was in."""
     modes = [(part, part.training) for part in network.modules()] if isinstance(network, nn.Module) else []
     try:
         for part, _ in modes:

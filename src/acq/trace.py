@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,15 @@ def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 over the names, shapes and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
@@ -77,7 +87,11 @@ def _try(network: nn.Module, example: Tensor) -> None:
             f"the network does not take images of {size}: {_first_line(error)}; give its size with --input-size"
         ) from error
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
-        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        found = (
+            f"a tensor of shape {tuple(output.shape)}"
+            if isinstance(output, Tensor)
+            else type(output).__name__
+        )
         raise RequestError(
             f"the network has no classifier output: it returns {found}, not class scores [N, classes]; "
             "wrap it in a module that returns those alone"

@@ -88,9 +88,9 @@ def resolve(
         raise RequestError(f"--{'std' if std is None else 'mean'} is missing; give --mean and --std together")
     entry, source = _entry(model), model.partition(":")[0]
     if entry is None and source != "timm":
-        _preprocessing(input_size, mean, std, None)  # before a network is built or downloaded
+        preprocessing_of(input_size, mean, std, None)  # before a network is built or downloaded
     module, known = _load(model, entry, arguments or {}, checkpoint)
-    preprocessing = _preprocessing(input_size, mean, std, known)
+    preprocessing = preprocessing_of(input_size, mean, std, known)
     if checkpoint is not None:
         apply_state(module, load_state(checkpoint), checkpoint)
     return Network(module.eval(), preprocessing, model, mean is not None or known is not None)
@@ -123,12 +123,17 @@ def _load(
     return from_callable(model, arguments), None
 
 
-def _preprocessing(
+def preprocessing_of(
     input_size: Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    known: Preprocessing | None,
+    known: Preprocessing | None = None,
 ) -> Preprocessing:
+    """What is given, completed by what is ``known``; three channels are otherwise normalised as for ImageNet.
+
+    Raises:
+        RequestError: it is incomplete, or a value cannot be right.
+    """
     size = input_size if input_size is not None else known.input_size if known is not None else None
     if size is None:
         raise RequestError("the size of the images is not known; give --input-size, such as 3,224,224")

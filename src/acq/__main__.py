@@ -1,0 +1,5 @@
+"""``python -m acq`` is the command ``acq``."""
+
+from acq.cli import main
+
+main()

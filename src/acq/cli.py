@@ -1,0 +1,370 @@
+"""The command line: what the user typed becomes a request, and what came of it becomes text or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from acq import artifact, zoo
+from acq.config import Config, assignment, read_yaml
+from acq.data import LabelledImages, batches, read
+from acq.errors import Interrupted, RequestError
+from acq.evaluate import accuracy
+from acq.plan import Plan
+from acq.progress import watching
+from acq.recipe import Request, choose_device, prepare, run
+from acq.teacher import Teacher
+from acq.trace import trace
+
+# the base of everything that the parser raises; newer typers carry their own copy of click, older ones need it
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="acq",
+    help="Quantize a trained image classifier to low-bit integers without its training data.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+_NETWORK, _RUN = "The network", "The run"
+MODEL_HELP = "a built-in name (see `acq models`), torchvision:NAME, timm:NAME or package.module:callable"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="weights: .safetensors, .pth, .pt or .th", rich_help_panel=_NETWORK),
+]
+ModelArgs = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help="keyword arguments of the callable", rich_help_panel=_NETWORK),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(metavar="C,H,W", help="size of its images, such as 3,32,32", rich_help_panel=_NETWORK),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="mean of its normalisation of [0, 1]", rich_help_panel=_NETWORK),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="deviation of its normalisation", rich_help_panel=_NETWORK),
+]
+Bits = Annotated[
+    str, typer.Option(metavar="wNaM", help="bits of weights and activations, 2 to 8", rich_help_panel=_RUN)
+]
+Ends = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|same", help="bits of the first and last layers' weights [8]", rich_help_panel=_RUN
+    ),
+]
+Placement = Annotated[
+    str | None, typer.Option(help="deployable, or relu-only as in the literature", rich_help_panel=_RUN)
+]
+DeviceName = Annotated[str | None, typer.Option(help="auto, cpu or cuda", rich_help_panel=_RUN)]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+
+@app.command()
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="the run folder", rich_help_panel=_RUN)],
+    bits: Bits = "w4a4",
+    checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    preset: Annotated[
+        str | None, typer.Option(help="fast, default, best or gdfq", rich_help_panel=_RUN)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="settings", rich_help_panel=_RUN)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="one setting, may be repeated", rich_help_panel=_RUN),
+    ] = None,
+    placement: Placement = None,
+    ends: Ends = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help=".npz or folder of classes, to report accuracy only; `sample` for a built-in network's own",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    device: DeviceName = None,
+    seed: Annotated[int | None, typer.Option(help="of everything random [0]", rich_help_panel=_RUN)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run", rich_help_panel=_RUN)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="start the run again", rich_help_panel=_RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would happen", rich_help_panel=_RUN)
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize MODEL without its data and keep the result in the folder --out."""
+    if resume and overwrite:
+        raise RequestError("--resume and --overwrite contradict each other; give one of them")
+    given = {"bits": bits, "ends": _ends(ends), "placement": placement, "device": device, "seed": seed}
+    settings = Config.create(
+        preset or "default",
+        read_yaml(config) if config else {},
+        *map(assignment, set_ or []),
+        {key: value for key, value in given.items() if value is not None},
+        {"preset": preset} if preset else {},
+    )
+    network = _network(model, checkpoint, model_args, input_size, mean, std)
+    origin = {
+        "model": model,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "arguments": _json_object(model_args),
+    }
+    request = Request(network.model, network.preprocessing, settings, origin)
+    if dry_run:
+        _describe(request, out, as_json)
+        return
+    with watching(_console()) as watch:
+        result = run(
+            request,
+            out,
+            data=None if data is None else _data_path(data, model),
+            resume=resume,
+            overwrite=overwrite,
+            watch=watch,
+        )
+    _finish(result.summary | {"run": str(out)}, as_json)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"a run folder, or {MODEL_HELP}")],
+    data: Annotated[str, typer.Option(metavar="PATH", help=".npz or folder of classes; or `sample`")],
+    checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: DeviceName = None,
+    limit: Annotated[int | None, typer.Option(help="evaluate the first N images alone")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Top-1 accuracy of a run's student, or of a network, on labelled images."""
+    if target.endswith(".onnx"):
+        raise RequestError(
+            f"{target} is an ONNX file, which this version cannot evaluate; give the run folder instead"
+        )
+    place = choose_device(device or "auto")
+    if Path(target).is_dir():
+        if any((checkpoint, model_args, input_size, mean, std)):
+            raise RequestError(
+                f"{target} is a run folder, which has its own weights and sizes; give --data alone"
+            )
+        student = artifact.load(Path(target)).eval()
+        name = str(artifact.load_facts(Path(target)).get("origin", {}).get("model"))
+        images = _labelled(data, name, student.preprocessing.input_size, student.classes, limit)
+        top1 = accuracy(student.to(place), batches(images, student.preprocessing), place)
+    else:
+        network = _network(target, checkpoint, model_args, input_size, mean, std)
+        teacher = Teacher(trace(network.model, network.preprocessing.input_size)).to(place)
+        images = _labelled(data, target, network.preprocessing.input_size, teacher.classes, limit)
+        top1 = accuracy(teacher, batches(images, network.preprocessing), place)
+    _finish({"target": target, "data": data, "images": len(images), "top1": round(top1, 2)}, as_json)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    bits: Bits = "w4a4",
+    checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    placement: Placement = None,
+    ends: Ends = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what would become of every operator of MODEL, and what would stay in floating point."""
+    network = _network(model, checkpoint, model_args, input_size, mean, std)
+    given = {"bits": bits, "ends": _ends(ends), "placement": placement, "device": "cpu"}
+    settings = Config.create("default", {key: value for key, value in given.items() if value is not None})
+    trainer = prepare(Request(network.model, network.preprocessing, settings, {"model": model}))
+    layout = trainer.student.plan
+    if as_json:
+        anatomy = trainer.teacher.anatomy
+        _print_json(
+            {
+                "model": model,
+                "classes": anatomy.classes,
+                "features": anatomy.features,
+                "batch_norms": len(anatomy.norms),
+                "attention": "class activation" if anatomy.head else "channel energy",
+                "plan": layout.rows(),
+            }
+        )
+        return
+    _show_plan(layout)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the built-in networks."""
+    facts = zoo.facts()
+    if as_json:
+        _print_json({"models": [vars(fact) | {"input_size": list(fact.input_size)} for fact in facts]})
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "input", "classes", "parameters", "weights"):
+        table.add_column(column)
+    for fact in facts:
+        size = "x".join(map(str, fact.input_size))
+        table.add_row(fact.name, size, str(fact.classes), f"{fact.parameters:,}", fact.source)
+    Console().print(table)
+
+
+def main() -> NoReturn:
+    """Run the command; exit code 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted."""
+    sys.exit(_exit_code(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False)))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        command()
+    except _ParserError as error:
+        return _error(error.format_message(), 2)  # type: ignore[attr-defined]
+    except RequestError as error:
+        return _error(str(error), 2)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
+        return _error(str(error) or "interrupted", 130)
+    return 0
+
+
+def _error(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"error: {line}" if code == 2 else line, file=sys.stderr)
+    return code
+
+
+def _console() -> Console:
+    return Console(stderr=True)
+
+
+def _network(
+    model: str,
+    checkpoint: Path | None,
+    model_args: str | None,
+    input_size: str | None,
+    mean: str | None,
+    std: str | None,
+) -> zoo.Network:
+    network = zoo.resolve(
+        model,
+        arguments=_json_object(model_args),
+        checkpoint=checkpoint,
+        input_size=_numbers(input_size, "--input-size", int),
+        mean=_numbers(mean, "--mean", float),
+        std=_numbers(std, "--std", float),
+    )
+    if not network.preprocessing_given:
+        mean_, std_ = network.preprocessing.mean, network.preprocessing.std
+        _console().print(
+            Text(f"note: --mean and --std not given, ImageNet's are assumed: {mean_}, {std_}"), soft_wrap=True
+        )
+    return network
+
+
+def _numbers(text: str | None, option: str, kind: Callable[[str], Any]) -> list[Any] | None:
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(f"{option} {text!r} is not a list of numbers such as 3,32,32") from None
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"--model-args is not JSON ({error.msg}); give an object such as '{{\"width\": 2}}'"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError("--model-args must be a JSON object of keyword arguments, such as '{\"width\": 2}'")
+    return value
+
+
+def _ends(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _data_path(data: str, model: str) -> Path:
+    """``sample`` names the test images that are bundled with a built-in network."""
+    if data != "sample":
+        return Path(data)
+    sample = zoo.sample_of(model)
+    if sample is None:
+        raise RequestError(f"no sample is bundled with {model}; give --data an .npz or a folder of classes")
+    return sample
+
+
+def _labelled(
+    data: str, model: str, size: tuple[int, int, int], classes: int, limit: int | None
+) -> LabelledImages:
+    return read(_data_path(data, model), input_size=size, classes=classes, limit=limit)
+
+
+def _describe(request: Request, out: Path, as_json: bool) -> None:
+    trainer = prepare(request)
+    config = request.config
+    if as_json:
+        _print_json(
+            {"run": str(out), "config": config.model_dump(mode="json"), "plan": trainer.student.plan.rows()}
+        )
+        return
+    _show_plan(trainer.student.plan)
+    print(config.to_yaml(), end="")
+    print(
+        f"would train the generator for {config.generator.steps} steps and the student for "
+        f"{config.student.steps} on {trainer.rng.device}, and write {out}; nothing was written"
+    )
+
+
+def _show_plan(layout: Plan) -> None:
+    print(layout)
+    print(f"\n{len(layout.floating)} operators stay in floating point" + (":" if layout.floating else ""))
+    for site in layout.floating:
+        print(f"  {site.node} ({site.operator}): {site.reason}")
+
+
+def _finish(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(figures)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in figures.items():
+        shown = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, shown if value is not None else "-")
+    _console().print(table)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value))
+
+

@@ -1,0 +1,178 @@
+"""Every number that a run can be told, in one frozen tree; unknown keys are errors. Ends at ``acq.recipe``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acq.errors import RequestError, nearest
+
+Preset = Literal["fast", "default", "best", "gdfq"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GeneratorLosses(Section):
+    """Weights of the generator's losses; 0 switches one off. Formulas: ``acq.losses``."""
+
+    classes: float = Field(1.0, ge=0)
+    statistics: float = Field(1.0, ge=0)
+    statistics_plain: float = Field(0.0, ge=0)
+    centre: float = Field(10.0, ge=0)
+    paired: float = Field(1.0, ge=0)
+    consistency: float = Field(0.1, ge=0)
+
+
+class Generator(Section):
+    """The generator and its warm-up."""
+
+    kind: str = "bump"
+    noise_dim: int = Field(64, ge=1)
+    width: int = Field(128, ge=1, description="channels at the lowest resolution")
+    steps: int = Field(400, ge=1)
+    batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
+    learning_rate: float = Field(1e-3, gt=0)
+    spread: float = Field(0.15, ge=0, le=1, description="standard deviation of requested centres")
+    losses: GeneratorLosses = GeneratorLosses()
+
+
+class Pool(Section):
+    """Synthetic images that are kept, with what the teacher says of them."""
+
+    size: int = Field(4096, ge=16)
+    renew_every: int = Field(20, ge=1, description="student steps between renewals")
+    renew_count: int = Field(128, ge=0, description="images a renewal; 0 keeps the first ones")
+
+
+class StudentLosses(Section):
+    """Weights of the student's losses. Formulas: ``acq.distillation``."""
+
+    logits: float = Field(1.0, ge=0)
+    probabilities: float = Field(0.0, ge=0)
+    features: float = Field(1.0, ge=0)
+
+
+class Student(Section):
+    """Calibration and training of the quantized network."""
+
+    calibration_images: int = Field(256, ge=1)
+    steps: int = Field(400, ge=0)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(3e-4, gt=0, description="of weights and biases, at its highest")
+    scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
+    losses: StudentLosses = StudentLosses()
+
+
+class Config(Section):
+    """One run's settings; ``Config.create`` makes it from a preset and what differs from it."""
+
+    preset: Preset = "default"
+    bits: str = "w4a4"
+    ends: Literal["same"] | int = 8
+    placement: Literal["deployable", "relu-only"] = "deployable"
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Device = "auto"
+    generator: Generator = Generator()
+    pool: Pool = Pool()
+    student: Student = Student()
+
+    @classmethod
+    def create(cls, preset: str = "default", *changes: Mapping[str, Any]) -> Config:
+        """The preset with ``changes`` (nested mappings) laid over it, the later over the earlier.
+
+        Raises:
+            RequestError: the preset or a key is not known, or a value is out of range; the nearest known name is
+                given.
+        """
+        for change in changes:
+            preset = str(change.get("preset", preset))
+        if preset not in get_args(Preset):
+            raise RequestError(
+                f"preset {preset!r} is not known{nearest(preset, get_args(Preset))}; "
+                f"give one of {', '.join(get_args(Preset))}"
+            )
+        values: dict[str, Any] = {}
+        for change in (PRESETS[preset], *changes, {"preset": preset}):
+            values = _laid_over(values, change)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RequestError(_first_problem(error)) from error
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+# one line a preset: what differs from the defaults above
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fast": {"generator": {"steps": 200}, "pool": {"size": 1024}, "student": {"steps": 150}},
+    "best": {"generator": {"steps": 1500}, "pool": {"size": 8192}, "student": {"steps": 3000}},
+    "gdfq": {"generator": {"losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}}},
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as a nested mapping.
+
+    Raises:
+        RequestError: it cannot be read or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"the configuration {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"the configuration {path} is not a mapping of settings, such as `seed: 1`")
+    return values
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """``"student.steps=100"`` as ``{"student": {"steps": 100}}``; RequestError if it is not of that form."""
+    key, sign, value = text.partition("=")
+    if not sign or not all(key.split(".")):
+        raise RequestError(f"setting {text!r} is not of the form key=value, such as student.steps=100")
+    try:
+        change: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"setting {text!r}: the value cannot be read as YAML") from error
+    for part in reversed(key.split(".")):
+        change = {part: change}
+    return dict(change)
+
+
+def _laid_over(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _fields(path[:-1])
+        hint = nearest(path[-1], known) or f"; known here: {', '.join(known)}"
+        return f"setting {key!r} is not known{hint}"
+    return f"setting {key!r}: {problem['msg'].lower()}, got {problem['input']!r}"
+
+
+def _fields(path: Iterable[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in path:
+        section = section.model_fields[part].annotation  # type: ignore[assignment]
+    return list(section.model_fields)

@@ -1,0 +1,164 @@
+"""The folder of one run: who may use it, and what is written where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from acq import checkpoint
+from acq.artifact import DOCUMENT, WEIGHTS
+from acq.errors import RequestError
+from acq.flow import Record
+
+CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
+STATE = "checkpoint/state.pt"
+_LOCK, _OWNER = ".lock", ".owner"
+_CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx", "report.html")
+
+
+class RunFolder:
+    """A claimed folder; made by ``claim`` alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, record: Record) -> None:
+        """Append a record's figures to ``metrics.jsonl``."""
+        line = {**vars(record), "seconds": round(record.seconds, 3)}
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint from which ``--resume`` goes on."""
+        checkpoint.save(self.path / STATE, state)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The last checkpoint, the log cut back to it, or None where the run had not come to its first one.
+
+        Raises:
+            RequestError: the checkpoint is damaged.
+        """
+        log, path = self.path / METRICS, self.path / STATE
+        if not path.exists():
+            log.unlink(missing_ok=True)
+            return None
+        state = checkpoint.load(path)
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        kept = [line for line in lines if json.loads(line)["seconds"] <= state["trainer"]["seconds"] + 1e-3]
+        write_text(log, "".join(line + "\n" for line in kept))
+        return state
+
+    def write_samples(self, images: np.ndarray[Any, Any], rows: list[dict[str, Any]]) -> None:
+        """Images uint8 [N, H, W, C] as PNG files, and what was asked and found of each as JSON."""
+        folder = self.path / SAMPLES
+        folder.mkdir(exist_ok=True)
+        for index, image in enumerate(images):
+            shown = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+            Image.fromarray(np.ascontiguousarray(shown)).save(folder / f"{index:03d}.png")
+        write_text(folder / "samples.json", json.dumps(rows, indent=1) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, whose presence says that the run is finished."""
+        write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        path = self.path / SUMMARY
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+@contextmanager
+def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
+    """Hold ``path`` for one run with ``settings``; nothing else may write there until the block ends.
+
+    Raises:
+        RequestError: another process holds it, it holds a run already (and neither ``resume`` nor ``overwrite``),
+            there is nothing to resume or the settings differ, or it is not a run folder.
+    """
+    _check(path, resume=resume, overwrite=overwrite)
+    fresh = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / _LOCK, timeout=0):
+            write_text(path / _OWNER, f"process {os.getpid()} on {socket.gethostname()}")
+            try:
+                _prepare(path, settings, resume=resume)
+                yield RunFolder(path)
+            finally:
+                (path / _OWNER).unlink(missing_ok=True)
+    except Timeout:
+        owner = path / _OWNER
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise RequestError(
+            f"the run folder {path} is in use by {who}; wait for it or choose another --out"
+        ) from None
+    except PermissionError as error:
+        raise RequestError(
+            f"the run folder {path} cannot be written: {error.strerror}; choose another --out"
+        ) from error
+    finally:
+        if fresh and path.exists() and not any(name != _LOCK for name in os.listdir(path)):
+            shutil.rmtree(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _check(path: Path, *, resume: bool, overwrite: bool) -> None:
+    holds_run = (path / CONFIG).is_file()
+    if path.exists() and not path.is_dir():
+        raise RequestError(f"{path} is a file; give a folder as --out")
+    if resume and not holds_run:
+        raise RequestError(f"there is no run in {path} to resume; leave out --resume to start one")
+    if holds_run and not (resume or overwrite):
+        raise RequestError(
+            f"{path} already holds a run; give --resume to go on, --overwrite to start again, or another --out"
+        )
+    if path.exists() and not holds_run and any(name not in (_LOCK, _OWNER) for name in os.listdir(path)):
+        raise RequestError(f"{path} holds other files and no run; give an empty or new folder as --out")
+
+
+def _prepare(path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    text = yaml.safe_dump(dict(settings), sort_keys=False)
+    if resume:
+        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        key = _difference(stored, yaml.safe_load(text))
+        if key is not None:
+            raise RequestError(
+                f"the run in {path} has another {key}; resume it with the settings in its {CONFIG}, "
+                "or start again with --overwrite"
+            )
+        return
+    for name in _CONTENTS:
+        target = path / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+    write_text(path / CONFIG, text)
+
+
+def _difference(stored: Any, wanted: Any, key: str = "") -> str | None:
+    """The first key whose value differs, dotted, or None."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for name in {**stored, **wanted}:
+            found = _difference(stored.get(name), wanted.get(name), f"{key}.{name}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    return None if stored == wanted else key

@@ -1,0 +1,86 @@
+"""Conditions to images. A generator is a class; register a new one with ``@generator("name")``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from acq.attention import cell_middles
+from acq.flow import Condition, Preprocessing
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def generator(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a generator class under ``name``, by which a config chooses it."""
+
+    def register(kind: type[nn.Module]) -> type[nn.Module]:
+        GENERATORS[name] = kind
+        return kind
+
+    return register
+
+
+def bump(centre: Tensor, height: int, width: int, sharpness: float = 0.35) -> Tensor:
+    """A Gaussian of standard deviation ``sharpness`` at each centre: [N, 2] -> [N, 1, H, W], peak one.
+
+    This project's definition of how a position enters a convolutional generator: as a map, which convolutions can
+    follow, where two numbers would first have to be turned into one.
+    """
+    x, y = cell_middles(width).to(centre), cell_middles(height).to(centre)
+    across = (x.view(1, 1, -1) - centre[:, 0].view(-1, 1, 1)).square()
+    down = (y.view(1, -1, 1) - centre[:, 1].view(-1, 1, 1)).square()
+    return torch.exp((across + down) / (-2 * sharpness**2)).unsqueeze(1)
+
+
+@generator("bump")
+class BumpGenerator(nn.Module):
+    """Noise and label make a small map, the centre enters as a Gaussian bump, upsampling convolutions do the rest.
+
+    The output is a normalised image whose pixels lie in [0, 1], so it is an image that a camera file could hold.
+    Widths halve with each doubling of the resolution, so the cost of a stage stays about the same and the first
+    layer stays small at any image size (about ``8 x 8`` cells to begin with).
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int, narrowest: int = 32
+    ) -> None:
+        super().__init__()
+        channels, height, across = preprocessing.input_size
+        doublings = max(1, math.ceil(math.log2(min(height, across) / 8)))
+        self.sizes = [(math.ceil(height / 2**k), math.ceil(across / 2**k)) for k in range(doublings, -1, -1)]
+        widths = [max(narrowest, width // 2**k) for k in range(doublings + 1)]
+        self.embedding = nn.Embedding(classes, noise_dim)
+        self.start = nn.Linear(2 * noise_dim, widths[0] * self.sizes[0][0] * self.sizes[0][1], bias=False)
+        self.norm = nn.BatchNorm2d(widths[0])
+        self.stages = nn.ModuleList(
+            _Stage(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, condition: Condition) -> Tensor:
+        """Images [N, C, H, W], normalised for the teacher."""
+        code = torch.cat((condition.noise, self.embedding(condition.label)), 1)
+        x = self.norm(self.start(code).unflatten(1, (-1, *self.sizes[0])))
+        for stage, size in zip(self.stages, self.sizes[1:], strict=True):
+            x = F.interpolate(stage(x, bump(condition.centre, *x.shape[2:])), size=size)
+        pixels = torch.sigmoid(self.last(x))
+        return (pixels - self.mean) / self.std
+
+
+class _Stage(nn.Module):
+    """Convolve features and bump together, then normalise; the caller doubles the resolution."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels + 1, out_channels, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(torch.cat((x, position), 1))), 0.2)

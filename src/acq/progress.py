@@ -1,0 +1,96 @@
+"""A run's records as something to watch: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from acq.flow import Record
+
+_LINE_EVERY = 15.0  # seconds between plain lines
+_TITLES = {
+    "generator": "1/3 train the generator",
+    "calibration": "2/3 fill the pool, calibrate",
+    "student": "3/3 train the student",
+}
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Callable[[Record], None]]:
+    """A function that takes every record of a run and shows it on ``console``."""
+    if console.is_terminal:
+        with _bars(console) as progress:
+            yield _Bars(progress)
+    else:
+        yield _Lines(console)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[figures]}"),
+        console=console,
+        refresh_per_second=4,
+    )
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, record: Record) -> None:
+        if record.phase not in self.tasks:
+            title = _TITLES.get(record.phase, record.phase)
+            self.tasks[record.phase] = self.progress.add_task(title, total=record.steps, figures="")
+        task = self.tasks[record.phase]
+        self.progress.update(task, completed=record.step)
+        if record.values:
+            self.progress.update(task, figures=_figures(record))
+
+
+class _Lines:
+    """A line at the end of each phase and every few seconds within one."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.last = -_LINE_EVERY
+        self.began: dict[str, tuple[int, float]] = {}
+
+    def __call__(self, record: Record) -> None:
+        step, clock = self.began.setdefault(record.phase, (record.step, record.seconds))
+        ended = record.step == record.steps
+        now = time.monotonic()
+        if not ended and now - self.last < _LINE_EVERY:
+            return
+        self.last = now
+        pace = (record.seconds - clock) / max(1, record.step - step)
+        left = "" if ended else f", {pace * (record.steps - record.step):.0f} s left"
+        title = _TITLES.get(record.phase, record.phase)
+        figures = f"  {_figures(record)}" if record.values else ""
+        self.console.print(
+            f"{title}: {record.step}/{record.steps} ({record.seconds:.0f} s{left}){figures}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _figures(record: Record) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in record.values.items())

@@ -1,0 +1,308 @@
+"""The story: read a trained network, learn to imagine its images, quantize it, teach the result, keep it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from acq import artifact
+from acq.config import Config
+from acq.data import LabelledImages, batches, read, to_bytes
+from acq.errors import Interrupted, RequestError, nearest
+from acq.evaluate import accuracy
+from acq.flow import Preprocessing, Record
+from acq.folder import RunFolder, claim
+from acq.generators import GENERATORS
+from acq.interrupt import stop_requested
+from acq.plan import Bits, plan
+from acq.review import Review, Samples, fresh_steps, review
+from acq.student import Student, build, float_bytes, quantized_bytes
+from acq.teacher import Teacher
+from acq.trace import fingerprint, trace
+from acq.trainer import GeneratorPlan, StudentPlan, Trainer, train
+
+Watch = Callable[[Record], None]
+_FRESH = 1024  # images of no pool, on which agreement and control are measured
+_SAVE_EVERY = 60.0  # seconds between checkpoints: bounds both what a crash loses and what saving costs
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network, what its images are like and how to quantize it; ``origin`` says in JSON values where the network
+    came from, for the record."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    config: Config
+    origin: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The quantized network, the figures of its run, and the folder that holds both (None if none was asked for)."""
+
+    student: Student
+    summary: dict[str, Any]
+    folder: Path | None
+
+
+def run(
+    request: Request,
+    out: Path | None = None,
+    *,
+    data: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> Result:
+    """Quantize ``request.model`` without its data; the labelled images at ``data`` only report, at the end.
+
+    With ``out`` the run can be interrupted (Ctrl-C, SIGTERM) and resumed exactly; resuming a finished run returns
+    it. ``watch`` is called with every record. The model itself is left as it was.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+        Interrupted: the run was told to stop and its state is saved.
+    """
+    trainer = prepare(request)
+    images = None if data is None else _images(request, trainer, data)
+    if out is None:
+        for record in train(trainer):
+            _tell(watch, record)
+        return Result(
+            trainer.student.eval(), _summary(request, trainer, _reviewed(request, trainer), images), None
+        )
+    with claim(out, _settings(request), resume=resume, overwrite=overwrite) as folder:
+        finished = folder.summary()
+        if finished is not None:
+            return Result(artifact.load(out), finished, out)
+        if resume:
+            _restore(trainer, folder)
+        _train_in(folder, trainer, watch)
+        seen = _reviewed(request, trainer)
+        summary = _summary(request, trainer, seen, images)
+        artifact.save(trainer.student, out, _facts(request, trainer))
+        folder.write_samples(*_sample_rows(seen.samples, request.preprocessing))
+        folder.write_summary(summary)
+    return Result(trainer.student.eval(), summary, out)
+
+
+def prepare(request: Request) -> Trainer:
+    """Everything up to the first step: the teacher read, the student planned and built, the generator made.
+
+    Raises:
+        RequestError: the network cannot be traced or lacks what is needed, or a setting is not known.
+    """
+    config, device = request.config, choose_device(request.config.device)
+    graph = trace(request.model, request.preprocessing.input_size)
+    layout = plan(graph, Bits.parse(config.bits, config.ends), config.placement)
+    teacher = Teacher(graph).to(device)
+    return Trainer(
+        teacher,
+        _generator(request, teacher.classes).to(device),
+        build(graph, layout).to(device),
+        _generator_plan(config),
+        _student_plan(config),
+        torch.Generator(device).manual_seed(config.seed),
+    )
+
+
+def _images(request: Request, trainer: Trainer, path: Path) -> LabelledImages:
+    return read(path, input_size=request.preprocessing.input_size, classes=trainer.teacher.classes)
+
+
+def choose_device(wish: str) -> torch.device:
+    """``auto`` takes a CUDA device where there is one; RequestError if ``cuda`` is asked for and absent."""
+    there = torch.cuda.is_available()
+    if wish == "cuda" and not there:
+        raise RequestError("no CUDA device is available; give --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if there and wish != "cpu" else "cpu")
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Most memory that this process has held, in MB (of a million bytes); on CUDA, that of the device."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def _generator(request: Request, classes: int) -> nn.Module:
+    settings = request.config.generator
+    if settings.kind not in GENERATORS:
+        raise RequestError(
+            f"generator.kind {settings.kind!r} is not known{nearest(settings.kind, GENERATORS)}; "
+            f"give one of {', '.join(GENERATORS)}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.config.seed)
+        return GENERATORS[settings.kind](
+            request.preprocessing, classes, noise_dim=settings.noise_dim, width=settings.width
+        )
+
+
+def _generator_plan(config: Config) -> GeneratorPlan:
+    settings = config.generator
+    return GeneratorPlan(
+        weights=settings.losses.model_dump(),
+        steps=settings.steps,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        noise_dim=settings.noise_dim,
+        spread=settings.spread,
+    )
+
+
+def _student_plan(config: Config) -> StudentPlan:
+    settings = config.student
+    return StudentPlan(
+        weights=settings.losses.model_dump(),
+        steps=settings.steps,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        scale_learning_rate=settings.scale_learning_rate,
+        calibration_images=settings.calibration_images,
+        pool=config.pool.size,
+        renew_every=config.pool.renew_every,
+        renew_count=config.pool.renew_count,
+    )
+
+
+def _train_in(folder: RunFolder, trainer: Trainer, watch: Watch | None) -> None:
+    saved = time.perf_counter()
+    with stop_requested() as stopping:
+        for record in train(trainer):
+            if record.values:
+                folder.log(record)
+            _tell(watch, record)
+            if stopping() or time.perf_counter() - saved > _SAVE_EVERY:
+                folder.save_state(_state(trainer))
+                saved = time.perf_counter()
+            if stopping():
+                raise Interrupted(
+                    f"stopped at {record.phase} step {record.step} of {record.steps}; "
+                    f"the state is saved in {folder.path}, go on with --resume"
+                )
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    return {"format": 1, "teacher": fingerprint(trainer.teacher), "trainer": trainer.state()}
+
+
+def _restore(trainer: Trainer, folder: RunFolder) -> None:
+    state = folder.load_state()
+    if state is None:
+        return
+    if state["teacher"] != fingerprint(trainer.teacher):
+        raise RequestError(
+            f"the run in {folder.path} was made from other weights; give the same --checkpoint, or --overwrite"
+        )
+    trainer.restore(state["trainer"])
+
+
+def _reviewed(request: Request, trainer: Trainer) -> Review:
+    settings, device = request.config.generator, trainer.rng.device
+    clock = time.perf_counter()
+    seen = review(
+        fresh_steps(
+            trainer.generator,
+            trainer.teacher,
+            _FRESH,
+            noise_dim=settings.noise_dim,
+            spread=settings.spread,
+            rng=torch.Generator(device).manual_seed(request.config.seed + 1),
+        ),
+        trainer.student,
+    )
+    trainer.seconds += time.perf_counter() - clock
+    return seen
+
+
+def _summary(
+    request: Request, trainer: Trainer, seen: Review, images: LabelledImages | None
+) -> dict[str, Any]:
+    config, student, device = request.config, trainer.student, trainer.rng.device
+
+    def top1(network: nn.Module) -> float | None:
+        if images is None:
+            return None
+        return round(accuracy(network, batches(images, request.preprocessing), device), 2)
+
+    assert seen.agreement is not None
+    return {
+        "model": request.origin.get("model"),
+        "bits": config.bits,
+        "placement": config.placement,
+        "ends": config.ends,
+        "preset": config.preset,
+        "seed": config.seed,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": round(trainer.seconds, 1),
+        "peak_memory_mb": peak_memory_mb(device),
+        "steps": {"generator": config.generator.steps, "student": config.student.steps},
+        "teacher_top1": top1(trainer.teacher),
+        "top1": top1(student),
+        "images": None if images is None else len(images),
+        "agreement": round(seen.agreement, 2),
+        "attention": {name: round(value, 4) for name, value in asdict(seen.control).items()},
+        "float_bytes": float_bytes(student),
+        "quantized_bytes": quantized_bytes(student),
+        "floating": len(student.plan.floating),
+    }
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    """What ``config.yaml`` holds: all that decides the result, and where the network came from."""
+    return {
+        "origin": dict(request.origin),
+        "preprocessing": {key: _listed(value) for key, value in asdict(request.preprocessing).items()},
+        "config": request.config.model_dump(mode="json"),
+    }
+
+
+def _facts(request: Request, trainer: Trainer) -> dict[str, Any]:
+    """What is saved with the student, so that it can be used without the network it came from."""
+    return {
+        **_settings(request),
+        "classes": trainer.teacher.classes,
+        "teacher": fingerprint(trainer.teacher),
+    }
+
+
+def _sample_rows(samples: Samples, preprocessing: Preprocessing) -> tuple[Any, list[dict[str, Any]]]:
+    """Sample images as bytes, and of each what was asked and what the teacher found."""
+    columns = zip(
+        samples.condition.label.tolist(),
+        samples.found.tolist(),
+        samples.condition.centre.tolist(),
+        samples.centre.tolist(),
+        strict=True,
+    )
+    rows = [
+        {"label": label, "found": found, "centre": _rounded(centre), "realised": _rounded(realised)}
+        for label, found, centre, realised in columns
+    ]
+    return to_bytes(samples.images.cpu(), preprocessing), rows
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tell(watch: Watch | None, record: Record) -> None:
+    if watch is not None:
+        watch(record)

@@ -1,0 +1,130 @@
+"""Look at what was trained, on conditions nobody trained on: does the condition steer, does the student agree?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from acq.condition import draw
+from acq.evaluate import evaluating
+from acq.flow import Condition, Step
+from acq.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Control:
+    """How far images follow their conditions (all this project's definitions).
+
+    ``correlation`` is Pearson's between requested and realised centres on the worse of the two axes, ``spread`` the
+    standard deviation of realised centres within a class (mean over axes and classes), ``label_agreement`` the
+    share of images that the teacher labels as requested, ``eval_train_similarity`` the mean cosine of the
+    attention maps with running and with batch statistics, and ``pair_distance`` how unlike two images of one
+    condition are: mean of |a - b|^2 / (|a|^2 + |b|^2) over their pooled features.
+    """
+
+    correlation: float
+    spread: float
+    label_agreement: float
+    eval_train_similarity: float
+    pair_distance: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some images [N, C, H, W], what was asked of them, the class found [N] and the realised centre [N, 2]."""
+
+    images: Tensor
+    condition: Condition
+    found: Tensor
+    centre: Tensor
+
+
+@dataclass(frozen=True)
+class Review:
+    """The figures of one review; ``agreement`` is the percentage of images on which student and teacher choose
+    the same class (None without a student)."""
+
+    control: Control
+    agreement: float | None
+    samples: Samples
+
+
+def fresh_steps(
+    generator: nn.Module,
+    teacher: Teacher,
+    count: int,
+    *,
+    noise_dim: int,
+    spread: float,
+    rng: torch.Generator,
+    batch: int = 64,
+) -> Iterator[Step]:
+    """Batches of at least ``count`` fresh images in all, made in eval mode and read with both statistics."""
+    with evaluating(generator):
+        for _ in range(0, count, batch):
+            condition = draw(batch // 2, noise_dim=noise_dim, classes=teacher.classes, spread=spread, rng=rng)
+            images = generator(condition)
+            evaluated = teacher.read(images, condition.label)
+            trained = teacher.read(images, condition.label, batch_statistics=True)
+            yield Step(condition, images, evaluated, trained, teacher.stored)
+
+
+def review(steps: Iterator[Step], student: nn.Module | None = None) -> Review:
+    """One pass over fresh steps; memory is that of one batch and a few numbers an image."""
+    columns: dict[str, list[Tensor]] = {}
+    first: Samples | None = None
+    for step in steps:
+        for name, value in _measured(step, student).items():
+            columns.setdefault(name, []).append(value)
+        if first is None:
+            logits, centre = step.evaluated.logits, step.evaluated.centre
+            first = Samples(step.images, step.condition, logits.argmax(1), centre)
+    if first is None:
+        raise ValueError("a review needs at least one step")
+    seen = {name: torch.cat(values) for name, values in columns.items()}
+    figures = Control(
+        correlation=_correlation(seen["requested"], seen["realised"]).min().item(),
+        spread=_spread(seen["realised"], seen["label"]),
+        label_agreement=(seen["found"] == seen["label"]).float().mean().item(),
+        eval_train_similarity=seen["similarity"].mean().item(),
+        pair_distance=seen["apart"].mean().item(),
+    )
+    same = (seen["student"] == seen["found"]).float().mean().item() if student is not None else None
+    return Review(figures, None if same is None else 100 * same, first)
+
+
+def _measured(step: Step, student: nn.Module | None) -> dict[str, Tensor]:
+    """What is kept of each image of a batch."""
+    assert step.trained is not None
+    maps = step.evaluated.attention.flatten(1), step.trained.attention.flatten(1)
+    here, there = step.evaluated.features.mean((2, 3)).chunk(2)
+    energy = (here.square() + there.square()).sum(1).clamp_min(1e-12)
+    measured = {
+        "requested": step.condition.centre,
+        "realised": step.evaluated.centre,
+        "label": step.condition.label,
+        "found": step.evaluated.logits.argmax(1),
+        "similarity": F.cosine_similarity(*maps),
+        "apart": (here - there).square().sum(1) / energy,
+    }
+    if student is not None:
+        with evaluating(student):
+            measured["student"] = student(step.images).argmax(1)
+    return measured
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each column: [N, D], [N, D] -> [D]; zero where a column does not vary."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt().clamp_min(1e-12)
+
+
+def _spread(centre: Tensor, label: Tensor) -> float:
+    """Mean standard deviation of the centres of one class, over axes and the classes with at least two images."""
+    classes, counts = label.unique(return_counts=True)
+    deviations = [centre[label == k].std(0).mean() for k in classes[counts > 1]]
+    return torch.stack(deviations).mean().item() if deviations else 0.0

@@ -70,13 +70,9 @@ def main() -> None:
     images, labels = read(args.images, SHEETS, "train_lables.json")
     train, target = F.pad(normalise(images), (4, 4, 4, 4), mode="reflect"), torch.from_numpy(labels)
     model = resnet20().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), args.peak, momentum=0.9, weight_decay=args.decay, nesterov=True
-    )
+    optimizer = torch.optim.SGD(model.parameters(), args.peak, momentum=0.9, weight_decay=args.decay, nesterov=True)
     steps = len(train) // args.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.peak, total_steps=args.epochs * steps, pct_start=0.2
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.peak, total_steps=args.epochs * steps, pct_start=0.2)
     start = time.perf_counter()
     for epoch in range(args.epochs):
         order, total = torch.randperm(len(train), generator=rng), 0.0
@@ -90,8 +86,8 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}/{args.epochs} loss {total / steps:.4f} {time.perf_counter() - start:.0f} s", flush=True)
-    seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        print(f"epoch {epoch + 1}/{args.epochs} loss {total / steps:.4f} {seconds:.0f} s", flush=True)
 
     images, labels = read(args.images, ("test_batch.png",), "test_lables.json")
     model.eval()

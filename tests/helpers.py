@@ -199,9 +199,7 @@ def traced(name: str) -> fx.GraphModule:
     return trace(network(name), SIZE)
 
 
-def student_of(
-    name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8"
-) -> Student:
+def student_of(name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8") -> Student:
     """A calibrated student of one of the tiny networks."""
     graph = traced(name)
     student = build(graph, plan(graph, Bits.parse(bits, ends), placement))

@@ -112,9 +112,7 @@ def change_node(index: int, **fields: Any) -> Edit:
         (change_node(2, target="forward"), "does not describe"),
     ],
 )
-def test_tampered_documents_are_refused(
-    edit: Callable[[dict[str, Any]], None], words: str, folder: Path
-) -> None:
+def test_tampered_documents_are_refused(edit: Callable[[dict[str, Any]], None], words: str, folder: Path) -> None:
     """Each is one line that names the fact; no operator beyond the allowed ones is ever looked up."""
     document = json.loads((folder / DOCUMENT).read_text())
     document["nodes"] = [node for node in document["nodes"] if node["target"] != "aten.sym_size.int"]

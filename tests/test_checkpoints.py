@@ -28,9 +28,7 @@ def wrap(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".safetensors"])
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."]
-)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
 def test_every_suffix_and_prefix_gives_the_same_weights(tmp_path: Path, suffix: str, prefix: str) -> None:
     """What is loaded equals what was saved, without what wrappers add to names."""
     state, path = network().state_dict(), tmp_path / f"weights{suffix}"
@@ -161,9 +159,7 @@ def test_num_batches_tracked_may_be_missing() -> None:
         (lambda s: s["1.running_var"].fill_(float("nan")), "'1.running_var' that are not finite"),
     ],
 )
-def test_a_misfit_names_the_weights_and_changes_nothing(
-    change: Callable[[dict[str, Tensor]], Any], words: str
-) -> None:
+def test_a_misfit_names_the_weights_and_changes_nothing(change: Callable[[dict[str, Tensor]], Any], words: str) -> None:
     """A checkpoint that does not fit is refused whole."""
     state, target = {name: value.clone() for name, value in network().state_dict().items()}, network()
     before = {name: value.clone() for name, value in target.state_dict().items()}

@@ -110,9 +110,7 @@ def test_a_truncated_npz_is_told(tmp_path: Path) -> None:
             read(tmp_path / name, input_size=COLOUR.input_size, classes=9)
 
 
-@pytest.mark.parametrize(
-    ("name", "fact"), [("none", "no data at"), ("d.npy", "is not data that can be read")]
-)
+@pytest.mark.parametrize(("name", "fact"), [("none", "no data at"), ("d.npy", "is not data that can be read")])
 def test_what_is_no_data_is_told(tmp_path: Path, name: str, fact: str) -> None:
     """A missing path and an unknown kind of file say what may be given."""
     (tmp_path / "d.npy").touch()
@@ -259,9 +257,7 @@ def test_normalised_pixels_equal_the_formula() -> None:
     """(pixels / 255 - mean) / std, channel by channel."""
     images = pixels(4)
     expected = (images / 255 - np.array(COLOUR.mean)) / np.array(COLOUR.std)
-    assert torch.allclose(
-        normalise(images, COLOUR), torch.tensor(expected).permute(0, 3, 1, 2).float(), atol=1e-6
-    )
+    assert torch.allclose(normalise(images, COLOUR), torch.tensor(expected).permute(0, 3, 1, 2).float(), atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1))

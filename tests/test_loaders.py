@@ -140,9 +140,7 @@ def test_torchvision_and_timm_are_asked_for_their_weights(monkeypatch: pytest.Mo
     ]
 
 
-def test_a_checkpoint_takes_the_place_of_a_library_s_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_checkpoint_takes_the_place_of_a_library_s_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is downloaded that a checkpoint replaces."""
     calls = libraries(monkeypatch)
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")

@@ -82,10 +82,7 @@ def test_residual_network_in_the_deployable_placement() -> None:
     assert bits.pop("x") == 8
     assert set(bits.values()) == {4}
     assert sorted(site.operator for site in found.sites if site.bits) == (
-        ["aten.adaptive_avg_pool2d.default"]
-        + ["aten.batch_norm.default"] * 3
-        + ["aten.relu.default"] * 7
-        + ["image"]
+        ["aten.adaptive_avg_pool2d.default"] + ["aten.batch_norm.default"] * 3 + ["aten.relu.default"] * 7 + ["image"]
     )
     weights = [site.weight_bits for site in found.sites if site.weight_bits]
     assert weights == [8, 4, 4, 4, 4, 4, 4, 8]

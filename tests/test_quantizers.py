@@ -34,9 +34,7 @@ def test_values_equal_torch_per_channel(bits: int, shape: tuple[int, ...]) -> No
     """Every value equals torch.fake_quantize_per_channel_affine's, bit for bit."""
     x, scale, high = torch.randn(shape), torch.rand(6) * 0.3 + 0.01, 2 ** (bits - 1) - 1
     mine = fake_quantize(x, scale, ZERO, -high - 1, high, axis=0)
-    theirs = torch.fake_quantize_per_channel_affine(
-        x, scale, torch.zeros(6, dtype=torch.int32), 0, -high - 1, high
-    )
+    theirs = torch.fake_quantize_per_channel_affine(x, scale, torch.zeros(6, dtype=torch.int32), 0, -high - 1, high)
     assert torch.equal(mine, theirs)
 
 

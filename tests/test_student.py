@@ -29,9 +29,7 @@ def test_error_falls_with_bits(name: str) -> None:
     x = images(32)
     with torch.no_grad():
         logits = network(name)(x)
-        errors = [
-            ((student_of(name, bits)(x) - logits).norm() / logits.norm()).item() for bits in ("w8a8", "w3a3")
-        ]
+        errors = [((student_of(name, bits)(x) - logits).norm() / logits.norm()).item() for bits in ("w8a8", "w3a3")]
     assert errors[0] < 0.05
     assert errors[0] < errors[1]
 

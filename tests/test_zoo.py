@@ -70,9 +70,7 @@ def test_an_absent_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
 def test_the_public_resnet20_keeps_its_accuracy(shared: Callable[[str], Path]) -> None:
     """The public checkpoint in the built-in network is 91.5 % right on the first 1,000 test images."""
     network = resolve("resnet20-cifar10", checkpoint=shared("resnet20-cifar10.safetensors"))
-    data = read(
-        shared("cifar10-test.npz"), input_size=network.preprocessing.input_size, classes=10, limit=1000
-    )
+    data = read(shared("cifar10-test.npz"), input_size=network.preprocessing.input_size, classes=10, limit=1000)
     assert accuracy(network.model, batches(data, network.preprocessing)) == pytest.approx(91.5, abs=0.11)
 
 
@@ -154,9 +152,7 @@ def test_a_checkpoint_fills_a_callable_s_network(folder: Path) -> None:
         ),
     ],
 )
-def test_incomplete_preprocessing_is_told_before_the_network_is_built(
-    options: dict[str, Any], fact: str
-) -> None:
+def test_incomplete_preprocessing_is_told_before_the_network_is_built(options: dict[str, Any], fact: str) -> None:
     """The option that is missing or wrong is named, though the network does not even exist."""
     with pytest.raises(RequestError, match=fact):
         resolve("nowhere:network", **options)

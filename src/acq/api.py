@@ -16,7 +16,8 @@ from acq.evaluate import accuracy
 from acq.flow import Preprocessing
 from acq.recipe import Request, Result, Watch, run
 from acq.student import Student
-from acq.trace import shape_of, trace
+from acq.teacher import Teacher
+from acq.trace import trace
 from acq.zoo import preprocessing_of
 
 
@@ -99,5 +100,4 @@ def load(run: str | Path) -> Student:
 def _classes(network: nn.Module, preprocessing: Preprocessing) -> int:
     if isinstance(network, Student):
         return network.classes
-    graph = trace(network, preprocessing.input_size).graph
-    return shape_of(graph.output_node().args[0][0])[1]  # type: ignore[index, union-attr, arg-type]
+    return Teacher(trace(network, preprocessing.input_size)).classes

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
 
 from acq.errors import RequestError
+from acq.flow import Preprocessing
 from acq.plan import VOCABULARY, Plan, operator_of
 from acq.quantizers import ActivationQuantizer, pack, unpack
 from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student, place
@@ -50,6 +51,12 @@ class _Layer(_Strict):
     geometry: dict[str, Any] | None  # None for a linear layer
 
 
+class _Preprocessing(_Strict):
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class _Document(_Strict):
     format: Literal[1]
     sha256: str
@@ -57,6 +64,7 @@ class _Document(_Strict):
     nodes: list[_Node]
     layers: dict[str, _Layer]
     quantizers: dict[str, int]
+    preprocessing: _Preprocessing | None
     facts: dict[str, Any]
 
 
@@ -78,6 +86,7 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
         nodes=[_encoded(node) for node in student.graph.nodes],
         layers={name: _described(layer) for name, layer in student.layers()},
         quantizers={name: module.bits for name, module in _quantizers(student)},
+        preprocessing=_Preprocessing(**vars(shown)) if (shown := student.preprocessing) else None,
         facts=facts,
     )
     text = json.dumps(document.model_dump(), indent=1, allow_nan=False)
@@ -243,7 +252,8 @@ class _Loader:
 
     def student(self) -> Student:
         graph = fx.Graph()
-        student = Student(graph, self.document.plan)
+        known = self.document.preprocessing
+        student = Student(graph, self.document.plan, Preprocessing(**dict(known)) if known else None)
         for name, layer in self.document.layers.items():
             self._place(student, name, self._layer(name, layer))
         for name, width in self.document.quantizers.items():

@@ -84,9 +84,7 @@ def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor,
     """
     if not x.numel() or not x.isfinite().all():
         found = "are not finite" if x.numel() else "were never observed"
-        raise RequestError(
-            f"values of {quantizer.name!r} {found}; check the network on these images in floating point"
-        )
+        raise RequestError(f"values of {quantizer.name!r} {found}; check the network on these images in floating point")
     low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
     if low == high:
         return x.new_ones(()), x.new_zeros(())

@@ -62,9 +62,7 @@ Bits = Annotated[
 ]
 Ends = Annotated[
     str | None,
-    typer.Option(
-        metavar="N|same", help="bits of the first and last layers' weights [8]", rich_help_panel=_RUN
-    ),
+    typer.Option(metavar="N|same", help="bits of the first and last layers' weights [8]", rich_help_panel=_RUN),
 ]
 Placement = Annotated[
     str | None, typer.Option(help="deployable, or relu-only as in the literature", rich_help_panel=_RUN)
@@ -83,12 +81,8 @@ def quantize(
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
-    preset: Annotated[
-        str | None, typer.Option(help="fast, default, best or gdfq", rich_help_panel=_RUN)
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="settings", rich_help_panel=_RUN)
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help="fast, default, best or gdfq", rich_help_panel=_RUN)] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="settings", rich_help_panel=_RUN)] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="one setting, may be repeated", rich_help_panel=_RUN),
@@ -105,15 +99,9 @@ def quantize(
     ] = None,
     device: DeviceName = None,
     seed: Annotated[int | None, typer.Option(help="of everything random [0]", rich_help_panel=_RUN)] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run", rich_help_panel=_RUN)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="start the run again", rich_help_panel=_RUN)
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say what would happen", rich_help_panel=_RUN)
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run", rich_help_panel=_RUN)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start the run again", rich_help_panel=_RUN)] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen", rich_help_panel=_RUN)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL without its data and keep the result in the folder --out."""
@@ -164,16 +152,14 @@ def evaluate(
 ) -> None:
     """Top-1 accuracy of a run's student, or of a network, on labelled images."""
     if target.endswith(".onnx"):
-        raise RequestError(
-            f"{target} is an ONNX file, which this version cannot evaluate; give the run folder instead"
-        )
+        raise RequestError(f"{target} is an ONNX file, which this version cannot evaluate; give the run folder instead")
     place = choose_device(device or "auto")
     if Path(target).is_dir():
         if any((checkpoint, model_args, input_size, mean, std)):
-            raise RequestError(
-                f"{target} is a run folder, which has its own weights and sizes; give --data alone"
-            )
+            raise RequestError(f"{target} is a run folder, which has its own weights and sizes; give --data alone")
         student = artifact.load(Path(target)).eval()
+        if student.preprocessing is None:
+            raise RequestError(f"{target} does not say how its images are normalised; quantize again")
         name = str(artifact.load_facts(Path(target)).get("origin", {}).get("model"))
         images = _labelled(data, name, student.preprocessing.input_size, student.classes, limit)
         top1 = accuracy(student.to(place), batches(images, student.preprocessing), place)
@@ -324,9 +310,7 @@ def _data_path(data: str, model: str) -> Path:
     return sample
 
 
-def _labelled(
-    data: str, model: str, size: tuple[int, int, int], classes: int, limit: int | None
-) -> LabelledImages:
+def _labelled(data: str, model: str, size: tuple[int, int, int], classes: int, limit: int | None) -> LabelledImages:
     return read(_data_path(data, model), input_size=size, classes=classes, limit=limit)
 
 
@@ -334,9 +318,7 @@ def _describe(request: Request, out: Path, as_json: bool) -> None:
     trainer = prepare(request)
     config = request.config
     if as_json:
-        _print_json(
-            {"run": str(out), "config": config.model_dump(mode="json"), "plan": trainer.student.plan.rows()}
-        )
+        _print_json({"run": str(out), "config": config.model_dump(mode="json"), "plan": trainer.student.plan.rows()})
         return
     _show_plan(trainer.student.plan)
     print(config.to_yaml(), end="")
@@ -366,5 +348,3 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value))
-
-

@@ -116,9 +116,7 @@ def to_bytes(images: Tensor, preprocessing: Preprocessing) -> Bytes:
     return array
 
 
-def batches(
-    data: LabelledImages, preprocessing: Preprocessing, size: int = 250
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: LabelledImages, preprocessing: Preprocessing, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images [n, C, H, W] and labels [n], at most ``size`` at a time and in order; files are
     decoded here.
 
@@ -172,9 +170,7 @@ def _cifar_records(file: Path) -> Bytes:
 def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], input_size: Size) -> None:
     channels, height, width = input_size
     if images.ndim and len(images) != len(labels):
-        raise RequestError(
-            f"{path} has {len(images)} images and {len(labels)} labels, one label an image is needed"
-        )
+        raise RequestError(f"{path} has {len(images)} images and {len(labels)} labels, one label an image is needed")
     if not len(labels):
         raise RequestError(f"{path} has no images; give at least one")
     if images.shape[1:] != (height, width, channels):

@@ -100,9 +100,7 @@ def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: b
     except Timeout:
         owner = path / _OWNER
         who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        raise RequestError(
-            f"the run folder {path} is in use by {who}; wait for it or choose another --out"
-        ) from None
+        raise RequestError(f"the run folder {path} is in use by {who}; wait for it or choose another --out") from None
     except PermissionError as error:
         raise RequestError(
             f"the run folder {path} cannot be written: {error.strerror}; choose another --out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,9 @@ class BumpGenerator(nn.Module):
     layer stays small at any image size (about ``8 x 8`` cells to begin with).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int, narrowest: int = 32
     ) -> None:
@@ -57,9 +61,7 @@ class BumpGenerator(nn.Module):
         self.embedding = nn.Embedding(classes, noise_dim)
         self.start = nn.Linear(2 * noise_dim, widths[0] * self.sizes[0][0] * self.sizes[0][1], bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
-        self.stages = nn.ModuleList(
-            _Stage(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.stages = nn.ModuleList(_Stage(before, after) for before, after in pairwise(widths))
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1), persistent=False)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,9 +19,9 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     Outside the main thread, where Python delivers no signals, the answer is always False.
     """
     asked = False
-    before = {}
+    before: dict[int, Any] = {}
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def remember(number: int, _: FrameType | None) -> None:
         nonlocal asked
         asked = True
         signal.signal(number, before[number])

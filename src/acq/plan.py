@@ -18,8 +18,7 @@ _ROLES = {
     "convolution": "conv2d.default conv2d.padding",
     "linear": "linear.default",
     "norm": "batch_norm.default",
-    "activation": "relu.default relu6.default hardtanh.default clamp.default clamp_min.default "
-    "clamp_max.default",
+    "activation": "relu.default relu6.default hardtanh.default clamp.default clamp_min.default clamp_max.default",
     "smooth": "silu.default hardswish.default hardsigmoid.default sigmoid.default gelu.default tanh.default "
     "elu.default leaky_relu.default softplus.default mish.default selu.default celu.default",
     "sum": "add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar",

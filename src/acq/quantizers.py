@@ -12,9 +12,7 @@ from torch import Tensor, nn
 aten = torch.ops.aten
 
 
-def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None = None
-) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None = None) -> Tensor:
     """``x`` rounded to the grid ``(q - zero_point) * scale`` with integers q in ``low..high``, as floats.
 
     ``scale`` (positive) and ``zero_point`` (integral values) are float tensors: of shape [] for one grid,
@@ -251,6 +249,4 @@ class _Sample:
 
 def _require_calibrated(quantizer: WeightQuantizer | ActivationQuantizer) -> None:
     if not quantizer.calibrated:
-        raise RuntimeError(
-            f"quantizer {quantizer.name!r} has no range yet; call calibrate(student, batches) first"
-        )
+        raise RuntimeError(f"quantizer {quantizer.name!r} has no range yet; call calibrate(student, batches) first")

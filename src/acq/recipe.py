@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,7 @@ def run(
     if out is None:
         for record in train(trainer):
             _tell(watch, record)
-        return Result(
-            trainer.student.eval(), _summary(request, trainer, _reviewed(request, trainer), images), None
-        )
+        return Result(trainer.student.eval(), _summary(request, trainer, _reviewed(request, trainer), images), None)
     with claim(out, _settings(request), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
         if finished is not None:
@@ -108,7 +106,7 @@ def prepare(request: Request) -> Trainer:
     return Trainer(
         teacher,
         _generator(request, teacher.classes).to(device),
-        build(graph, layout).to(device),
+        build(graph, layout, request.preprocessing).to(device),
         _generator_plan(config),
         _student_plan(config),
         torch.Generator(device).manual_seed(config.seed),
@@ -226,9 +224,7 @@ def _reviewed(request: Request, trainer: Trainer) -> Review:
     return seen
 
 
-def _summary(
-    request: Request, trainer: Trainer, seen: Review, images: LabelledImages | None
-) -> dict[str, Any]:
+def _summary(request: Request, trainer: Trainer, seen: Review, images: LabelledImages | None) -> dict[str, Any]:
     config, student, device = request.config, trainer.student, trainer.rng.device
 
     def top1(network: nn.Module) -> float | None:

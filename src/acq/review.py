@@ -125,6 +125,6 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 def _spread(centre: Tensor, label: Tensor) -> float:
     """Mean standard deviation of the centres of one class, over axes and the classes with at least two images."""
-    classes, counts = label.unique(return_counts=True)
-    deviations = [centre[label == k].std(0).mean() for k in classes[counts > 1]]
+    counts = torch.bincount(label)
+    deviations = [centre[label == k].std(0).mean() for k in counts.gt(1).nonzero().flatten()]
     return torch.stack(deviations).mean().item() if deviations else 0.0

@@ -16,8 +16,6 @@ from acq.plan import Bits, Plan, Site, plan
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.trace import constant
 
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
-
 
 class QuantLayer(nn.Module):
     """What both kinds share: ``weight``, its ``weight_quantizer``, and a float ``bias`` or None."""
@@ -40,9 +38,7 @@ class QuantLinear(QuantLayer):
 class QuantConv2d(QuantLayer):
     """A convolution with quantized weight; ``geometry`` has stride, padding, dilation and groups by name."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, bits: int, name: str, geometry: dict[str, Any]
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, name: str, geometry: dict[str, Any]) -> None:
         super().__init__(weight, bias, bits, name)
         self.geometry = geometry
 
@@ -60,11 +56,11 @@ class Student(nn.Module):
     ``<node>_quantizer``. ``preprocessing``, where known, says what its images are.
     """
 
-    def __init__(self, graph: fx.Graph, plan: Plan) -> None:
+    def __init__(self, graph: fx.Graph, plan: Plan, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         self.graph = graph
         self.plan = plan
-        self.preprocessing: Preprocessing | None = None
+        self.preprocessing = preprocessing
 
     @property
     def classes(self) -> int:
@@ -127,9 +123,9 @@ class _Reader(fx.Interpreter):
         return value
 
 
-def build(graph: fx.GraphModule, plan: Plan) -> Student:
+def build(graph: fx.GraphModule, plan: Plan, preprocessing: Preprocessing | None = None) -> Student:
     """The student that ``plan`` describes, with its own copy of the weights and uncalibrated quantizers."""
-    return _Builder(graph, plan).student()
+    return _Builder(graph, plan, preprocessing).student()
 
 
 @contextmanager
@@ -180,11 +176,11 @@ def _bias_count(layer: QuantLayer) -> int:
 class _Builder:
     """Copies the graph node by node into a new one, layers and quantizers becoming modules."""
 
-    def __init__(self, graph: fx.GraphModule, plan: Plan) -> None:
+    def __init__(self, graph: fx.GraphModule, plan: Plan, preprocessing: Preprocessing | None) -> None:
         self.source = graph
         self.sites = {site.node: site for site in plan.sites}
         self.graph = fx.Graph()
-        self.built = Student(self.graph, plan)
+        self.built = Student(self.graph, plan, preprocessing)
         self.copies: dict[fx.Node, fx.Node] = {}
 
     def student(self) -> Student:
@@ -205,9 +201,6 @@ class _Builder:
             copy = self._layer(node, site)
         else:
             copy = self.graph.node_copy(node, self._copied)
-            if node.target in _VIEWS:
-                # a trace is free of copies, so memory need not lie as a view wants it
-                copy.target = torch.ops.aten.reshape.default
         copy.meta = {"shape": site.shape}
         return self._quantized(copy, site) if site.bits else copy
 

@@ -124,9 +124,7 @@ class Teacher(nn.Module):
 class _Reader(fx.Interpreter):
     """One pass over the graph that keeps the values asked for; made anew for each reading, so nothing lingers."""
 
-    def __init__(
-        self, graph: fx.GraphModule, anatomy: Anatomy, *, batch_statistics: bool, moments: bool
-    ) -> None:
+    def __init__(self, graph: fx.GraphModule, anatomy: Anatomy, *, batch_statistics: bool, moments: bool) -> None:
         super().__init__(graph)
         self.anatomy = anatomy
         self.norms = frozenset(anatomy.norms)
@@ -136,10 +134,7 @@ class _Reader(fx.Interpreter):
         self.features: Tensor
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self.norms:
-            value = self._normalise(n)
-        else:
-            value = super().run_node(n)
+        value = self._normalise(n) if n.name in self.norms else super().run_node(n)
         if n.name == self.anatomy.features:
             self.features = value
         return value

@@ -32,7 +32,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
         _try(network, example)
         graph = copy.deepcopy(_export(network, example)).requires_grad_(False)
     _restore_batch_norm(graph)
-    _drop_clones(graph)
+    _drop_copies(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -87,11 +87,7 @@ def _try(network: nn.Module, example: Tensor) -> None:
             f"the network does not take images of {size}: {_first_line(error)}; give its size with --input-size"
         ) from error
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
-        found = (
-            f"a tensor of shape {tuple(output.shape)}"
-            if isinstance(output, Tensor)
-            else type(output).__name__
-        )
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise RequestError(
             f"the network has no classifier output: it returns {found}, not class scores [N, classes]; "
             "wrap it in a module that returns those alone"
@@ -132,9 +128,11 @@ def _restore_batch_norm(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _drop_clones(graph: fx.GraphModule) -> None:
-    """Dropout in eval mode is exported as a copy, which a functional graph does not need."""
+def _drop_copies(graph: fx.GraphModule) -> None:
+    """Copies (dropout in eval mode, ``contiguous``) serve no functional graph; views then must not rely on them."""
     for node in list(graph.graph.nodes):
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
         if node.target in (aten.clone.default, aten.alias.default, aten.dropout.default):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)

@@ -162,7 +162,7 @@ def _calibrate(trainer: Trainer) -> None:
     plan = trainer.student_plan
     trainer.pool = Pool(_fresh(trainer, plan.pool))
     images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
-    calibrate(trainer.student, images.split(64))
+    calibrate(trainer.student, list(images.tensor_split(range(64, len(images), 64))))
 
 
 def _student_step(trainer: Trainer) -> dict[str, Tensor]:
@@ -203,7 +203,8 @@ def _fresh(trainer: Trainer, count: int) -> Lesson:
 
 def _groups(student: Student, plan: StudentPlan) -> list[dict[str, Any]]:
     """Scales are learned as logarithms, so their steps are relative and have a rate of their own."""
-    scales, others = [], []
+    scales: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         (scales if name.endswith("log_scale") else others).append(parameter)
     return [

@@ -159,8 +159,6 @@ def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: 
         if not all(map(math.isfinite, values)):
             raise RequestError(f"--{name} is {shown}; give finite values")
     if max(mean) > 1:
-        raise RequestError(
-            f"--mean is above 1 ({max(mean):g}) ; pixels are in [0, 1], divide mean and std by 255"
-        )
+        raise RequestError(f"--mean is above 1 ({max(mean):g}) ; pixels are in [0, 1], divide mean and std by 255")
     if min(std) <= 0:
         raise RequestError(f"--std has {min(std):g}; give values above 0")

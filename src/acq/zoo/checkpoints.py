@@ -52,9 +52,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     Raises:
         RequestError: names are missing or unexpected, shapes differ, or values are not finite.
     """
-    own = {
-        _bare(name): (name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)
-    }
+    own = {_bare(name): (name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     kinds = {
         "missing": [n for n in own if n not in state and not n.endswith("num_batches_tracked")],
         "unexpected": [n for n in state if n not in own],
@@ -101,9 +99,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         if "TorchScript" in text:
             fact = "is a TorchScript program, not weights; save its state_dict()"
         elif "Weights only load failed" in text:
-            fact = (
-                "holds more than weights or none, and no code in it is run; save the network's state_dict()"
-            )
+            fact = "holds more than weights or none, and no code in it is run; save the network's state_dict()"
         else:
             fact = f"is damaged or no checkpoint ({describe(error)}); save or download it again"
         raise RequestError(f"the checkpoint {path} {fact}") from error

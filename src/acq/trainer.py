@@ -162,7 +162,7 @@ def _calibrate(trainer: Trainer) -> None:
     plan = trainer.student_plan
     trainer.pool = Pool(_fresh(trainer, plan.pool))
     images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
-    calibrate(trainer.student, list(images.tensor_split(range(64, len(images), 64))))
+    calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
 
 
 def _student_step(trainer: Trainer) -> dict[str, Tensor]:

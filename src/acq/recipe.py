@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,16 +13,16 @@ from torch import nn
 
 from acq import artifact
 from acq.config import Config
-from acq.data import LabelledImages, batches, read, to_bytes
+from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
-from acq.evaluate import accuracy
 from acq.flow import Preprocessing, Record
 from acq.folder import RunFolder, claim
 from acq.generators import GENERATORS
 from acq.interrupt import stop_requested
 from acq.plan import Bits, plan
-from acq.review import Review, Samples, fresh_steps, review
-from acq.student import Student, build, float_bytes, quantized_bytes
+from acq.review import Review, fresh_steps, review
+from acq.student import Student, build
+from acq.summary import accuracy_figures, run_figures, sample_rows
 from acq.teacher import Teacher
 from acq.trace import fingerprint, trace
 from acq.trainer import GeneratorPlan, StudentPlan, Trainer, train
@@ -88,7 +86,7 @@ def run(
         seen = _reviewed(request, trainer)
         summary = _summary(request, trainer, seen, images)
         artifact.save(trainer.student, out, _facts(request, trainer))
-        folder.write_samples(*_sample_rows(seen.samples, request.preprocessing))
+        folder.write_samples(*sample_rows(seen.samples, request.preprocessing))
         folder.write_summary(summary)
     return Result(trainer.student.eval(), summary, out)
 
@@ -123,14 +121,6 @@ def choose_device(wish: str) -> torch.device:
     if wish == "cuda" and not there:
         raise RequestError("no CUDA device is available; give --device cpu, or install a CUDA build of torch")
     return torch.device("cuda" if there and wish != "cpu" else "cpu")
-
-
-def peak_memory_mb(device: torch.device) -> int:
-    """Most memory that this process has held, in MB (of a million bytes); on CUDA, that of the device."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def _generator(request: Request, classes: int) -> nn.Module:
@@ -225,14 +215,7 @@ def _reviewed(request: Request, trainer: Trainer) -> Review:
 
 
 def _summary(request: Request, trainer: Trainer, seen: Review, images: LabelledImages | None) -> dict[str, Any]:
-    config, student, device = request.config, trainer.student, trainer.rng.device
-
-    def top1(network: nn.Module) -> float | None:
-        if images is None:
-            return None
-        return round(accuracy(network, batches(images, request.preprocessing), device), 2)
-
-    assert seen.agreement is not None
+    config = request.config
     return {
         "model": request.origin.get("model"),
         "bits": config.bits,
@@ -240,20 +223,8 @@ def _summary(request: Request, trainer: Trainer, seen: Review, images: LabelledI
         "ends": config.ends,
         "preset": config.preset,
         "seed": config.seed,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "seconds": round(trainer.seconds, 1),
-        "peak_memory_mb": peak_memory_mb(device),
-        "steps": {"generator": config.generator.steps, "student": config.student.steps},
-        "teacher_top1": top1(trainer.teacher),
-        "top1": top1(student),
-        "images": None if images is None else len(images),
-        "agreement": round(seen.agreement, 2),
-        "attention": {name: round(value, 4) for name, value in asdict(seen.control).items()},
-        "float_bytes": float_bytes(student),
-        "quantized_bytes": quantized_bytes(student),
-        "floating": len(student.plan.floating),
+        **run_figures(trainer, seen),
+        **accuracy_figures(trainer, request.preprocessing, images),
     }
 
 
@@ -273,26 +244,6 @@ def _facts(request: Request, trainer: Trainer) -> dict[str, Any]:
         "classes": trainer.teacher.classes,
         "teacher": fingerprint(trainer.teacher),
     }
-
-
-def _sample_rows(samples: Samples, preprocessing: Preprocessing) -> tuple[Any, list[dict[str, Any]]]:
-    """Sample images as bytes, and of each what was asked and what the teacher found."""
-    columns = zip(
-        samples.condition.label.tolist(),
-        samples.found.tolist(),
-        samples.condition.centre.tolist(),
-        samples.centre.tolist(),
-        strict=True,
-    )
-    rows = [
-        {"label": label, "found": found, "centre": _rounded(centre), "realised": _rounded(realised)}
-        for label, found, centre, realised in columns
-    ]
-    return to_bytes(samples.images.cpu(), preprocessing), rows
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [round(value, 4) for value in values]
 
 
 def _listed(value: Any) -> Any:

@@ -6,6 +6,7 @@ by ``normalise``, the one home of pixel normalisation.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ Size = tuple[int, int, int]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "a .npz file, a folder with one sub-folder a class, or a folder of CIFAR-10 .bin files"
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+_BATCH_VALUES = 1_000_000
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
 
@@ -116,13 +118,16 @@ def to_bytes(images: Tensor, preprocessing: Preprocessing) -> Bytes:
     return array
 
 
-def batches(data: LabelledImages, preprocessing: Preprocessing, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    data: LabelledImages, preprocessing: Preprocessing, size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images [n, C, H, W] and labels [n], at most ``size`` at a time and in order; files are
-    decoded here.
+    decoded here. By default as many as make a million values, so that memory does not grow with the image.
 
     Raises:
         RequestError: an image file is broken.
     """
+    size = size or max(1, _BATCH_VALUES // math.prod(preprocessing.input_size))
     for start in range(0, len(data), size):
         part = slice(start, start + size)
         yield normalise(data.images[part], preprocessing), torch.from_numpy(data.labels[part].copy())

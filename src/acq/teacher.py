@@ -173,7 +173,7 @@ def _linear_head(logits: fx.Node, features: fx.Node) -> fx.Node | None:
     node, weight = logits.args[0], logits.args[1]
     while isinstance(node, fx.Node) and node is not features:
         if node.target in POOLS:
-            pooled = True
+            pooled = shape_of(node)[1:2] == shape_of(features)[1:2]  # over space, and not over channels
         elif node.target not in RESHAPES:
             return None
         node = node.args[0]

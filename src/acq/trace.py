@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,7 +28,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
         RequestError: the model rejects such images, cannot be exported, or its output is not [N, K].
     """
     example = torch.zeros(2, *input_size)
-    with _in_eval_mode(model) as network, warnings.catch_warnings():
+    with _in_eval_mode(model) as network, warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         _try(network, example)
         graph = copy.deepcopy(_export(network, example)).requires_grad_(False)
@@ -69,7 +70,8 @@ def fingerprint(network: nn.Module) -> str:
 def _in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
     try:
-        yield model.eval()
+        model.eval()
+        yield model
     finally:
         for module, mode in modes:
             module.training = mode

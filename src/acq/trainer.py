@@ -102,6 +102,7 @@ class Trainer:
         self.student.load_state_dict(state["student"])
         self.student_optimizer.load_state_dict(state["student_optimizer"])
         pool = state["pool"]
+        self.pool = None
         if pool is not None:
             kept = {name: pool[name].to(self.rng.device) for name in ("images", "logits", "features")}
             self.pool = Pool(Lesson(**kept), pool["oldest"])
@@ -127,9 +128,10 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
             yield "generator", steps, _figures(parts, trainer.step, steps)
         trainer.phase, trainer.step = "calibration", 0
     if trainer.phase == "calibration":
-        _calibrate(trainer)
-        trainer.step = 1
-        yield "calibration", 1, {}
+        if not trainer.step:
+            _calibrate(trainer)
+            trainer.step = 1
+            yield "calibration", 1, {}
         trainer.phase, trainer.step = "student", 0
     steps = trainer.student_plan.steps
     while trainer.step < steps:

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import SIZE, traced
+
+from acq import checkpoint
+from acq.flow import Preprocessing, Record
+from acq.generators import CanvasGenerator
+from acq.plan import Bits, plan
+from acq.student import build
+from acq.teacher import Teacher
+from acq.trainer import GeneratorPlan, StudentPlan, Trainer, learning_rate_factor, train
+
+GENERATOR = GeneratorPlan(
+    weights={"classes": 1.0, "statistics": 1.0, "centre": 1.0, "paired": 0.1, "consistency": 0.1},
+    steps=6,
+    batch=8,
+    learning_rate=0.01,
+    noise_dim=4,
+    spread=0.15,
+)
+STUDENT = StudentPlan(
+    weights={"logits": 1.0, "probabilities": 0.5, "features": 1.0},
+    steps=7,
+    batch=8,
+    learning_rate=1e-3,
+    scale_learning_rate=1e-3,
+    calibration_images=12,
+    pool=24,
+    renew_every=2,
+    renew_count=10,
+)
+
+
+def made(generator: GeneratorPlan = GENERATOR, student: StudentPlan = STUDENT, bits: str = "w4a4") -> Trainer:
+    """A trainer of its own; two of them are equal bit for bit."""
+    torch.manual_seed(7)
+    graph = traced("residual")
+    return Trainer(
+        Teacher(graph),
+        CanvasGenerator(Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3), 5, noise_dim=generator.noise_dim, width=8),
+        build(graph, plan(graph, Bits.parse(bits))),
+        generator,
+        student,
+        torch.Generator().manual_seed(3),
+    )
+
+
+def told(record: Record) -> tuple[Any, ...]:
+    """A record without its seconds."""
+    return record.phase, record.step, record.steps, record.values
+
+
+def parted(state: Any, path: str = "") -> dict[str, Any]:
+    """A nested state as one flat mapping, without its seconds."""
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {name: leaf for key, value in items for name, leaf in parted(value, f"{path}.{key}").items()}
+    return {} if path == ".seconds" else {path: state}
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    one, other = parted(first), parted(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+def test_a_run_has_a_record_a_step() -> None:
+    """Phases come in order, each step counts one up, seconds only grow, and figures come at each phase's end."""
+    records = list(train(made()))
+    expected = [("generator", i + 1, 6) for i in range(6)] + [("calibration", 1, 1)]
+    expected += [("student", i + 1, 7) for i in range(7)]
+    assert [told(record)[:3] for record in records] == expected
+    assert all(before.seconds < after.seconds for before, after in pairwise(records))
+    assert records[5].values.keys() == GENERATOR.weights.keys()
+    assert records[-1].values.keys() == STUDENT.weights.keys()
+
+
+def test_two_runs_are_equal_bit_for_bit() -> None:
+    """Equal settings and seeds give the same figures, weights, optimizers, pool and next random number."""
+    first, second = made(), made()
+    assert [told(record) for record in train(first)] == [told(record) for record in train(second)]
+    assert_same(first.state(), second.state())
+
+
+def test_another_seed_is_another_run() -> None:
+    """The generator of random numbers decides what is drawn."""
+    first, second = made(), made()
+    second.rng.manual_seed(4)
+    for trainer in (first, second):
+        list(train(trainer))
+    assert first.pool is not None
+    assert second.pool is not None
+    assert not torch.equal(first.pool.lesson.images, second.pool.lesson.images)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6, 7, 8, 10, 11, 14])
+def test_a_resumed_run_equals_an_uninterrupted_one(stop: int, tmp_path: Path) -> None:
+    """Saved after any step of any phase and restored into a fresh trainer, it ends the same bit for bit."""
+    whole = made()
+    records = [told(record) for record in train(whole)]
+    first = made()
+    for done, _ in enumerate(train(first), 1):
+        if done == stop:
+            checkpoint.save(tmp_path / "state.pt", first.state())
+            break
+    second = made()
+    second.restore(checkpoint.load(tmp_path / "state.pt"))
+    assert second.seconds == first.seconds
+    assert [told(record) for record in train(second)] == records[stop:]
+    assert_same(second.state(), whole.state())
+
+
+@pytest.mark.parametrize("stop", [2, 9])
+def test_a_trainer_goes_back_to_where_it_was(stop: int) -> None:
+    """Restored in place, the same trainer repeats what it did."""
+    trainer, kept, records = made(), None, []
+    for done, record in enumerate(train(trainer), 1):
+        if done == stop:
+            kept = copy.deepcopy(trainer.state())
+        records.append(told(record))
+    assert kept is not None
+    trainer.restore(kept)
+    assert (trainer.pool is None) == (kept["pool"] is None)
+    assert [told(record) for record in train(trainer)] == records[stop:]
+
+
+def test_a_finished_run_has_nothing_left() -> None:
+    """Training on yields no record and changes nothing."""
+    trainer = made()
+    list(train(trainer))
+    before = copy.deepcopy(trainer.state())
+    assert list(train(trainer)) == []
+    assert_same(trainer.state(), before)
+
+
+def test_the_teacher_is_not_trained() -> None:
+    """Not a value of its graph changes over a whole run."""
+    trainer = made()
+    before = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+    list(train(trainer))
+    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.state_dict().items())
+
+
+def test_each_phase_trains_its_own_network() -> None:
+    """The student is untouched until calibration, the generator after its last step."""
+    trainer = made()
+    student = {name: value.clone() for name, value in trainer.student.state_dict().items() if "scale" not in name}
+    for record in train(trainer):
+        if record.phase == "generator":
+            now = trainer.student.state_dict()
+            assert all(torch.equal(now[name], value) for name, value in student.items() if value.isfinite().all())
+            generator = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
+    now = trainer.generator.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in generator.items())
+    moved = trainer.student.state_dict()
+    assert any(not torch.equal(moved[name], value) for name, value in student.items())
+
+
+@pytest.mark.parametrize("name", ["classes", "statistics", "centre", "paired", "consistency"])
+def test_the_generator_learns(name: str) -> None:
+    """On a toy each loss falls when it alone has a weight."""
+    generator = replace(GENERATOR, weights={name: 1.0}, steps=40, batch=16)
+    figures = [record.values for record in train(made(generator, replace(STUDENT, steps=0))) if record.values]
+    assert figures[-1][name] < 0.95 * figures[0][name]
+
+
+def test_the_student_learns() -> None:
+    """At 2 bits, distillation on a fixed pool at least halves the error of the logits."""
+    student = replace(
+        STUDENT,
+        weights={"logits": 1.0},
+        steps=60,
+        batch=24,
+        renew_count=0,
+        learning_rate=1e-3,
+        scale_learning_rate=5e-3,
+    )
+    figures = [record.values for record in train(made(student=student, bits="w2a2")) if record.phase == "student"]
+    errors = [values["logits"] for values in figures if values]
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def pools(student: StudentPlan) -> list[torch.Tensor]:
+    """The images of the pool after calibration and after each of the student's steps."""
+    trainer, found = made(student=student), []
+    for record in train(trainer):
+        if record.phase != "generator":
+            assert trainer.pool is not None
+            found.append(trainer.pool.lesson.images.clone())
+    return found
+
+
+def test_the_pool_is_renewed_in_turns() -> None:
+    """Every second step the ten oldest of 24 images are replaced, round and round."""
+    found = pools(STUDENT)
+    changed = [(now != before).flatten(1).any(1).nonzero().flatten().tolist() for before, now in pairwise(found)]
+    renewals = [list(range(10)), list(range(10, 20)), [0, 1, 2, 3, 4, 5, 20, 21, 22, 23]]
+    assert changed == [[], [], renewals[0], [], renewals[1], [], renewals[2]]
+
+
+def test_a_pool_may_be_kept() -> None:
+    """With nothing to renew, the first images are the last."""
+    found = pools(replace(STUDENT, renew_count=0))
+    assert all(torch.equal(images, found[0]) for images in found)
+
+
+def test_what_the_pool_holds_is_the_teacher_s() -> None:
+    """After renewals too, each image's logits and features are what the teacher says of it."""
+    trainer = made()
+    list(train(trainer))
+    assert trainer.pool is not None
+    lesson = trainer.pool.lesson
+    reading = trainer.teacher.read(lesson.images)
+    torch.testing.assert_close(lesson.logits, reading.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lesson.features, reading.features, rtol=1e-4, atol=1e-5)
+    assert not lesson.images.requires_grad
+
+
+def test_a_student_may_be_calibrated_only() -> None:
+    """Without student steps the run ends with ranges for every quantizer."""
+    trainer = made(student=replace(STUDENT, steps=0))
+    records = list(train(trainer))
+    assert records[-1].phase == "calibration"
+    assert all(value.isfinite().all() for value in trainer.student.state_dict().values())
+
+
+def test_losses_without_weight_are_not_reported() -> None:
+    """A weight of zero switches a loss off in both phases."""
+    generator = replace(GENERATOR, weights={"classes": 1.0, "consistency": 0.0})
+    student = replace(STUDENT, weights={"logits": 0.0, "features": 1.0})
+    figures = {record.phase: record.values for record in train(made(generator, student)) if record.values}
+    assert figures["generator"].keys() == {"classes"}
+    assert figures["student"].keys() == {"features"}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 400])
+@pytest.mark.parametrize("rising", [0.0, 0.02, 0.5])
+def test_the_learning_rate_rises_and_falls(steps: int, rising: float) -> None:
+    """It is never above one, reaches one, rises to it and then only falls, and no step goes unused."""
+    factors = [learning_rate_factor(step, steps, rising) for step in range(steps)]
+    peak = factors.index(max(factors))
+    assert max(factors) == 1
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert min(factors) > 0
+
+
+def test_rates_are_given_back_after_each_step() -> None:
+    """The optimizers keep each group's own rate, so that a saved one means what it did."""
+    trainer = made()
+    list(train(trainer))
+    assert [group["lr"] for group in trainer.student_optimizer.param_groups] == [1e-3, 1e-3]
+    assert [group["lr"] for group in trainer.generator_optimizer.param_groups] == [0.01]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from acq.flow import Condition, Reading
+from acq.pool import Lesson, Pool, synthesise
+
+
+class Painter(nn.Module):
+    """A generator whose images count up, one more each time, and tell the mode that they were made in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.drop = nn.Dropout(0.5)
+        self.made = 0
+
+    def forward(self, condition: Condition) -> Tensor:
+        assert not self.training
+        assert not self.drop.training
+        count = len(condition.label)
+        first, self.made = self.made, self.made + count
+        return self.scale * torch.arange(first, self.made).float().view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+class Reader(nn.Module):
+    """A teacher that says of an image how bright it is, and keeps the sizes of its batches."""
+
+    classes = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def read(self, images: Tensor) -> Reading:
+        self.batches.append(len(images))
+        bright = images.mean((1, 2, 3))
+        attention = torch.full((len(images), 2, 2), 0.25)
+        return Reading(bright.unsqueeze(1) * torch.ones(5), images[:, :, :2, :2] + 1, attention, attention[:, 0], ())
+
+
+def lesson(count: int, first: int = 0) -> Lesson:
+    """Entries that count up."""
+    values = torch.arange(first, first + count).float()
+    return Lesson(
+        values.view(-1, 1, 1, 1).repeat(1, 3, 2, 2), values.view(-1, 1).repeat(1, 5), values.view(-1, 1, 1, 1) + 0.5
+    )
+
+
+def numbers(found: Lesson) -> list[int]:
+    """Which entries a lesson has; they must belong together."""
+    values = found.logits[:, 0]
+    assert torch.equal(found.images, values.view(-1, 1, 1, 1).expand_as(found.images))
+    assert torch.equal(found.features.flatten(), values + 0.5)
+    return values.int().tolist()
+
+
+def make(count: int, batch: int = 8, seed: int = 0) -> tuple[Lesson, Reader]:
+    reader = Reader()
+    rng = torch.Generator().manual_seed(seed)
+    made = synthesise(Painter().train(), reader, count, noise_dim=3, spread=0.2, rng=rng, batch=batch)  # type: ignore[arg-type]
+    return made, reader
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 30])
+def test_as_many_images_are_made_as_asked_for(count: int) -> None:
+    """At most a batch at a time, each image once, with what the teacher said of it and no gradient."""
+    made, reader = make(count)
+    assert made.images.shape == (count, 3, 4, 4)
+    assert made.logits.shape == (count, 5)
+    assert made.features.shape == (count, 3, 2, 2)
+    assert max(reader.batches) <= 8
+    assert len(made.images[:, 0, 0, 0].unique()) == count
+    assert torch.equal(made.logits[:, 0], made.images.mean((1, 2, 3)))
+    assert torch.equal(made.features, made.images[:, :, :2, :2] + 1)
+    assert not made.images.requires_grad
+
+
+def test_the_generator_gets_its_modes_back() -> None:
+    """Images are made in eval mode, whatever mode each part was in."""
+    painter = Painter().train()
+    painter.drop.eval()
+    rng = torch.Generator().manual_seed(0)
+    synthesise(painter, Reader(), 4, noise_dim=3, spread=0.2, rng=rng)  # type: ignore[arg-type]
+    assert painter.training
+    assert not painter.drop.training
+
+
+@given(count=st.integers(1, 30), seed=st.integers(0, 50))
+def test_a_sample_is_of_distinct_entries(count: int, seed: int) -> None:
+    """As many as asked for or all there are, none twice, each whole; equal generators draw alike."""
+    pool = Pool(lesson(12))
+    drawn = numbers(pool.sample(count, torch.Generator().manual_seed(seed)))
+    assert len(drawn) == len(set(drawn)) == min(count, 12)
+    assert drawn == numbers(pool.sample(count, torch.Generator().manual_seed(seed)))
+
+
+def test_a_sample_is_a_copy() -> None:
+    """Changing it does not change the pool."""
+    pool = Pool(lesson(4))
+    pool.sample(4, torch.Generator()).images.zero_()
+    assert numbers(pool.lesson) == [0, 1, 2, 3]
+
+
+def test_every_entry_is_drawn_alike() -> None:
+    """Over many samples no entry is favoured."""
+    pool, rng = Pool(lesson(10)), torch.Generator().manual_seed(0)
+    drawn = torch.tensor([numbers(pool.sample(3, rng)) for _ in range(1000)])
+    counts = torch.bincount(drawn.flatten())
+    assert counts.min() > 240
+    assert counts.max() < 360
+
+
+def test_renewal_replaces_the_oldest() -> None:
+    """Entries go in the order in which they came, around the end of the pool."""
+    pool = Pool(lesson(5))
+    pool = pool.renewed(lesson(2, 10))
+    assert numbers(pool.lesson) == [10, 11, 2, 3, 4]
+    pool = pool.renewed(lesson(2, 20))
+    assert numbers(pool.lesson) == [10, 11, 20, 21, 4]
+    pool = pool.renewed(lesson(3, 30))
+    assert numbers(pool.lesson) == [31, 32, 20, 21, 30]
+    assert pool.oldest == 2
+
+
+def test_more_than_a_pool_keeps_the_last() -> None:
+    """A renewal by more images than fit leaves the newest of them."""
+    pool = Pool(lesson(3), oldest=1).renewed(lesson(5, 10))
+    assert sorted(numbers(pool.lesson)) == [12, 13, 14]
+    assert pool.oldest == 1
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=12))
+def test_a_pool_holds_the_newest(sizes: list[int]) -> None:
+    """After any renewals it has its size, holds the images made last, and knows which of them is oldest."""
+    pool, made = Pool(lesson(6)), 6
+    for size in sizes:
+        pool, made = pool.renewed(lesson(size, made)), made + size
+    found = numbers(pool.lesson)
+    assert sorted(found) == list(range(made - 6, made))
+    assert found[pool.oldest] == made - 6

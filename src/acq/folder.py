@@ -54,9 +54,10 @@ class RunFolder:
             log.unlink(missing_ok=True)
             return None
         state = checkpoint.load(path)
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        kept = [line for line in lines if json.loads(line)["seconds"] <= state["trainer"]["seconds"] + 1e-3]
-        write_text(log, "".join(line + "\n" for line in kept))
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a killed process may leave half of one
+        kept = [line for line in whole if json.loads(line)["seconds"] <= state["trainer"]["seconds"] + 1e-3]
+        write_text(log, "".join(kept))
         return state
 
     def write_samples(self, images: np.ndarray[Any, Any], rows: list[dict[str, Any]]) -> None:
@@ -101,7 +102,7 @@ def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: b
         owner = path / _OWNER
         who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise RequestError(f"the run folder {path} is in use by {who}; wait for it or choose another --out") from None
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError) as error:
         raise RequestError(
             f"the run folder {path} cannot be written: {error.strerror}; choose another --out"
         ) from error

@@ -25,11 +25,11 @@ class GeneratorLosses(Section):
     """Weights of the generator's losses; 0 switches one off. Formulas: ``acq.losses``."""
 
     classes: float = Field(1.0, ge=0)
-    statistics: float = Field(1.0, ge=0)
+    statistics: float = Field(10.0, ge=0)
     statistics_plain: float = Field(0.0, ge=0)
-    centre: float = Field(10.0, ge=0)
-    paired: float = Field(1.0, ge=0)
-    consistency: float = Field(0.1, ge=0)
+    centre: float = Field(30.0, ge=0)
+    paired: float = Field(5.0, ge=0)
+    consistency: float = Field(0.3, ge=0)
 
 
 class Generator(Section):
@@ -38,10 +38,10 @@ class Generator(Section):
     kind: str = "canvas"
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
-    steps: int = Field(400, ge=1)
+    steps: int = Field(1000, ge=1)
     batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
     learning_rate: float = Field(1e-3, gt=0)
-    spread: float = Field(0.15, ge=0, le=1, description="standard deviation of requested centres")
+    spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
     losses: GeneratorLosses = GeneratorLosses()
 
 
@@ -67,7 +67,7 @@ class Student(Section):
     calibration_images: int = Field(256, ge=1)
     steps: int = Field(400, ge=0)
     batch: int = Field(64, ge=1)
-    learning_rate: float = Field(3e-4, gt=0, description="of weights and biases, at its highest")
+    learning_rate: float = Field(2e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
     losses: StudentLosses = StudentLosses()
 

@@ -90,13 +90,13 @@ class CanvasGenerator(nn.Module):
         x = self.norm(self.start(code).unflatten(1, (-1, *self.canvas)))
         x = window(x, condition.centre, *self.sizes[0])
         for stage, size in zip(self.stages, self.sizes[1:], strict=True):
-            x = F.interpolate(stage(x, bump(condition.centre, *x.shape[2:])), size=size)
+            x = stage(F.interpolate(x, size=size), bump(condition.centre, *size))
         pixels = torch.sigmoid(self.last(x))
         return (pixels - self.mean) / self.std
 
 
 class _Stage(nn.Module):
-    """Convolve features and bump together, then normalise; the caller doubles the resolution."""
+    """Convolve features and bump together at one resolution, then normalise."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

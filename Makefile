@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/demo --overwrite
+	$(BIN)/acq quantize resnet20-cifar10 --bits w4a4 --preset fast --data sample --out runs/demo --overwrite
 
 test: setup
 	$(BIN)/pytest

@@ -27,7 +27,7 @@ def quantize(
     input_size: Sequence[int],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    bits: str = "w4a4",
+    bits: str | None = None,
     out: str | Path | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
@@ -39,9 +39,9 @@ def quantize(
     """Quantize a trained classifier without its training data.
 
     ``input_size`` is (C, H, W); ``mean`` and ``std`` are those of the network's normalisation of pixels in [0, 1]
-    (ImageNet's where not given, for three channels). ``settings`` are nested as in a configuration file, for example
-    ``{"placement": "relu-only", "student": {"steps": 1000}}``. ``data`` (an ``.npz`` or a folder of classes) is read
-    at the end, to report. ``model`` is left exactly as it was.
+    (ImageNet's where not given, for three channels). ``bits`` are such as ``"w4a4"``, the default. ``settings`` are
+    nested as in a configuration file, for example ``{"placement": "relu-only", "student": {"steps": 1000}}``. ``data``
+    (an ``.npz`` or a folder of classes) is read at the end, to report. ``model`` is left exactly as it was.
 
     Raises:
         RequestError: what was asked for cannot be done; nothing was written.
@@ -49,7 +49,7 @@ def quantize(
     request = Request(
         model,
         preprocessing_of(input_size, mean, std),
-        Config.create(preset, settings or {}, {"bits": bits}),
+        Config.create(preset, settings or {}, {"bits": bits} if bits else {}),
         origin={"model": f"{type(model).__module__}:{type(model).__qualname__}"},
     )
     return run(

@@ -58,7 +58,8 @@ Std = Annotated[
     typer.Option(metavar="A,B,C", help="deviation of its normalisation", rich_help_panel=_NETWORK),
 ]
 Bits = Annotated[
-    str, typer.Option(metavar="wNaM", help="bits of weights and activations, 2 to 8", rich_help_panel=_RUN)
+    str | None,
+    typer.Option(metavar="wNaM", help="bits of weights and activations, 2 to 8 [w4a4]", rich_help_panel=_RUN),
 ]
 Ends = Annotated[
     str | None,
@@ -75,7 +76,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on s
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option(help="the run folder", rich_help_panel=_RUN)],
-    bits: Bits = "w4a4",
+    bits: Bits = None,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
     input_size: InputSize = None,
@@ -174,7 +175,7 @@ def evaluate(
 @app.command()
 def inspect(
     model: Model,
-    bits: Bits = "w4a4",
+    bits: Bits = None,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
     input_size: InputSize = None,

@@ -27,7 +27,7 @@ class GeneratorLosses(Section):
     classes: float = Field(1.0, ge=0)
     statistics: float = Field(10.0, ge=0)
     statistics_plain: float = Field(0.0, ge=0)
-    centre: float = Field(30.0, ge=0)
+    centre: float = Field(60.0, ge=0)
     paired: float = Field(5.0, ge=0)
     consistency: float = Field(0.3, ge=0)
 
@@ -38,7 +38,7 @@ class Generator(Section):
     kind: str = "canvas"
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(700, ge=1)
     batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
     learning_rate: float = Field(1e-3, gt=0)
     spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
@@ -65,10 +65,11 @@ class Student(Section):
     """Calibration and training of the quantized network."""
 
     calibration_images: int = Field(256, ge=1)
-    steps: int = Field(400, ge=0)
+    steps: int = Field(600, ge=0)
     batch: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-4, gt=0, description="of weights and biases, at its highest")
+    learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
+    mix: float = Field(0.5, ge=0, le=1, description="share of a batch that is blended with other images")
     losses: StudentLosses = StudentLosses()
 
 
@@ -116,9 +117,9 @@ class Config(Section):
 # one line a preset: what differs from the defaults above
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fast": {"generator": {"steps": 200}, "pool": {"size": 1024}, "student": {"steps": 150}},
-    "best": {"generator": {"steps": 1500}, "pool": {"size": 8192}, "student": {"steps": 3000}},
-    "gdfq": {"generator": {"losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}}},
+    "fast": {"generator": {"steps": 300}, "pool": {"size": 2048}, "student": {"steps": 200}},
+    "best": {"generator": {"steps": 2000}, "pool": {"size": 8192}, "student": {"steps": 4000}},
+    "gdfq": {"generator": {"spread": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}}},
 }
 
 

@@ -82,7 +82,8 @@ class _Lines:
             return
         self.last = now
         pace = (record.seconds - clock) / max(1, record.step - step)
-        left = "" if ended else f", {pace * (record.steps - record.step):.0f} s left"
+        known = record.step > step and not ended
+        left = f", {pace * (record.steps - record.step):.0f} s left" if known else ""
         title = _TITLES.get(record.phase, record.phase)
         figures = f"  {_figures(record)}" if record.values else ""
         self.console.print(

@@ -161,6 +161,7 @@ def _student_plan(config: Config) -> StudentPlan:
         pool=config.pool.size,
         renew_every=config.pool.renew_every,
         renew_count=config.pool.renew_count,
+        mix=settings.mix,
     )
 
 

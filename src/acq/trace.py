@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from torch import Tensor, fx, nn
@@ -101,8 +103,9 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
     arguments = (example.to(parameter.device, parameter.dtype),)
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
     try:
-        exported = torch.export.export(network, arguments, dynamic_shapes=shapes)
-        module = exported.run_decompositions({}).module(check_guards=False)
+        with _quietly():
+            exported = torch.export.export(network, arguments, dynamic_shapes=shapes)
+            module = exported.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         raise RequestError(
             f"the network cannot be traced by torch.export with a free batch size: {_first_line(error)}; "
@@ -110,6 +113,18 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
         ) from error
     assert isinstance(module, fx.GraphModule)
     return module
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the pages that ``torch.export`` prints and logs of what it cannot trace: the error says it in a line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _restore_batch_norm(graph: fx.GraphModule) -> None:

@@ -16,7 +16,7 @@ from acq.calibration import calibrate
 from acq.condition import draw
 from acq.flow import Record, Step
 from acq.losses import total
-from acq.pool import Lesson, Pool, synthesise
+from acq.pool import Lesson, Pool, mixed, synthesise
 from acq.student import Student
 from acq.teacher import Teacher
 
@@ -40,7 +40,8 @@ class GeneratorPlan:
 class StudentPlan:
     """How the student is trained: weights of ``acq.distillation`` by name, its pool, and an Adam run.
 
-    ``renew_count`` images replace the oldest of the pool's ``pool`` every ``renew_every`` steps.
+    ``renew_count`` images replace the oldest of the pool's ``pool`` every ``renew_every`` steps; ``mix`` is the share
+    of a batch that is blended with other images and read by the teacher anew.
     """
 
     weights: Mapping[str, float]
@@ -52,6 +53,7 @@ class StudentPlan:
     pool: int
     renew_every: int
     renew_count: int
+    mix: float = 0.0
 
 
 class Trainer:
@@ -172,7 +174,7 @@ def _student_step(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     if plan.renew_count and trainer.step and trainer.step % plan.renew_every == 0:
         trainer.pool = trainer.pool.renewed(_fresh(trainer, plan.renew_count))
-    lesson = trainer.pool.sample(plan.batch, trainer.rng)
+    lesson = mixed(trainer.pool.sample(plan.batch, trainer.rng), trainer.teacher, plan.mix, trainer.rng)
     parts = _compare(trainer, lesson)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.02)
     _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor)

@@ -84,11 +84,10 @@ def resolve(
         RequestError: there is no such network, it cannot be built, its checkpoint does not fit, or the
             preprocessing is incomplete or wrong.
     """
-    if (mean is None) != (std is None):
-        raise RequestError(f"--{'std' if std is None else 'mean'} is missing; give --mean and --std together")
+    _check_both_or_neither(mean, std)  # before a network is built or downloaded
     entry, source = _entry(model), model.partition(":")[0]
     if entry is None and source != "timm":
-        preprocessing_of(input_size, mean, std, None)  # before a network is built or downloaded
+        preprocessing_of(input_size, mean, std, None)
     module, known = _load(model, entry, arguments or {}, checkpoint)
     preprocessing = preprocessing_of(input_size, mean, std, known)
     if checkpoint is not None:
@@ -134,6 +133,7 @@ def preprocessing_of(
     Raises:
         RequestError: it is incomplete, or a value cannot be right.
     """
+    _check_both_or_neither(mean, std)
     size = input_size if input_size is not None else known.input_size if known is not None else None
     if size is None:
         raise RequestError("the size of the images is not known; give --input-size, such as 3,224,224")
@@ -149,6 +149,11 @@ def preprocessing_of(
         mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
     _check_normalisation(mean, std, channels)
     return Preprocessing((channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _check_both_or_neither(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        raise RequestError(f"--{'std' if std is None else 'mean'} is missing; give --mean and --std together")
 
 
 def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from acq.flow import Condition, Reading
-from acq.pool import Lesson, Pool, synthesise
+from acq.pool import Lesson, Pool, mixed, synthesise
 
 
 class Painter(nn.Module):
@@ -143,3 +143,47 @@ def test_a_pool_holds_the_newest(sizes: list[int]) -> None:
     found = numbers(pool.lesson)
     assert sorted(found) == list(range(made - 6, made))
     assert found[pool.oldest] == made - 6
+
+
+def pictures(count: int = 8) -> Lesson:
+    """Random images with what ``Reader`` says of them."""
+    images = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    reading = Reader().read(images)
+    return Lesson(images, reading.logits, reading.features)
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 50))
+def test_a_share_is_blended_and_read_anew(share: float, seed: int) -> None:
+    """So many images lie between two of the lesson, nearer to their own, with the teacher's word on them."""
+    whole, reader = pictures(), Reader()
+    found = mixed(whole, reader, share, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    count = round(8 * share)
+    assert torch.equal(found.images[count:], whole.images[count:])
+    assert torch.equal(found.logits[count:], whole.logits[count:])
+    for image, own in zip(found.images[:count], whole.images[:count], strict=True):
+        nearest = (whole.images - image).flatten(1).norm(dim=1).argmin()
+        assert torch.equal(whole.images[nearest], own)
+        between = (torch.minimum(own, whole.images) - 1e-6 <= image) & (
+            image <= torch.maximum(own, whole.images) + 1e-6
+        )
+        assert between.flatten(1).all(1).any()
+    reading = reader.read(found.images)
+    torch.testing.assert_close(found.logits, reading.logits)
+    torch.testing.assert_close(found.features, reading.features)
+
+
+def test_without_a_share_the_teacher_is_not_asked() -> None:
+    """Nothing is blended, read or drawn."""
+    whole, reader, rng = pictures(), Reader(), torch.Generator().manual_seed(0)
+    before = rng.get_state()
+    assert mixed(whole, reader, 0.0, rng) is whole  # type: ignore[arg-type]
+    assert reader.batches == []
+    assert torch.equal(rng.get_state(), before)
+
+
+def test_blending_changes_no_entry() -> None:
+    """The lesson that was blended is as it was."""
+    whole = pictures()
+    before = whole.images.clone()
+    mixed(whole, Reader(), 1.0, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert torch.equal(whole.images, before)

@@ -36,6 +36,7 @@ STUDENT = StudentPlan(
     pool=24,
     renew_every=2,
     renew_count=10,
+    mix=0.5,
 )
 
 
@@ -175,7 +176,7 @@ def test_the_generator_learns(name: str) -> None:
 
 
 def test_the_student_learns() -> None:
-    """At 2 bits, distillation on a fixed pool at least halves the error of the logits."""
+    """At 2 bits, distillation on a fixed pool takes at least a third off the error of the logits."""
     student = replace(
         STUDENT,
         weights={"logits": 1.0},
@@ -187,7 +188,7 @@ def test_the_student_learns() -> None:
     )
     figures = [record.values for record in train(made(student=student, bits="w2a2")) if record.phase == "student"]
     errors = [values["logits"] for values in figures if values]
-    assert errors[-1] < 0.5 * errors[0]
+    assert errors[-1] < 0.67 * errors[0]
 
 
 def pools(student: StudentPlan) -> list[torch.Tensor]:

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from acq.config import PRESETS, Config, assignment, read_yaml
+from acq.errors import RequestError
+
+
+def refused(*changes: dict[str, Any], preset: str = "default") -> str:
+    """The one line that says what is wrong with a configuration."""
+    with pytest.raises(RequestError) as caught:
+        Config.create(preset, *changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_configuration(preset: str) -> None:
+    """Its changes are valid, it knows its name, and it differs from the default as it says."""
+    config = Config.create(preset)
+    assert config.preset == preset
+    assert (config.model_copy(update={"preset": "default"}) == Config.create()) == (not PRESETS[preset])
+
+
+def test_the_later_change_counts() -> None:
+    """Changes are laid over the preset in order, and what they leave out stays."""
+    config = Config.create("fast", {"student": {"steps": 7, "batch": 3}}, {"student": {"steps": 9}}, {"seed": 4})
+    assert (config.student.steps, config.student.batch, config.seed) == (9, 3, 4)
+    assert config.student.learning_rate == Config.create("fast").student.learning_rate
+    assert config.generator == Config.create("fast").generator
+
+
+def test_losses_are_changed_one_at_a_time() -> None:
+    """A weight three levels down leaves its neighbours as they were."""
+    losses = Config.create("gdfq", {"generator": {"losses": {"centre": 3}}}).generator.losses
+    assert losses.centre == 3
+    assert losses.paired == Config.create("gdfq").generator.losses.paired == 0
+
+
+def test_a_change_may_name_the_preset() -> None:
+    """As a file does; the last name counts, and its values lie below every change."""
+    config = Config.create("default", {"student": {"steps": 7}, "preset": "fast"})
+    assert config == Config.create("fast", {"student": {"steps": 7}})
+    assert Config.create("best", {"preset": "fast"}, {"preset": "gdfq"}) == Config.create("gdfq")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    """At no level."""
+    config = Config.create()
+    with pytest.raises(ValidationError):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        config.generator.losses.centre = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sed": 1}, "'sed' is not known (did you mean 'seed'?)"),
+        ({"student": {"step": 1}}, "'student.step' is not known (did you mean 'steps'?)"),
+        ({"generator": {"losses": {"center": 1}}}, "'generator.losses.center' is not known (did you mean 'centre'?)"),
+        ({"pool": {"qqq": 1}}, "'pool.qqq' is not known; known here: size"),
+        ({"generator": 3}, "'generator'"),
+        ({1: 2}, "'1'"),
+        ({"preset": "fst"}, "preset 'fst' is not known (did you mean 'fast'?)"),
+        ({"preset": None}, "give one of fast, default"),
+        ({"seed": -1}, "'seed': input should be greater than or equal to 0, got -1"),
+        ({"seed": 2**63}, "'seed'"),
+        ({"seed": "one"}, "'seed'"),
+        ({"device": "tpu"}, "'device'"),
+        ({"placement": "here"}, "'placement'"),
+        ({"ends": "some"}, "ends"),
+        ({"bits": 4}, "'bits'"),
+        ({"generator": {"batch": 7}}, "'generator.batch'"),
+        ({"generator": {"batch": 2}}, "'generator.batch'"),
+        ({"generator": {"steps": 0}}, "'generator.steps'"),
+        ({"generator": {"spread": 1.5}}, "'generator.spread'"),
+        ({"generator": {"learning_rate": 0}}, "'generator.learning_rate'"),
+        ({"student": {"learning_rate": float("nan")}}, "'student.learning_rate'"),
+        ({"student": {"losses": {"logits": -1}}}, "'student.losses.logits'"),
+        ({"pool": {"size": 0}}, "'pool.size'"),
+        ({"pool": {"renew_every": 0}}, "'pool.renew_every'"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], words: str) -> None:
+    """The key with its path, the nearest known one, or the range that a value must lie in."""
+    assert words in refused(change)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    """By the nearest known one."""
+    assert "did you mean 'default'?" in refused(preset="defualt")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_yaml_is_read_as_it_was_written(preset: str, tmp_path: Path) -> None:
+    """A configuration saved as a file and read again is equal, whatever preset it is laid over."""
+    config = Config.create(preset, {"ends": "same", "student": {"learning_rate": 1e-5}})
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert Config.create("default", read_yaml(tmp_path / "c.yaml")) == config
+
+
+@pytest.mark.parametrize("content", ["- 1\n- 2", "seed", "3", "a: [", "\x00", "a: b: c", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_configuration_is_told(content: str | bytes, tmp_path: Path) -> None:
+    """In a line that names it."""
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RequestError, match=r"c\.yaml") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    """As is a folder in its place."""
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(RequestError, match="cannot be read"):
+            read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("seed=1", {"seed": 1}),
+        ("student.steps=100", {"student": {"steps": 100}}),
+        ("generator.losses.centre=0.5", {"generator": {"losses": {"centre": 0.5}}}),
+        ("ends=same", {"ends": "same"}),
+        ("generator={steps: 3}", {"generator": {"steps": 3}}),
+        ("bits=w4a4=", {"bits": "w4a4="}),
+    ],
+)
+def test_an_assignment_is_a_nested_change(text: str, change: dict[str, Any]) -> None:
+    """Dots go down a level, and values are read as YAML."""
+    assert assignment(text) == change
+
+
+@pytest.mark.parametrize("text", ["seed", "=1", ".seed=1", "student..steps=1", "student.=1", "seed=[", ""])
+def test_what_is_no_assignment_is_told(text: str) -> None:
+    """In a line that repeats it."""
+    with pytest.raises(RequestError, match="setting") as caught:
+        assignment(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_small_learning_rates_are_numbers() -> None:
+    """``1e-4`` means what it says, although YAML's own rules take it for a word."""
+    change = assignment("student.learning_rate=1e-4")
+    assert Config.create("default", change).student.learning_rate == 1e-4

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import SIZE, network
+from torch import fx, nn
+
+from acq import recipe
+from acq.artifact import load_facts
+from acq.config import Config
+from acq.errors import Interrupted, RequestError
+from acq.flow import Preprocessing, Record
+from acq.recipe import Request, Result, choose_device, prepare, run
+from acq.trace import fingerprint, trace
+
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "generator": {"steps": 4, "batch": 8, "noise_dim": 4, "width": 8},
+    "pool": {"size": 24, "renew_every": 2, "renew_count": 8},
+    "student": {"steps": 5, "batch": 8, "calibration_images": 8},
+}
+
+
+TRACES: dict[object, fx.GraphModule] = {}
+
+
+def traced_once(model: nn.Module, size: tuple[int, int, int]) -> fx.GraphModule:
+    """Tracing takes longer than the runs of these tests, so equal networks are traced once."""
+    key = fingerprint(model), size, str(model)
+    if key not in TRACES:
+        TRACES[key] = trace(model, size)
+    return TRACES[key]
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    """Trace once, and review few images."""
+    patch.setattr(recipe, "_FRESH", 64)
+    patch.setattr(recipe, "trace", traced_once)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+
+
+def request_(seed: int = 0, name: str = "residual", **settings: Any) -> Request:
+    preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    config = Config.create("default", SETTINGS, {"seed": seed}, settings)
+    return Request(network(name), preprocessing, config, {"model": name, "checkpoint": None})
+
+
+def stop_at(phase: str, step: int) -> Callable[[Record], None]:
+    """Press Ctrl-C when a record comes."""
+
+    def watch(record: Record) -> None:
+        if (record.phase, record.step) == (phase, step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return watch
+
+
+def product(folder: Path) -> tuple[bytes, Any]:
+    """The student's bytes, and the figures of a run without its times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "student.safetensors").read_bytes(), [{**line, "seconds": 0} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        run(request_(), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"), [("generator", 2), ("generator", 4), ("calibration", 1), ("student", 2), ("student", 5)]
+)
+def test_an_interrupted_run_goes_on_exactly(whole: Path, tmp_path: Path, phase: str, step: int) -> None:
+    """Stopped in any phase it says how to go on, and resumed it ends with the same bytes and figures."""
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"stopped at {phase} step {step} of .*--resume"):
+        run(request_(), folder, watch=stop_at(phase, step))
+    assert not (folder / "summary.json").exists()
+    assert not (folder / "student.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    result = run(request_(), folder, resume=True)
+    assert product(folder) == product(whole)
+    same = ("agreement", "attention", "steps", "bits", "quantized_bytes")
+    expected = json.loads((whole / "summary.json").read_text())
+    assert {name: result.summary[name] for name in same} == {name: expected[name] for name in same}
+
+
+def test_a_run_may_be_interrupted_twice(whole: Path, tmp_path: Path) -> None:
+    """Once while the generator learns and once while the student does."""
+    folder = tmp_path / "run"
+    for phase, step, resume in (("generator", 1, False), ("student", 3, True)):
+        with pytest.raises(Interrupted):
+            run(request_(), folder, resume=resume, watch=stop_at(phase, step))
+    run(request_(), folder, resume=True)
+    assert product(folder) == product(whole)
+
+
+def test_a_crash_costs_no_more_than_since_the_last_state(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a state kept at every step, an error in the middle is resumed from there to the same end."""
+    monkeypatch.setattr(recipe, "_SAVE_EVERY", 0.0)
+    folder, seen = tmp_path / "run", list[Record]()
+
+    def fail(record: Record) -> None:
+        if (record.phase, record.step) == ("student", 3):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(request_(), folder, watch=fail)
+    run(request_(), folder, resume=True, watch=seen.append)
+    assert [(record.phase, record.step) for record in seen] == [("student", 3), ("student", 4), ("student", 5)]
+    assert product(folder) == product(whole)
+
+
+def test_a_run_killed_before_its_first_state_starts_again(whole: Path, tmp_path: Path) -> None:
+    """Resuming it is as good as starting it."""
+    folder = tmp_path / "run"
+
+    def fail(record: Record) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(request_(), folder, watch=fail)
+    run(request_(), folder, resume=True)
+    assert product(folder) == product(whole)
+
+
+def test_a_finished_run_is_returned(whole: Path) -> None:
+    """Resuming it trains nothing, changes no file and gives the same student."""
+    before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file() and file.name != ".lock"}
+    seen: list[Record] = []
+    result = run(request_(), whole, resume=True, watch=seen.append)
+    after = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file() and file.name != ".lock"}
+    assert seen == []
+    assert after == before
+    assert result.folder == whole
+    assert result.summary == json.loads((whole / "summary.json").read_text())
+
+
+def test_other_settings_and_other_weights_are_not_resumed(tmp_path: Path) -> None:
+    """A run goes on with what it began with, or not at all."""
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request_(), folder, watch=stop_at("generator", 2))
+    with pytest.raises(RequestError, match=r"another config\.seed"):
+        run(request_(seed=1), folder, resume=True)
+    other = request_()
+    with torch.no_grad():
+        next(other.model.parameters()).mul_(1.01)
+    with pytest.raises(RequestError, match=r"made from other weights; .*--checkpoint"):
+        run(other, folder, resume=True)
+    run(request_(), folder, resume=True)
+
+
+def test_overwriting_starts_again(whole: Path, tmp_path: Path) -> None:
+    """Nothing of an earlier, interrupted run with other settings is left."""
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request_(seed=1, name="squeeze-excite"), folder, watch=stop_at("student", 2))
+    run(request_(), folder, overwrite=True)
+    assert product(folder) == product(whole)
+
+
+def test_without_a_folder_the_result_is_the_same(whole: Path) -> None:
+    """A run that keeps nothing makes the student of one that keeps everything, bit for bit."""
+    kept, held = run(request_(), whole, resume=True), run(request_())
+    assert isinstance(held, Result)
+    assert held.folder is None
+    images = torch.randn(4, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(held.student(images), kept.student(images))
+    assert not held.student.training
+
+
+def test_the_folder_says_what_was_asked(whole: Path) -> None:
+    """The resolved settings, the network's origin and its preprocessing, beside the student as in the folder."""
+    settings = yaml.safe_load((whole / "config.yaml").read_text())
+    assert Config.create("default", settings["config"]) == request_().config
+    assert settings["origin"] == {"model": "residual", "checkpoint": None}
+    assert settings["preprocessing"] == {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3}
+    facts = load_facts(whole)
+    assert facts["config"] == settings["config"]
+    assert facts["classes"] == 5
+
+
+def test_the_samples_are_kept(whole: Path) -> None:
+    """Each image has a line of what was asked and what was found."""
+    rows = json.loads((whole / "samples" / "samples.json").read_text())
+    files = sorted(file.name for file in (whole / "samples").glob("*.png"))
+    assert files == [f"{index:03d}.png" for index in range(len(rows))]
+    assert rows[0].keys() == {"label", "found", "centre", "realised"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"generator": {"kind": "canvs"}}, r"'canvs' is not known \(did you mean 'canvas'\?\)"),
+        ({"bits": "w9a4"}, "bits out of range"),
+        ({"bits": "four"}, "bits not understood"),
+        ({"ends": 1}, "bits out of range: ends 1"),
+    ],
+)
+def test_a_setting_that_no_part_takes_is_told_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    """Names and ranges that only the parts know are checked before the folder is made."""
+    with pytest.raises(RequestError, match=words):
+        run(request_(**settings), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    """What is only read at the end is checked at the beginning."""
+    with pytest.raises(RequestError, match="no data at"):
+        run(request_(), tmp_path / "run", data=tmp_path / "none.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preparing_changes_no_global_randomness() -> None:
+    """Two preparations are equal whatever was drawn before, and what is drawn after does not depend on them."""
+    request = request_()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = prepare(request)
+    assert torch.equal(torch.rand(3), expected)
+    second = prepare(request)
+    for name, value in first.generator.state_dict().items():
+        assert torch.equal(value, second.generator.state_dict()[name]), name
+
+
+def test_a_device_that_is_absent_is_told() -> None:
+    """``auto`` finds one, ``cuda`` insists."""
+    assert choose_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        assert choose_device("auto").type == choose_device("cuda").type == "cuda"
+    else:
+        assert choose_device("auto").type == "cpu"
+        with pytest.raises(RequestError, match=r"no CUDA device .*--device cpu"):
+            choose_device("cuda")

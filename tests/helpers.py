@@ -121,6 +121,13 @@ class Unknown(nn.Module):
         return torch.cumsum(F.relu(x), 1)
 
 
+class Largest(nn.Module):
+    """An operator that returns two tensors, of which the values are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.max(F.relu(x), 1, keepdim=True)[0]
+
+
 class TwoLinears(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -211,6 +211,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no images to evaluate on": (["evaluate", *NETWORK, "--data", "data.npz", "--limit", "0"], "--limit"),
     "a folder without a run": (["evaluate", "pictures", "--data", "data.npz"], "no quantized student"),
     "an unknown target": (["evaluate", "resnet02-cifar10", "--data", "sample"], "did you mean 'resnet20-cifar10'?"),
+    "an unknown device to evaluate on": (
+        ["evaluate", *NETWORK, "--data", "data.npz", "--device", "tpu"], "device 'tpu' is not known"
+    ),
     "a run that has sizes": (["evaluate", "pictures", *SIZE, "--data", "data.npz"], "is a run folder"),
     "an onnx file": (["evaluate", "model.onnx", "--data", "data.npz"], "model.onnx"),
     "a wrong plan": (["inspect", *NETWORK, "--bits", "w44"], "w4a4"),
@@ -314,6 +317,12 @@ def test_one_s_own_network_goes_through(acq: Acq, folder: Path) -> None:
     assert (teacher["top1"], teacher["images"]) == (figures["teacher_top1"], 10)
     assert student["top1"] == figures["top1"]
     assert acq("evaluate", "run", "--data", "data.npz", "--limit", "4", "--json").json()["images"] == 4
+
+
+def test_evaluating_asks_for_no_batch_norm(acq: Acq) -> None:
+    """What is only evaluated need not be quantizable: any classifier is."""
+    answer = acq("evaluate", *of("without_norms"), "--data", "data.npz", "--json").json()
+    assert answer["images"] == 10
 
 
 def test_a_dry_run_writes_nothing(acq: Acq, folder: Path) -> None:

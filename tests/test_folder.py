@@ -18,7 +18,13 @@ from acq.errors import RequestError
 from acq.flow import Record
 from acq.folder import CONFIG, METRICS, SAMPLES, STATE, SUMMARY, RunFolder, claim, write_text
 
-SETTINGS = {"origin": {"model": "toy"}, "config": {"bits": "w4a4", "student": {"steps": 4}}, "sizes": [3, 16, 16]}
+SETTINGS = {
+    "origin": {"model": "toy"},
+    "teacher": "0" * 64,
+    "preprocessing": {"mean": [0.5]},
+    "config": {"bits": "w4a4", "student": {"steps": 4}},
+    "sizes": [3, 16, 16],
+}
 
 
 def begin(
@@ -31,7 +37,7 @@ def finished(path: Path) -> Path:
     """A folder with a whole run in it."""
     with begin(path) as folder:
         folder.log(Record("student", 10, 20, 1.5, {"logits": 0.25}))
-        folder.save_state({"trainer": {"seconds": 1.5}})
+        folder.save_state({"seconds": 1.5})
         folder.write_samples(np.zeros((2, 8, 8, 3), np.uint8), [{"label": 0}, {"label": 1}])
         folder.write_summary({"top1": None})
     return path
@@ -47,7 +53,7 @@ def test_a_run_is_written_where_it_is_expected(tmp_path: Path) -> None:
     assert yaml.safe_load((path / CONFIG).read_text()) == SETTINGS
     line = json.loads((path / METRICS).read_text())
     assert line == {"phase": "student", "step": 10, "steps": 20, "seconds": 1.5, "values": {"logits": 0.25}}
-    assert checkpoint.load(path / STATE) == {"trainer": {"seconds": 1.5}}
+    assert checkpoint.load(path / STATE) == {"format": 1, "trainer": {"seconds": 1.5}}
     assert json.loads((path / SUMMARY).read_text()) == {"top1": None}
     assert json.loads((path / SAMPLES / "samples.json").read_text())[1] == {"label": 1}
     assert names(path) == {CONFIG, METRICS, SUMMARY, SAMPLES, "checkpoint"}
@@ -163,9 +169,9 @@ def test_figures_are_cut_back_to_the_state(tmp_path: Path) -> None:
         for step in range(6):
             folder.log(Record("student", step, 6, step + 0.0004, {}))
             if step == 3:
-                folder.save_state({"trainer": {"seconds": step + 0.0004}})
+                folder.save_state({"seconds": step + 0.0004})
     with begin(path, resume=True) as folder:
-        assert folder.load_state() == {"trainer": {"seconds": 3.0004}}
+        assert folder.load_state() == {"seconds": 3.0004}
     assert [json.loads(line)["step"] for line in (path / METRICS).read_text().splitlines()] == [0, 1, 2, 3]
 
 
@@ -184,7 +190,7 @@ def test_a_line_that_was_cut_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with begin(path) as folder:
         folder.log(Record("generator", 1, 6, 0.5, {}))
-        folder.save_state({"trainer": {"seconds": 1.0}})
+        folder.save_state({"seconds": 1.0})
     with (path / METRICS).open("a") as file:
         file.write('{"phase": "generator", "st')
     with begin(path, resume=True) as folder:
@@ -207,7 +213,8 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from acq.folder import claim
-with claim(Path(sys.argv[1]), {}, resume=False, overwrite=False):
+settings = dict.fromkeys(("origin", "teacher", "preprocessing", "config"), {})
+with claim(Path(sys.argv[1]), settings, resume=False, overwrite=False):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -224,13 +231,34 @@ def test_a_folder_in_use_names_its_user(tmp_path: Path) -> None:
         for resume in (True, False):
             with (
                 pytest.raises(RequestError, match=f"in use by process {other.pid} on .*; wait for it"),
-                begin(path, {}, resume=resume, overwrite=not resume),
+                begin(path, SETTINGS, resume=resume, overwrite=not resume),
             ):
                 pass
         assert {file: file.read_bytes() for file in path.iterdir()} == before
         other.communicate("\n")
-    with begin(path, {}, resume=True):
+    with begin(path, {key: {} for key in ("origin", "teacher", "preprocessing", "config")}, resume=True):
         pass
+
+
+def test_a_configuration_of_something_else_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    """``--overwrite`` deletes nothing from a folder whose config.yaml is not a run's, nor from one it cannot read."""
+    for text in ("name: a site\n", "[unclosed", "just text\n"):
+        path = tmp_path / str(len(text))
+        (path / "samples").mkdir(parents=True)
+        (path / CONFIG).write_text(text)
+        with pytest.raises(RequestError, match="holds other files and no run"), begin(path, overwrite=True):
+            pass
+        assert (path / CONFIG).read_text() == text
+        assert (path / "samples").is_dir()
+
+
+def test_a_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
+    """A readable file that is no checkpoint of this version is refused, not half understood."""
+    path = tmp_path / "run"
+    with begin(path):
+        checkpoint.save(path / STATE, {"weights": [1.0]})
+    with begin(path, resume=True) as folder, pytest.raises(RequestError, match="not one of this version"):
+        folder.load_state()
 
 
 def test_a_dead_owner_does_not_hold_a_folder(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import NETWORKS, traced
+from helpers import NETWORKS, SIZE, Chain, Largest, conv, images, traced
 
+from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, Placement, Plan, Site, plan
-from acq.student import stage_ends
-from acq.trace import shape_of
+from acq.student import build, stage_ends
+from acq.trace import shape_of, trace
 
 
 def plan_of(name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8") -> Plan:
@@ -132,6 +133,16 @@ def test_unknown_operators_are_named() -> None:
     (site,) = found.floating
     assert site.reason == "operator aten.cumsum.default is outside the vocabulary"
     assert site.reason in str(found)
+
+
+def test_operators_of_several_results_stay_float() -> None:
+    """What returns a tuple has no value to quantize: it is listed as floating and the network still runs."""
+    graph = trace(Chain(Largest(), conv(8, 8)), SIZE)
+    found = plan(graph, Bits(8, 8))
+    assert [site.operator for site in found.floating] == ["aten.max.dim"]
+    student = build(graph, found)
+    calibrate(student, [images(8)])
+    assert student(images(3)).shape == (3, 5)
 
 
 def test_first_and_last_layers_are_found_by_position() -> None:

@@ -164,7 +164,7 @@ def test_other_settings_and_other_weights_are_not_resumed(tmp_path: Path) -> Non
     other = request_()
     with torch.no_grad():
         next(other.model.parameters()).mul_(1.01)
-    with pytest.raises(RequestError, match=r"made from other weights; .*--checkpoint"):
+    with pytest.raises(RequestError, match=r"another teacher .*; .*--overwrite"):
         run(other, folder, resume=True)
     run(request_(), folder, resume=True)
 

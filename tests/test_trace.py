@@ -235,6 +235,7 @@ def test_what_a_network_prints_stays_off_stdout(capsys: pytest.CaptureFixture[st
         (Flat(), (3, 20, 20), "does not take images of 3x20x20: .*--input-size"),
         (Chain(), (1, 16, 16), "does not take images of 1x16x16: .*--input-size"),
         (nn.Flatten(), (3, 0, 0), "no classifier output"),
+        (Chain().half(), SIZE, r"weights are torch.float16; convert it with \.float\(\)"),
         (Answer("map"), SIZE, r"no classifier output: it returns a tensor of shape \(2, 8, 16, 16\)"),
         (Answer("pair"), SIZE, "no classifier output: it returns tuple"),
         (Answer("dict"), SIZE, "no classifier output: it returns dict"),

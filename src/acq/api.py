@@ -16,8 +16,7 @@ from acq.evaluate import accuracy
 from acq.flow import Preprocessing
 from acq.recipe import Request, Result, Watch, run
 from acq.student import Student
-from acq.teacher import Teacher
-from acq.trace import trace
+from acq.trace import classes_of, trace
 from acq.zoo import preprocessing_of
 
 
@@ -79,10 +78,11 @@ def evaluate(
     if preprocessing is None:
         raise RequestError("how images are normalised for this network is not known; give preprocessing")
     device = next(network.parameters()).device
+    known = network.classes if isinstance(network, Student) else None
     images = read(
         Path(data),
         input_size=preprocessing.input_size,
-        classes=_classes(network, preprocessing),
+        classes=known or classes_of(trace(network, preprocessing.input_size)),
         limit=limit,
     )
     return accuracy(network, batches(images, preprocessing), device)
@@ -95,9 +95,3 @@ def load(run: str | Path) -> Student:
         RequestError: there is none, or a file is damaged.
     """
     return artifact.load(Path(run)).eval()
-
-
-def _classes(network: nn.Module, preprocessing: Preprocessing) -> int:
-    if isinstance(network, Student):
-        return network.classes
-    return Teacher(trace(network, preprocessing.input_size)).classes

@@ -21,8 +21,7 @@ from acq.evaluate import accuracy
 from acq.plan import Plan
 from acq.progress import watching
 from acq.recipe import Request, choose_device, prepare, run
-from acq.teacher import Teacher
-from acq.trace import trace
+from acq.trace import classes_of, trace
 
 # the base of everything that the parser raises; newer typers carry their own copy of click, older ones need it
 _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -166,9 +165,9 @@ def evaluate(
         top1 = accuracy(student.to(place), batches(images, student.preprocessing), place)
     else:
         network = _network(target, checkpoint, model_args, input_size, mean, std)
-        teacher = Teacher(trace(network.model, network.preprocessing.input_size)).to(place)
-        images = _labelled(data, target, network.preprocessing.input_size, teacher.classes, limit)
-        top1 = accuracy(teacher, batches(images, network.preprocessing), place)
+        graph = trace(network.model, network.preprocessing.input_size).to(place)
+        images = _labelled(data, target, network.preprocessing.input_size, classes_of(graph), limit)
+        top1 = accuracy(graph, batches(images, network.preprocessing), place)
     _finish({"target": target, "data": data, "images": len(images), "top1": round(top1, 2)}, as_json)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from acq.errors import RequestError, nearest
 
@@ -21,8 +21,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class GeneratorLosses(Section):
-    """Weights of the generator's losses; 0 switches one off. Formulas: ``acq.losses``."""
+class Weights(Section):
+    """Weights of losses; 0 switches one off, but not all may be."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one loss must have a weight above 0")
+        return self
+
+
+class GeneratorLosses(Weights):
+    """Weights of the generator's losses. Formulas: ``acq.losses``."""
 
     classes: float = Field(1.0, ge=0)
     statistics: float = Field(10.0, ge=0)
@@ -38,7 +48,7 @@ class Generator(Section):
     kind: str = "canvas"
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
-    steps: int = Field(700, ge=1)
+    steps: int = Field(1200, ge=1)
     batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
     learning_rate: float = Field(1e-3, gt=0)
     spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
@@ -53,7 +63,7 @@ class Pool(Section):
     renew_count: int = Field(128, ge=0, description="images a renewal; 0 keeps the first ones")
 
 
-class StudentLosses(Section):
+class StudentLosses(Weights):
     """Weights of the student's losses. Formulas: ``acq.distillation``."""
 
     logits: float = Field(1.0, ge=0)
@@ -65,7 +75,7 @@ class Student(Section):
     """Calibration and training of the quantized network."""
 
     calibration_images: int = Field(256, ge=1)
-    steps: int = Field(600, ge=0)
+    steps: int = Field(1000, ge=0)
     batch: int = Field(64, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
@@ -164,6 +174,8 @@ def _laid_over(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     path = [str(part) for part in problem["loc"]]
+    if path[0] == "ends":  # either of two kinds, which the error would name as if they were keys
+        return f"setting 'ends': give a bit-width such as 8, or same, got {problem['input']!r}"
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         known = _fields(path[:-1])

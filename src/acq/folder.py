@@ -23,6 +23,7 @@ from acq.flow import Record
 
 CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
 STATE = "checkpoint/state.pt"
+FORMAT = 1  # of the checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
 _CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx", "report.html")
 
@@ -40,11 +41,11 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint from which ``--resume`` goes on."""
-        checkpoint.save(self.path / STATE, state)
+        """Write a trainer's state as the checkpoint from which ``--resume`` goes on."""
+        checkpoint.save(self.path / STATE, {"format": FORMAT, "trainer": dict(state)})
 
     def load_state(self) -> dict[str, Any] | None:
-        """The last checkpoint, the log cut back to it, or None where the run had not come to its first one.
+        """The trainer's state of the last checkpoint, or None where the run had not come to one; the log is cut to it.
 
         Raises:
             RequestError: the checkpoint is damaged.
@@ -54,11 +55,13 @@ class RunFolder:
             log.unlink(missing_ok=True)
             return None
         state = checkpoint.load(path)
+        if state.get("format") != FORMAT or not isinstance(state.get("trainer"), dict):
+            raise RequestError(f"the checkpoint {path} is not one of this version; start again with --overwrite")
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # a killed process may leave half of one
         kept = [line for line in whole if json.loads(line)["seconds"] <= state["trainer"]["seconds"] + 1e-3]
         write_text(log, "".join(kept))
-        return state
+        return dict(state["trainer"])
 
     def write_samples(self, images: np.ndarray[Any, Any], rows: list[dict[str, Any]]) -> None:
         """Images uint8 [N, H, W, C] as PNG files, and what was asked and found of each as JSON."""
@@ -119,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _check(path: Path, *, resume: bool, overwrite: bool) -> None:
-    holds_run = (path / CONFIG).is_file()
+    holds_run = _stored_settings(path) is not None
     if path.exists() and not path.is_dir():
         raise RequestError(f"{path} is a file; give a folder as --out")
     if resume and not holds_run:
@@ -132,14 +135,24 @@ def _check(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise RequestError(f"{path} holds other files and no run; give an empty or new folder as --out")
 
 
+def _stored_settings(path: Path) -> dict[str, Any] | None:
+    """What the folder's ``config.yaml`` says, or None where that file is not one of a run."""
+    try:
+        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    ours = isinstance(stored, dict) and {"origin", "teacher", "preprocessing", "config"} <= stored.keys()
+    return stored if ours else None
+
+
 def _prepare(path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
     text = yaml.safe_dump(dict(settings), sort_keys=False)
     if resume:
-        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        key = _difference(stored, yaml.safe_load(text))
+        key = _difference(_stored_settings(path), yaml.safe_load(text))
         if key is not None:
+            what = "teacher (its weights are not those the run began with)" if key == "teacher" else key
             raise RequestError(
-                f"the run in {path} has another {key}; resume it with the settings in its {CONFIG}, "
+                f"the run in {path} has another {what}; resume it with what its {CONFIG} says, "
                 "or start again with --overwrite"
             )
         return

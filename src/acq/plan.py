@@ -177,6 +177,8 @@ class _Planner:
             return None, "no tensor of values"
         if self._passes(node, role):
             return None, f"moves values of {self._source(node, role) or _inputs(node)[0]}"
+        if not isinstance(node.meta["val"], Tensor):
+            return None, "it returns several tensors"
         if node in self.logits:
             return None, "the logits are not quantized"
         follower = _sole_user(node)

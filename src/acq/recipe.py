@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from acq import artifact
-from acq.config import Config
+from acq.config import Config, Device
 from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
 from acq.flow import Preprocessing, Record
@@ -76,12 +76,13 @@ def run(
         for record in train(trainer):
             _tell(watch, record)
         return Result(trainer.student.eval(), _summary(request, trainer, _reviewed(request, trainer), images), None)
-    with claim(out, _settings(request), resume=resume, overwrite=overwrite) as folder:
+    with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
         if finished is not None:
             return Result(artifact.load(out), finished, out)
-        if resume:
-            _restore(trainer, folder)
+        state = folder.load_state() if resume else None
+        if state is not None:
+            trainer.restore(state)
         _train_in(folder, trainer, watch)
         seen = _reviewed(request, trainer)
         summary = _summary(request, trainer, seen, images)
@@ -97,11 +98,12 @@ def prepare(request: Request) -> Trainer:
     Raises:
         RequestError: the network cannot be traced or lacks what is needed, or a setting is not known.
     """
+    clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
     graph = trace(request.model, request.preprocessing.input_size)
     layout = plan(graph, Bits.parse(config.bits, config.ends), config.placement)
     teacher = Teacher(graph).to(device)
-    return Trainer(
+    trainer = Trainer(
         teacher,
         _generator(request, teacher.classes).to(device),
         build(graph, layout, request.preprocessing).to(device),
@@ -109,6 +111,8 @@ def prepare(request: Request) -> Trainer:
         _student_plan(config),
         torch.Generator(device).manual_seed(config.seed),
     )
+    trainer.seconds = time.perf_counter() - clock
+    return trainer
 
 
 def _images(request: Request, trainer: Trainer, path: Path) -> LabelledImages:
@@ -117,6 +121,8 @@ def _images(request: Request, trainer: Trainer, path: Path) -> LabelledImages:
 
 def choose_device(wish: str) -> torch.device:
     """``auto`` takes a CUDA device where there is one; RequestError if ``cuda`` is asked for and absent."""
+    if wish not in get_args(Device):
+        raise RequestError(f"device {wish!r} is not known; give one of {', '.join(get_args(Device))}")
     there = torch.cuda.is_available()
     if wish == "cuda" and not there:
         raise RequestError("no CUDA device is available; give --device cpu, or install a CUDA build of torch")
@@ -173,28 +179,14 @@ def _train_in(folder: RunFolder, trainer: Trainer, watch: Watch | None) -> None:
                 folder.log(record)
             _tell(watch, record)
             if stopping() or time.perf_counter() - saved > _SAVE_EVERY:
-                folder.save_state(_state(trainer))
+                folder.save_state(trainer.state())
                 saved = time.perf_counter()
             if stopping():
                 raise Interrupted(
                     f"stopped at {record.phase} step {record.step} of {record.steps}; "
                     f"the state is saved in {folder.path}, go on with --resume"
                 )
-
-
-def _state(trainer: Trainer) -> dict[str, Any]:
-    return {"format": 1, "teacher": fingerprint(trainer.teacher), "trainer": trainer.state()}
-
-
-def _restore(trainer: Trainer, folder: RunFolder) -> None:
-    state = folder.load_state()
-    if state is None:
-        return
-    if state["teacher"] != fingerprint(trainer.teacher):
-        raise RequestError(
-            f"the run in {folder.path} was made from other weights; give the same --checkpoint, or --overwrite"
-        )
-    trainer.restore(state["trainer"])
+        folder.save_state(trainer.state())
 
 
 def _reviewed(request: Request, trainer: Trainer) -> Review:
@@ -229,10 +221,11 @@ def _summary(request: Request, trainer: Trainer, seen: Review, images: LabelledI
     }
 
 
-def _settings(request: Request) -> dict[str, Any]:
+def _settings(request: Request, trainer: Trainer) -> dict[str, Any]:
     """What ``config.yaml`` holds: all that decides the result, and where the network came from."""
     return {
         "origin": dict(request.origin),
+        "teacher": fingerprint(trainer.teacher),
         "preprocessing": {key: _listed(value) for key, value in asdict(request.preprocessing).items()},
         "config": request.config.model_dump(mode="json"),
     }
@@ -240,11 +233,7 @@ def _settings(request: Request) -> dict[str, Any]:
 
 def _facts(request: Request, trainer: Trainer) -> dict[str, Any]:
     """What is saved with the student, so that it can be used without the network it came from."""
-    return {
-        **_settings(request),
-        "classes": trainer.teacher.classes,
-        "teacher": fingerprint(trainer.teacher),
-    }
+    return {**_settings(request, trainer), "classes": trainer.teacher.classes}
 
 
 def _listed(value: Any) -> Any:

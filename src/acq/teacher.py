@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from acq.attention import centre_of, channel_energy, class_activation
 from acq.errors import RequestError
 from acq.flow import Moments, Reading
-from acq.trace import aten, constant, shape_of
+from acq.trace import aten, classes_of, constant, logits_of, shape_of
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
 RESHAPES = (
@@ -50,7 +50,7 @@ def anatomy(graph: fx.GraphModule) -> Anatomy:
             "the network has no BatchNorm2d layer: data-free training reads the data's statistics from there; "
             "use a network that was trained with batch normalization (and not yet fused)"
         )
-    logits = nodes[-1].args[0][0]
+    logits = logits_of(graph)
     behind = _ancestors(logits)
     spatial = [n for n in nodes if n in behind and n.op == "call_function" and _is_spatial(n)]
     if not spatial:
@@ -63,7 +63,7 @@ def anatomy(graph: fx.GraphModule) -> Anatomy:
         features=features.name,
         norms=tuple(n.name for n in norms),
         head=_linear_head(logits, features),
-        classes=shape_of(logits)[1],
+        classes=classes_of(graph),
     )
 
 
@@ -101,7 +101,8 @@ class Teacher(nn.Module):
     ) -> Reading:
         """Read ``images`` [N, C, H, W]; attention is that of ``label`` [N], or of the predicted class without one.
 
-        ``batch_statistics`` normalises by the batch's own moments, as training mode would, and changes no buffer.
+        ``batch_statistics`` normalises images by the batch's own moments, as BatchNorm2d does in training, and
+        changes no buffer.
         """
         reader = _Reader(self.graph, self.anatomy, batch_statistics=batch_statistics, moments=moments)
         logits: Tensor = reader.run(images)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,6 +60,18 @@ def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def classes_of(graph: fx.GraphModule) -> int:
+    """The number of classes that a traced network scores."""
+    return shape_of(logits_of(graph))[1]
+
+
+def logits_of(graph: fx.GraphModule) -> fx.Node:
+    """The node [N, K] that a traced network returns."""
+    returned: Any = graph.graph.output_node().args[0]
+    logits: fx.Node = returned[0]
+    return logits
+
+
 def fingerprint(network: nn.Module) -> str:
     """SHA-256 over the names, shapes and values of a module's parameters and buffers."""
     digest = hashlib.sha256()
@@ -83,6 +96,8 @@ def _try(network: nn.Module, example: Tensor) -> None:
     """One plain forward pass, so that a wrong input size is reported as such and not as a failed export."""
     size = "x".join(map(str, example.shape[1:]))
     parameter = next(network.parameters(), example)
+    if parameter.dtype != torch.float32:
+        raise RequestError(f"the network's weights are {parameter.dtype}; convert it with .float()")
     try:
         with torch.no_grad():
             output = network(example.to(parameter.device, parameter.dtype))

@@ -271,7 +271,8 @@ def test_a_folder_that_was_used_is_not_used_again(acq: Acq, folder: Path) -> Non
 
 def test_a_folder_in_use_is_not_used(acq: Acq, folder: Path) -> None:
     """Whoever holds it is named."""
-    with claim(folder / "run", {}, resume=False, overwrite=False):
+    settings = {key: {} for key in ("origin", "teacher", "preprocessing", "config")}
+    with claim(folder / "run", settings, resume=False, overwrite=False):
         answer = acq(*quantize("--overwrite"))
     assert answer.code == 2
     assert answer.err.splitlines()[-1].startswith(f"error: the run folder run is in use by process {os.getpid()}")

@@ -48,7 +48,7 @@ class Generator(Section):
     kind: str = "canvas"
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
-    steps: int = Field(1200, ge=1)
+    steps: int = Field(700, ge=1)
     batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
     learning_rate: float = Field(1e-3, gt=0)
     spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
@@ -75,7 +75,7 @@ class Student(Section):
     """Calibration and training of the quantized network."""
 
     calibration_images: int = Field(256, ge=1)
-    steps: int = Field(1000, ge=0)
+    steps: int = Field(600, ge=0)
     batch: int = Field(64, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")

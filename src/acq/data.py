@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from acq.errors import RequestError
+from acq.errors import RequestError, first_line
 from acq.flow import Preprocessing
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ def _read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[np.int64]]:
                 raise RequestError(f"{path} has no array {missing[0]!r}; save it with images= and labels=")
             images, labels = archive["images"], archive["labels"]
     except UNREADABLE as error:
-        raise RequestError(f"{path} cannot be read as .npz ({_first_line(error)}); save it anew") from error
+        raise RequestError(f"{path} cannot be read as .npz ({first_line(error)}); save it anew") from error
     if images.dtype != np.uint8:
         raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -245,7 +245,7 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
         with Image.open(path) as image:
             return use(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{path} is a broken image ({_first_line(error)}); replace it") from error
+        raise RequestError(f"{path} is a broken image ({first_line(error)}); replace it") from error
 
 
 def _check_size(path: Path, input_size: Size, image: Image.Image) -> None:
@@ -257,7 +257,3 @@ def _check_size(path: Path, input_size: Size, image: Image.Image) -> None:
         )
     if image.mode.startswith(("I", "F")):
         raise RequestError(f"{path} has more than 8 bits a channel; save it with 8")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from acq.errors import RequestError
+from acq.errors import RequestError, first_line
 
 aten = torch.ops.aten
 
@@ -103,7 +103,7 @@ def _try(network: nn.Module, example: Tensor) -> None:
             output = network(example.to(parameter.device, parameter.dtype))
     except Exception as error:
         raise RequestError(
-            f"the network does not take images of {size}: {_first_line(error)}; give its size with --input-size"
+            f"the network does not take images of {size}: {first_line(error)}; give its size with --input-size"
         ) from error
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -123,7 +123,7 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
             module = exported.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         raise RequestError(
-            f"the network cannot be traced by torch.export with a free batch size: {_first_line(error)}; "
+            f"the network cannot be traced by torch.export with a free batch size: {first_line(error)}; "
             "its forward must not depend on the values or the number of the images"
         ) from error
     assert isinstance(module, fx.GraphModule)
@@ -168,8 +168,3 @@ def _drop_copies(graph: fx.GraphModule) -> None:
         if node.target in (aten.clone.default, aten.alias.default, aten.dropout.default):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -37,7 +37,7 @@ class GeneratorLosses(Weights):
     classes: float = Field(1.0, ge=0)
     statistics: float = Field(10.0, ge=0)
     statistics_plain: float = Field(0.0, ge=0)
-    centre: float = Field(60.0, ge=0)
+    centre: float = Field(80.0, ge=0)
     paired: float = Field(5.0, ge=0)
     consistency: float = Field(0.3, ge=0)
 
@@ -48,19 +48,36 @@ class Generator(Section):
     kind: str = "canvas"
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
-    steps: int = Field(700, ge=1)
+    steps: int = Field(500, ge=1)
     batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
     learning_rate: float = Field(1e-3, gt=0)
     spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
+    consistency_every: int = Field(5, ge=1, description="steps between two of the consistency loss, times as heavy")
     losses: GeneratorLosses = GeneratorLosses()
 
 
-class Pool(Section):
-    """Synthetic images that are kept, with what the teacher says of them."""
+class ImageLosses(Weights):
+    """Weights of the losses that finish images. Formulas: ``acq.losses``."""
 
-    size: int = Field(4096, ge=16)
+    classes: float = Field(0.3, ge=0)
+    statistics: float = Field(10.0, ge=0)
+    statistics_plain: float = Field(0.0, ge=0)
+    centre: float = Field(20.0, ge=0)
+    paired: float = Field(0.0, ge=0)
+    consistency: float = Field(0.0, ge=0)
+
+
+class Images(Section):
+    """The synthetic images that are kept: how many, how they are finished, and how often some are replaced."""
+
+    count: int = Field(512, ge=16, multiple_of=2)
+    batch: int = Field(256, ge=4, multiple_of=2, description="images that are finished together")
+    steps: int = Field(100, ge=0, description="steps a batch; 0 takes images as the generator makes them")
+    learning_rate: float = Field(0.03, gt=0, description="of the logits of pixels, at its highest")
+    scene: float = Field(0.5, ge=0, le=1, description="share of a procedural scene in where an image begins")
     renew_every: int = Field(20, ge=1, description="student steps between renewals")
-    renew_count: int = Field(128, ge=0, description="images a renewal; 0 keeps the first ones")
+    renew_count: int = Field(0, ge=0, description="images a renewal, as the generator makes them")
+    losses: ImageLosses = ImageLosses()
 
 
 class StudentLosses(Weights):
@@ -79,7 +96,7 @@ class Student(Section):
     batch: int = Field(64, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
-    mix: float = Field(0.5, ge=0, le=1, description="share of a batch that is blended with other images")
+    views: float = Field(1.0, ge=0, le=1, description="share of a batch that is moved, mirrored, blended, pasted into")
     losses: StudentLosses = StudentLosses()
 
 
@@ -93,7 +110,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Device = "auto"
     generator: Generator = Generator()
-    pool: Pool = Pool()
+    images: Images = Images()
     student: Student = Student()
 
     @classmethod
@@ -127,9 +144,12 @@ class Config(Section):
 # one line a preset: what differs from the defaults above
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fast": {"generator": {"steps": 300}, "pool": {"size": 2048}, "student": {"steps": 200}},
-    "best": {"generator": {"steps": 2000}, "pool": {"size": 8192}, "student": {"steps": 4000}},
-    "gdfq": {"generator": {"spread": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}}},
+    "fast": {"generator": {"steps": 200}, "images": {"count": 256, "steps": 60}, "student": {"steps": 200}},
+    "best": {"generator": {"steps": 1500}, "images": {"count": 2048, "steps": 200}, "student": {"steps": 4000}},
+    "gdfq": {
+        "generator": {"spread": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}},
+        "images": {"count": 4096, "steps": 0, "renew_count": 128},
+    },
 }
 
 

@@ -88,7 +88,8 @@ class CanvasGenerator(nn.Module):
         """Images [N, C, H, W], normalised for the teacher."""
         code = torch.cat((condition.noise, self.embedding(condition.label)), 1)
         x = self.norm(self.start(code).unflatten(1, (-1, *self.canvas)))
-        x = window(x, condition.centre, *self.sizes[0])
+        # channels last from here on, images included: convolutions then take what they are given as it lies
+        x = window(x, condition.centre, *self.sizes[0]).contiguous(memory_format=torch.channels_last)
         for stage, size in zip(self.stages, self.sizes[1:], strict=True):
             x = stage(F.interpolate(x, size=size), bump(condition.centre, *size))
         pixels = torch.sigmoid(self.last(x))

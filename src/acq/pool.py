@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from acq.augment import views
 from acq.condition import draw
 from acq.evaluate import evaluating
 from acq.teacher import Teacher
@@ -47,24 +48,27 @@ class Pool:
         return Pool(self.lesson, (self.oldest + count) % size)
 
 
-def mixed(lesson: Lesson, teacher: Teacher, share: float, rng: torch.Generator) -> Lesson:
-    """The lesson with the first ``share`` of its images blended with other ones of it, and read anew.
-
-    Image ``i`` becomes ``(1 - b) a_i + b a_j`` with b uniform in [0, 1/2] and j the place before it: images between
-    classes, where a student that only saw sure ones goes its own way (mixup, Zhang et al., arXiv 1710.09412, with
-    the teacher's answer in place of mixed labels).
-    """
+def viewed(lesson: Lesson, teacher: Teacher, share: float, rng: torch.Generator) -> Lesson:
+    """The lesson with other views of the first ``share`` of its images (``acq.augment``), read anew."""
     count = round(share * len(lesson.images))
     if not count:
         return lesson
-    blend = torch.rand(count, 1, 1, 1, generator=rng, device=rng.device) / 2
-    images = torch.lerp(lesson.images[:count], lesson.images.roll(1, 0)[:count], blend)
-    with torch.no_grad():
-        reading = teacher.read(images)
+    seen = read(views(lesson.images[:count], rng), teacher)
     return Lesson(
-        torch.cat((images, lesson.images[count:])),
-        torch.cat((reading.logits, lesson.logits[count:])),
-        torch.cat((reading.features, lesson.features[count:])),
+        torch.cat((seen.images, lesson.images[count:])),
+        torch.cat((seen.logits, lesson.logits[count:])),
+        torch.cat((seen.features, lesson.features[count:])),
+    )
+
+
+def read(images: Tensor, teacher: Teacher, batch: int = 128) -> Lesson:
+    """Images and the teacher's reading of them."""
+    with torch.no_grad():
+        readings = [teacher.read(part) for part in images.split(batch)]  # type: ignore[no-untyped-call]
+    return Lesson(
+        images,
+        torch.cat([reading.logits for reading in readings]),
+        torch.cat([reading.features for reading in readings]),
     )
 
 
@@ -83,12 +87,5 @@ def synthesise(
     with evaluating(generator):
         for start in range(0, count, batch):
             pairs = (min(batch, count - start) + 1) // 2
-            condition = draw(pairs, noise_dim=noise_dim, classes=teacher.classes, spread=spread, rng=rng)
-            images = generator(condition)
-            reading = teacher.read(images)
-            parts.append(Lesson(images, reading.logits, reading.features))
-    return Lesson(
-        torch.cat([part.images for part in parts])[:count],
-        torch.cat([part.logits for part in parts])[:count],
-        torch.cat([part.features for part in parts])[:count],
-    )
+            parts.append(generator(draw(pairs, noise_dim=noise_dim, classes=teacher.classes, spread=spread, rng=rng)))
+    return read(torch.cat(parts)[:count], teacher, batch)

@@ -22,9 +22,10 @@ from acq.flow import Record
 
 _LINE_EVERY = 15.0  # seconds between plain lines
 _TITLES = {
-    "generator": "1/3 train the generator",
-    "calibration": "2/3 fill the pool, calibrate",
-    "student": "3/3 train the student",
+    "generator": "1/4 train the generator",
+    "images": "2/4 finish images",
+    "calibration": "3/4 calibrate",
+    "student": "4/4 train the student",
 }
 
 

@@ -25,7 +25,7 @@ from acq.student import Student, build
 from acq.summary import accuracy_figures, run_figures, sample_rows
 from acq.teacher import Teacher
 from acq.trace import fingerprint, trace
-from acq.trainer import GeneratorPlan, StudentPlan, Trainer, train
+from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, train
 
 Watch = Callable[[Record], None]
 _FRESH = 1024  # images of no pool, on which agreement and control are measured
@@ -107,8 +107,8 @@ def prepare(request: Request) -> Trainer:
         teacher,
         _generator(request, teacher.classes).to(device),
         build(graph, layout, request.preprocessing).to(device),
-        _generator_plan(config),
-        _student_plan(config),
+        request.preprocessing,
+        _plans(config),
         torch.Generator(device).manual_seed(config.seed),
     )
     trainer.seconds = time.perf_counter() - clock
@@ -143,31 +143,37 @@ def _generator(request: Request, classes: int) -> nn.Module:
         )
 
 
-def _generator_plan(config: Config) -> GeneratorPlan:
-    settings = config.generator
-    return GeneratorPlan(
-        weights=settings.losses.model_dump(),
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        noise_dim=settings.noise_dim,
-        spread=settings.spread,
-    )
-
-
-def _student_plan(config: Config) -> StudentPlan:
-    settings = config.student
-    return StudentPlan(
-        weights=settings.losses.model_dump(),
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        scale_learning_rate=settings.scale_learning_rate,
-        calibration_images=settings.calibration_images,
-        pool=config.pool.size,
-        renew_every=config.pool.renew_every,
-        renew_count=config.pool.renew_count,
-        mix=settings.mix,
+def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
+    generator, images, student = config.generator, config.images, config.student
+    return (
+        GeneratorPlan(
+            weights=generator.losses.model_dump(),
+            steps=generator.steps,
+            batch=generator.batch,
+            learning_rate=generator.learning_rate,
+            noise_dim=generator.noise_dim,
+            spread=generator.spread,
+            consistency_every=generator.consistency_every,
+        ),
+        ImagePlan(
+            weights=images.losses.model_dump(),
+            count=images.count,
+            batch=images.batch,
+            steps=images.steps,
+            learning_rate=images.learning_rate,
+            scene=images.scene,
+        ),
+        StudentPlan(
+            weights=student.losses.model_dump(),
+            steps=student.steps,
+            batch=student.batch,
+            learning_rate=student.learning_rate,
+            scale_learning_rate=student.scale_learning_rate,
+            calibration_images=student.calibration_images,
+            renew_every=images.renew_every,
+            renew_count=images.renew_count,
+            views=student.views,
+        ),
     )
 
 

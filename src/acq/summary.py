@@ -27,7 +27,11 @@ def run_figures(trainer: Trainer, seen: Review) -> dict[str, Any]:
         "torch": torch.__version__,
         "seconds": round(trainer.seconds, 1),
         "peak_memory_mb": peak_memory_mb(device),
-        "steps": {"generator": trainer.generator_plan.steps, "student": trainer.student_plan.steps},
+        "steps": {
+            "generator": trainer.generator_plan.steps,
+            "images": trainer.image_plan.total_steps if trainer.image_plan.steps else 0,
+            "student": trainer.student_plan.steps,
+        },
         "agreement": None if seen.agreement is None else round(seen.agreement, 2),
         "attention": {name: round(value, 4) for name, value in asdict(seen.control).items()},
         "float_bytes": float_bytes(student),

@@ -1,4 +1,7 @@
-"""The only loop: the generator learns from the teacher, then the student learns from both. It yields, others watch."""
+"""The only loop: the generator learns from the teacher, its images are finished, the student learns from both.
+
+It yields, others watch.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,24 @@ from torch import Tensor, nn
 from acq import distillation
 from acq.calibration import calibrate
 from acq.condition import draw
-from acq.flow import Record, Step
+from acq.evaluate import evaluating
+from acq.flow import Condition, Preprocessing, Record, Step
 from acq.losses import total
-from acq.pool import Lesson, Pool, mixed, synthesise
+from acq.pool import Lesson, Pool, read, synthesise, viewed
+from acq.refinement import Draft, begin, refine
 from acq.student import Student
 from acq.teacher import Teacher
 
-Phase = Literal["generator", "calibration", "student"]
+Phase = Literal["generator", "images", "calibration", "student"]
 _REPORT_EVERY = 10
 
 
 @dataclass(frozen=True)
 class GeneratorPlan:
-    """How the generator is trained: weights of ``acq.losses`` by name, and an Adam run with a cosine decay."""
+    """How the generator is trained: weights of ``acq.losses`` by name, and an Adam run with a cosine decay.
+
+    Every ``consistency_every`` steps the consistency loss is taken, times that number.
+    """
 
     weights: Mapping[str, float]
     steps: int
@@ -34,14 +42,35 @@ class GeneratorPlan:
     learning_rate: float
     noise_dim: int
     spread: float
+    consistency_every: int = 1
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """How the pool's ``count`` images are finished, ``batch`` at a time: ``steps`` each, 0 to take them as generated.
+
+    ``weights`` are those of ``acq.losses`` by name, ``scene`` is the share of a scene in where images begin.
+    """
+
+    weights: Mapping[str, float]
+    count: int
+    batch: int
+    steps: int
+    learning_rate: float
+    scene: float
+
+    @property
+    def total_steps(self) -> int:
+        """Steps over all batches; one where images are taken as generated."""
+        return max(1, self.steps * math.ceil(self.count / self.batch))
 
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """How the student is trained: weights of ``acq.distillation`` by name, its pool, and an Adam run.
+    """How the student is trained: weights of ``acq.distillation`` by name, and an Adam run.
 
-    ``renew_count`` images replace the oldest of the pool's ``pool`` every ``renew_every`` steps; ``mix`` is the share
-    of a batch that is blended with other images and read by the teacher anew.
+    ``renew_count`` images, as generated, replace the oldest of the pool every ``renew_every`` steps; ``views`` is the
+    share of a batch of which the student sees another view (``acq.augment``), read by the teacher anew.
     """
 
     weights: Mapping[str, float]
@@ -50,10 +79,9 @@ class StudentPlan:
     learning_rate: float
     scale_learning_rate: float
     calibration_images: int
-    pool: int
     renew_every: int
     renew_count: int
-    mix: float = 0.0
+    views: float
 
 
 class Trainer:
@@ -64,21 +92,24 @@ class Trainer:
         teacher: Teacher,
         generator: nn.Module,
         student: Student,
-        generator_plan: GeneratorPlan,
-        student_plan: StudentPlan,
+        preprocessing: Preprocessing,
+        plans: tuple[GeneratorPlan, ImagePlan, StudentPlan],
         rng: torch.Generator,
     ) -> None:
         self.teacher, self.generator, self.student = teacher, generator, student
-        self.generator_plan, self.student_plan = generator_plan, student_plan
+        self.preprocessing = preprocessing
+        self.generator_plan, self.image_plan, self.student_plan = plans
         self.rng = rng
         self.phase: Phase = "generator"
         self.step = 0
         self.seconds = 0.0
+        self.draft: Draft | None = None
+        self.finished: list[Tensor] = []
         self.pool: Pool | None = None
         self.generator_optimizer = torch.optim.Adam(
-            generator.parameters(), generator_plan.learning_rate, betas=(0.5, 0.999)
+            generator.parameters(), self.generator_plan.learning_rate, betas=(0.5, 0.999)
         )
-        self.student_optimizer = torch.optim.Adam(_groups(student, student_plan))
+        self.student_optimizer = torch.optim.Adam(_groups(student, self.student_plan))
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly: tensors, numbers and names alone."""
@@ -92,6 +123,8 @@ class Trainer:
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "student": self.student.state_dict(),
             "student_optimizer": self.student_optimizer.state_dict(),
+            "draft": None if self.draft is None else self.draft.state(),
+            "finished": list(self.finished),
             "pool": None if pool is None else {**vars(pool.lesson), "oldest": pool.oldest},
         }
 
@@ -103,10 +136,12 @@ class Trainer:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.student.load_state_dict(state["student"])
         self.student_optimizer.load_state_dict(state["student_optimizer"])
-        pool = state["pool"]
+        draft, pool, device = state["draft"], state["pool"], self.rng.device
+        self.draft = None if draft is None else Draft.restored(draft, device)
+        self.finished = [images.to(device) for images in state["finished"]]
         self.pool = None
         if pool is not None:
-            kept = {name: pool[name].to(self.rng.device) for name in ("images", "logits", "features")}
+            kept = {name: pool[name].to(device) for name in ("images", "logits", "features")}
             self.pool = Pool(Lesson(**kept), pool["oldest"])
 
 
@@ -128,6 +163,13 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
             parts = _generator_step(trainer)
             trainer.step += 1
             yield "generator", steps, _figures(parts, trainer.step, steps)
+        trainer.phase, trainer.step = "images", 0
+    if trainer.phase == "images":
+        steps = trainer.image_plan.total_steps
+        while trainer.step < steps:
+            parts = _image_step(trainer)
+            trainer.step += 1
+            yield "images", steps, _figures(parts, trainer.step, steps)
         trainer.phase, trainer.step = "calibration", 0
     if trainer.phase == "calibration":
         if not trainer.step:
@@ -144,28 +186,68 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
 
 def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
     plan, teacher = trainer.generator_plan, trainer.teacher
-    condition = draw(
-        plan.batch // 2,
-        noise_dim=plan.noise_dim,
-        classes=teacher.classes,
-        spread=plan.spread,
-        rng=trainer.rng,
-    )
+    condition = _condition(trainer, plan.batch // 2)
     images = trainer.generator(condition)
     evaluated = teacher.read(images, condition.label, moments=True)
-    trained = None
-    if plan.weights.get("consistency"):
+    weights, trained = _weights_now(plan, trainer.step + 1), None
+    if weights.get("consistency"):
         trained = teacher.read(images, condition.label, batch_statistics=True)
-    loss, parts = total(Step(condition, images, evaluated, trained, teacher.stored), plan.weights)
+    loss, parts = total(Step(condition, images, evaluated, trained, teacher.stored), weights)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.1)
     _descend(trainer.generator_optimizer, loss, factor)
     return parts
 
 
+def _weights_now(plan: GeneratorPlan, step: int) -> dict[str, float]:
+    """The consistency loss has a forward pass of its own: it is taken now and then, for the steps between too."""
+    every = plan.consistency_every
+    factor = 0 if step % every else every
+    return {name: weight * (factor if name == "consistency" else 1) for name, weight in plan.weights.items()}
+
+
+def _image_step(trainer: Trainer) -> dict[str, Tensor]:
+    """One step of one batch of images; the last batch's last step makes the pool."""
+    plan = trainer.image_plan
+    if not plan.steps:
+        trainer.pool = Pool(_fresh(trainer, plan.count))
+        return {}
+    if trainer.draft is None:
+        trainer.draft = _begun(trainer, min(plan.batch, plan.count - sum(map(len, trainer.finished))))
+    step = trainer.step % plan.steps
+    loss, parts = refine(trainer.draft, trainer.teacher, trainer.preprocessing, plan.weights, trainer.rng)
+    _descend(trainer.draft.optimizer, loss, learning_rate_factor(step, plan.steps, rising=0.05))
+    if step + 1 == plan.steps:
+        trainer.finished.append(trainer.draft.images(trainer.preprocessing).detach())
+        trainer.draft = None
+    if trainer.step + 1 == plan.total_steps:
+        trainer.pool = Pool(read(torch.cat(trainer.finished), trainer.teacher))
+        trainer.finished = []
+    return parts
+
+
+def _begun(trainer: Trainer, count: int) -> Draft:
+    plan = trainer.image_plan
+    condition = _condition(trainer, (count + 1) // 2)
+    with evaluating(trainer.generator):
+        proposals = trainer.generator(condition)
+    return begin(
+        proposals,
+        condition,
+        trainer.preprocessing,
+        scene=plan.scene,
+        learning_rate=plan.learning_rate,
+        rng=trainer.rng,
+    )
+
+
+def _condition(trainer: Trainer, pairs: int) -> Condition:
+    plan = trainer.generator_plan
+    return draw(pairs, noise_dim=plan.noise_dim, classes=trainer.teacher.classes, spread=plan.spread, rng=trainer.rng)
+
+
 def _calibrate(trainer: Trainer) -> None:
-    plan = trainer.student_plan
-    trainer.pool = Pool(_fresh(trainer, plan.pool))
-    images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
+    assert trainer.pool is not None
+    images = trainer.pool.sample(trainer.student_plan.calibration_images, trainer.rng).images
     calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
 
 
@@ -174,7 +256,7 @@ def _student_step(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     if plan.renew_count and trainer.step and trainer.step % plan.renew_every == 0:
         trainer.pool = trainer.pool.renewed(_fresh(trainer, plan.renew_count))
-    lesson = mixed(trainer.pool.sample(plan.batch, trainer.rng), trainer.teacher, plan.mix, trainer.rng)
+    lesson = viewed(trainer.pool.sample(plan.batch, trainer.rng), trainer.teacher, plan.views, trainer.rng)
     parts = _compare(trainer, lesson)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.02)
     _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor)

@@ -1,0 +1,89 @@
+"""Finish images: a proposal of the generator laid over a scene, whose pixels then descend the losses themselves.
+
+The generator says what is where; one network for all images, though, paints what is easiest for it, over and over.
+Scenes differ by construction, and pixels that start from different scenes arrive at different images (this project's
+definition; that pixels can be trained against batch-norm statistics is Cai et al.'s, arXiv 2001.00281, and Yin et
+al.'s, arXiv 1912.08795).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acq.augment import jittered
+from acq.flow import Condition, Preprocessing, Step
+from acq.losses import total
+from acq.scenes import scenes
+from acq.teacher import Teacher
+
+_EDGE = 0.02  # pixels start this far from black and white at least, where a sigmoid still has a slope
+
+
+class Draft:
+    """Images on their way: the logits of their pixels, what was asked of them, and the optimizer of the pixels."""
+
+    def __init__(self, pixels: Tensor, condition: Condition, learning_rate: float) -> None:
+        self.condition = condition
+        logits = torch.logit(pixels, eps=_EDGE).contiguous(memory_format=torch.channels_last)
+        self.logits = nn.Parameter(logits)
+        self.optimizer = torch.optim.Adam([self.logits], learning_rate, betas=(0.5, 0.9))
+
+    def images(self, preprocessing: Preprocessing) -> Tensor:
+        """The images as they stand, normalised [N, C, H, W]."""
+        mean, std = _columns(preprocessing, self.logits)
+        return (torch.sigmoid(self.logits) - mean) / std
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on exactly."""
+        return {
+            "condition": vars(self.condition),
+            "logits": self.logits.detach(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], device: torch.device) -> Draft:
+        """The draft that ``state`` was taken from."""
+        condition = Condition(**{name: value.to(device) for name, value in state["condition"].items()})
+        draft = cls(torch.sigmoid(state["logits"]).to(device), condition, 0.0)
+        with torch.no_grad():
+            draft.logits.copy_(state["logits"])
+        draft.optimizer.load_state_dict(state["optimizer"])
+        return draft
+
+
+def begin(
+    proposals: Tensor,
+    condition: Condition,
+    preprocessing: Preprocessing,
+    *,
+    scene: float,
+    learning_rate: float,
+    rng: torch.Generator,
+) -> Draft:
+    """Normalised ``proposals`` [N, C, H, W] blended with scenes, which have the share ``scene`` of the logits."""
+    mean, std = _columns(preprocessing, proposals)
+    behind = scenes(len(proposals), preprocessing.input_size, rng)
+    logits = torch.lerp(torch.logit(proposals * std + mean, eps=_EDGE), torch.logit(behind, eps=_EDGE), scene)
+    return Draft(torch.sigmoid(logits), condition, learning_rate)
+
+
+def refine(
+    draft: Draft, teacher: Teacher, preprocessing: Preprocessing, weights: Mapping[str, float], rng: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted losses of ``acq.losses`` on the images as they stand, a little moved: the sum and its parts."""
+    images, condition = jittered(draft.images(preprocessing), draft.condition, rng)
+    evaluated = teacher.read(images, condition.label, moments=True)
+    trained = None
+    if weights.get("consistency"):
+        trained = teacher.read(images, condition.label, batch_statistics=True)
+    return total(Step(condition, images, evaluated, trained, teacher.stored), weights)
+
+
+def _columns(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return mean, std

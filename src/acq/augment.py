@@ -29,7 +29,7 @@ def views(images: Tensor, rng: torch.Generator) -> Tensor:
 def jittered(images: Tensor, condition: Condition, rng: torch.Generator) -> tuple[Tensor, Condition]:
     """All images moved by one small random offset and mirrored or not, and the condition that they then answer to.
 
-    At most a sixteenth of the size: what is drawn cannot rely on single pixels.
+    At most a sixteenth of the size, or one pixel: what is drawn cannot rely on single pixels.
     """
     height, width = images.shape[2:]
     limit = [max(1, size // 16) for size in (height, width)]

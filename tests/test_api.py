@@ -15,7 +15,7 @@ import acq
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 1, "batch": 4, "noise_dim": 4, "width": 8},
-    "pool": {"size": 16},
+    "images": {"count": 16, "batch": 16, "steps": 1},
     "student": {"steps": 0, "batch": 4, "calibration_images": 8},
 }
 
@@ -86,7 +86,7 @@ def test_records_are_watched() -> None:
     """Every step is told, in order."""
     seen: list[acq.Record] = []
     quantize(watch=seen.append)
-    assert [record.phase for record in seen] == ["generator", "calibration"]
+    assert [record.phase for record in seen] == ["generator", "images", "calibration"]
 
 
 def test_a_network_is_evaluated_with_its_preprocessing(data: Path) -> None:

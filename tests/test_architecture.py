@@ -11,9 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 # fmt: off
 ORDER = [
-    "errors", "flow", "trace", "attention", "teacher", "condition", "generators", "losses", "distillation",
-    "quantizers", "plan", "student", "calibration", "artifact", "evaluate", "review", "pool", "trainer",
-    "checkpoint", "folder", "interrupt", "data", "summary", "zoo", "config", "recipe", "progress", "api", "cli",
+    "errors", "flow", "trace", "attention", "teacher", "condition", "generators", "losses", "scenes", "augment",
+    "refinement", "distillation", "quantizers", "plan", "student", "calibration", "artifact", "evaluate", "review",
+    "pool", "trainer", "checkpoint", "folder", "interrupt", "data", "summary", "zoo", "config", "recipe", "progress",
+    "api", "cli",
 ]
 # fmt: on
 EXEMPT = {"__init__", "__main__"}
@@ -74,6 +75,7 @@ def test_imports_follow_the_flow(file: Path) -> None:
         ("losses", "from .quantizers import x", "losses imports quantizers, which stands after it"),
         ("zoo", "from .. import cli", "zoo imports cli, which stands after it"),
         ("pool", "import acq", "pool imports acq, which stands after it"),
+        ("scenes", "from acq import refinement", "scenes imports refinement, which stands after it"),
         ("progress", "from acq.config import Config", "progress imports config"),
     ],
 )

@@ -57,7 +57,8 @@ class Undecided(nn.Module):
 """
 SMALL = [
     "generator.steps=2", "generator.batch=4", "generator.noise_dim=4", "generator.width=8",
-    "pool.size=16", "student.steps=2", "student.batch=4", "student.calibration_images=8",
+    "images.count=16", "images.batch=10", "images.steps=2",
+    "student.steps=2", "student.batch=4", "student.calibration_images=8",
 ]  # fmt: skip
 SIZE = ["--input-size", "3,16,16"]
 NETWORK = ["tinynet:network", *SIZE, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
@@ -190,6 +191,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a negative seed": (quantize("--seed", "-1"), "seed"),
     "a seed in words": (quantize("--seed", "one"), "--seed"),
     "an unknown setting": (quantize("--set", "student.step=3"), "did you mean 'steps'?"),
+    "a setting of a section that is no more": (quantize("--set", "pool.size=16"), "'pool' is not known"),
     "a setting without value": (quantize("--set", "student.steps"), "key=value"),
     "a setting out of range": (quantize("--set", "generator.batch=3"), "generator.batch"),
     "an unknown setting in a file": (quantize("--config", "wrong.yaml"), "did you mean 'generator'?"),
@@ -302,7 +304,7 @@ def test_text_goes_to_the_terminal(acq: Acq) -> None:
     answer = acq(*quantize())
     assert answer.code == 0
     assert answer.out == ""
-    for words in ("agreement", "quantized_bytes", "3/3 train the student: 2/2"):
+    for words in ("agreement", "quantized_bytes", "2/4 finish images: 4/4", "4/4 train the student: 2/2"):
         assert words in answer.err
 
 

@@ -169,3 +169,12 @@ def test_a_new_generator_is_a_class_with_a_name(monkeypatch: pytest.MonkeyPatch)
 
     assert generators.GENERATORS["other"] is Other
     assert "canvas" in generators.GENERATORS
+
+
+@pytest.mark.parametrize("kind", sorted(GENERATORS))
+@pytest.mark.parametrize("side", [16, 32])
+def test_images_lie_channels_last(kind: str, side: int) -> None:
+    """In training and in evaluation, so that the teacher's and the student's convolutions copy nothing."""
+    generator = made(kind, (3, side, side))
+    for model in (generator.train(), generator.eval()):
+        assert model(asked()).is_contiguous(memory_format=torch.channels_last)

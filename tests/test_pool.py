@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from acq.augment import views
 from acq.flow import Condition, Reading
-from acq.pool import Lesson, Pool, mixed, synthesise
+from acq.pool import Lesson, Pool, read, synthesise, viewed
 
 
 class Painter(nn.Module):
@@ -147,43 +148,79 @@ def test_a_pool_holds_the_newest(sizes: list[int]) -> None:
 
 def pictures(count: int = 8) -> Lesson:
     """Random images with what ``Reader`` says of them."""
-    images = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     reading = Reader().read(images)
     return Lesson(images, reading.logits, reading.features)
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 30])
+def test_reading_changes_no_image(count: int) -> None:
+    """Images are handed on as they are, read once each, a batch at a time, without gradient."""
+    images, reader = torch.rand(count, 3, 16, 16).requires_grad_(), Reader()
+    found = read(images, reader, batch=8)  # type: ignore[arg-type]
+    assert found.images is images
+    assert sum(reader.batches) == count
+    assert max(reader.batches) <= 8
+    reading = reader.read(images)
+    torch.testing.assert_close(found.logits, reading.logits)
+    torch.testing.assert_close(found.features, reading.features)
+    assert not found.logits.requires_grad
+    assert not found.features.requires_grad
+
+
 @given(share=st.floats(0, 1), seed=st.integers(0, 50))
-def test_a_share_is_blended_and_read_anew(share: float, seed: int) -> None:
-    """So many images lie between two of the lesson, nearer to their own, with the teacher's word on them."""
-    whole, reader = pictures(), Reader()
-    found = mixed(whole, reader, share, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
-    count = round(8 * share)
-    assert torch.equal(found.images[count:], whole.images[count:])
-    assert torch.equal(found.logits[count:], whole.logits[count:])
-    for image, own in zip(found.images[:count], whole.images[:count], strict=True):
-        nearest = (whole.images - image).flatten(1).norm(dim=1).argmin()
-        assert torch.equal(whole.images[nearest], own)
-        between = (torch.minimum(own, whole.images) - 1e-6 <= image) & (
-            image <= torch.maximum(own, whole.images) + 1e-6
-        )
-        assert between.flatten(1).all(1).any()
+def test_a_share_is_seen_anew_and_read_anew(share: float, seed: int) -> None:
+    """So many images are views of one another, with the teacher's word on what is seen; the rest is untouched."""
+    whole, reader, count = pictures(), Reader(), round(8 * share)
+    found = viewed(whole, reader, share, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    assert reader.batches == [count] * (count > 0)
+    for name in ("images", "logits", "features"):
+        assert getattr(found, name).shape == getattr(whole, name).shape
+        assert torch.equal(getattr(found, name)[count:], getattr(whole, name)[count:])
+    if count:
+        assert torch.equal(found.images[:count], views(whole.images[:count], torch.Generator().manual_seed(seed)))
     reading = reader.read(found.images)
     torch.testing.assert_close(found.logits, reading.logits)
     torch.testing.assert_close(found.features, reading.features)
 
 
+@given(share=st.floats(0.1, 1), seed=st.integers(0, 50))
+def test_what_is_seen_comes_from_the_share(share: float, seed: int) -> None:
+    """Views have no value beyond those of the images that they are of, and do not know the rest."""
+    whole, count = pictures(), round(8 * share)
+    found = viewed(whole, Reader(), share, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    own, seen = whole.images[:count], found.images[:count]
+    assert (own.amin((0, 2, 3)) - 1e-6 <= seen.amin((0, 2, 3))).all()
+    assert (seen.amax((0, 2, 3)) <= own.amax((0, 2, 3)) + 1e-6).all()
+    other = Lesson(torch.cat((own, torch.zeros_like(whole.images[count:]))), whole.logits, whole.features)
+    again = viewed(other, Reader(), share, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    assert torch.equal(again.images[:count], seen)
+
+
+def test_views_are_other_images() -> None:
+    """Where all are seen anew hardly one is as it was, and another draw sees others."""
+    whole = pictures()
+    first, second = (
+        viewed(whole, Reader(), 1.0, torch.Generator().manual_seed(seed)).images  # type: ignore[arg-type]
+        for seed in (0, 1)
+    )
+    assert (first != whole.images).flatten(1).any(1).sum() >= 7
+    assert (first != second).flatten(1).any(1).sum() >= 7
+
+
 def test_without_a_share_the_teacher_is_not_asked() -> None:
-    """Nothing is blended, read or drawn."""
+    """Nothing is seen, read or drawn."""
     whole, reader, rng = pictures(), Reader(), torch.Generator().manual_seed(0)
     before = rng.get_state()
-    assert mixed(whole, reader, 0.0, rng) is whole  # type: ignore[arg-type]
+    assert viewed(whole, reader, 0.0, rng) is whole  # type: ignore[arg-type]
     assert reader.batches == []
     assert torch.equal(rng.get_state(), before)
 
 
-def test_blending_changes_no_entry() -> None:
-    """The lesson that was blended is as it was."""
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_looking_changes_no_entry(share: float) -> None:
+    """The lesson of which views were made is as it was."""
     whole = pictures()
-    before = whole.images.clone()
-    mixed(whole, Reader(), 1.0, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    assert torch.equal(whole.images, before)
+    before = [value.clone() for value in vars(whole).values()]
+    viewed(whole, Reader(), share, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert all(torch.equal(value, old) for value, old in zip(vars(whole).values(), before, strict=True))

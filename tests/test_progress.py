@@ -23,19 +23,21 @@ def shown(records: list[Record], terminal: bool) -> str:
 def records(steps: int = 20) -> list[Record]:
     """A whole run of short phases."""
     generator = [Record("generator", i + 1, steps, 0.1 * i, {"classes": 1 / (i + 1)}) for i in range(steps)]
+    images = [Record("images", i + 1, steps, 2.5 + 0.05 * i, {"centre": 0.5}) for i in range(steps)]
     student = [Record("student", i + 1, steps, 5 + 0.1 * i, {"logits": 0.12345}) for i in range(steps)]
-    return [*generator, Record("calibration", 1, 1, 4.0, {}), *student]
+    return [*generator, *images, Record("calibration", 1, 1, 4.0, {}), *student]
 
 
 def test_each_phase_has_a_line_at_its_end() -> None:
     """Away from a terminal a short run is a few plain lines, the last of each phase with its figures."""
     lines = shown(records(), terminal=False).splitlines()
     assert [line for line in lines if "20/20" in line or "1/1" in line] == [
-        "1/3 train the generator: 20/20 (2 s)  classes 0.05",
-        "2/3 fill the pool, calibrate: 1/1 (4 s)",
-        "3/3 train the student: 20/20 (7 s)  logits 0.123",
+        "1/4 train the generator: 20/20 (2 s)  classes 0.05",
+        "2/4 finish images: 20/20 (3 s)  centre 0.5",
+        "3/4 calibrate: 1/1 (4 s)",
+        "4/4 train the student: 20/20 (7 s)  logits 0.123",
     ]
-    assert len(lines) == 4  # and the first step of all
+    assert len(lines) == 5  # and the first step of all
 
 
 def test_a_long_phase_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,9 @@ def test_a_long_phase_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -
 def test_a_terminal_has_a_bar_a_phase() -> None:
     """Each phase is named, counted to its end and followed by its figures."""
     text = shown(records(), terminal=True)
-    for words in ("train the generator", "fill the pool", "train the student", "20/20", "1/1", "logits 0.123"):
+    for words in ("train the generator", "finish images", "calibrate", "train the student"):
+        assert words in text
+    for words in ("20/20", "1/1", "classes 0.05", "centre 0.5", "logits 0.123"):
         assert words in text
 
 

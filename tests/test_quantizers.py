@@ -56,6 +56,22 @@ def test_gradients_equal_the_paper(axis: int | None, zero_point: float) -> None:
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gradients_do_not_depend_on_how_values_are_stored(axis: int | None, mixed: bool) -> None:
+    """Channels last, or only one of value and gradient so: both gradients are those of contiguous ones."""
+    x, weight = torch.randn(4, 3, 5, 6).double(), torch.randn(4, 3, 5, 6).double()
+    scale, zero = torch.full((4,) if axis == 0 else (), 0.1).double().requires_grad_(), torch.tensor(5.0).double()
+    found = []
+    for stored in (torch.contiguous_format, torch.channels_last):
+        value = x.clone(memory_format=stored).requires_grad_()
+        grad = weight if mixed else weight.contiguous(memory_format=stored)
+        result = fake_quantize(value, scale, zero, 0, 15, axis)
+        found.append(torch.autograd.grad(result, (value, scale), grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_scale_gradient_is_exact_in_single_precision() -> None:
     """At 8 bits and a million values the scale's float32 gradient agrees with float64 to 0.1 %."""
     x, weight = torch.randn(1 << 20), torch.randn(1 << 20)

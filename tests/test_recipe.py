@@ -24,7 +24,7 @@ from acq.trace import fingerprint, trace
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 4, "batch": 8, "noise_dim": 4, "width": 8},
-    "pool": {"size": 24, "renew_every": 2, "renew_count": 8},
+    "images": {"count": 24, "batch": 10, "steps": 2, "renew_every": 2, "renew_count": 8},
     "student": {"steps": 5, "batch": 8, "calibration_images": 8},
 }
 
@@ -84,7 +84,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("phase", "step"), [("generator", 2), ("generator", 4), ("calibration", 1), ("student", 2), ("student", 5)]
+    ("phase", "step"),
+    [
+        ("generator", 2),
+        ("generator", 4),
+        ("images", 1),
+        ("images", 2),
+        ("images", 3),
+        ("images", 6),
+        ("calibration", 1),
+        ("student", 2),
+        ("student", 5),
+    ],
 )
 def test_an_interrupted_run_goes_on_exactly(whole: Path, tmp_path: Path, phase: str, step: int) -> None:
     """Stopped in any phase it says how to go on, and resumed it ends with the same bytes and figures."""
@@ -101,31 +112,33 @@ def test_an_interrupted_run_goes_on_exactly(whole: Path, tmp_path: Path, phase: 
     assert {name: result.summary[name] for name in same} == {name: expected[name] for name in same}
 
 
-def test_a_run_may_be_interrupted_twice(whole: Path, tmp_path: Path) -> None:
-    """Once while the generator learns and once while the student does."""
+def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
+    """Once while the generator learns, once amid a batch of images and once while the student learns."""
     folder = tmp_path / "run"
-    for phase, step, resume in (("generator", 1, False), ("student", 3, True)):
+    for phase, step, resume in (("generator", 1, False), ("images", 3, True), ("student", 3, True)):
         with pytest.raises(Interrupted):
             run(request_(), folder, resume=resume, watch=stop_at(phase, step))
     run(request_(), folder, resume=True)
     assert product(folder) == product(whole)
 
 
+@pytest.mark.parametrize(("phase", "step"), [("images", 4), ("student", 3)])
 def test_a_crash_costs_no_more_than_since_the_last_state(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
 ) -> None:
     """With a state kept at every step, an error in the middle is resumed from there to the same end."""
     monkeypatch.setattr(recipe, "_SAVE_EVERY", 0.0)
     folder, seen = tmp_path / "run", list[Record]()
 
     def fail(record: Record) -> None:
-        if (record.phase, record.step) == ("student", 3):
+        if (record.phase, record.step) == (phase, step):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         run(request_(), folder, watch=fail)
     run(request_(), folder, resume=True, watch=seen.append)
-    assert [(record.phase, record.step) for record in seen] == [("student", 3), ("student", 4), ("student", 5)]
+    steps = [("images", 4), ("images", 5), ("images", 6), ("calibration", 1), *(("student", i + 1) for i in range(5))]
+    assert [(record.phase, record.step) for record in seen] == steps[steps.index((phase, step)) :]
     assert product(folder) == product(whole)
 
 

@@ -18,7 +18,7 @@ import acq
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 20, "batch": 16, "noise_dim": 8, "width": 16},
-    "pool": {"size": 64, "renew_every": 3, "renew_count": 16},
+    "images": {"count": 64, "batch": 32, "steps": 6, "renew_every": 3, "renew_count": 16},
     "student": {"steps": 8, "batch": 16, "calibration_images": 32},
 }
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.25, 0.25)
@@ -115,7 +115,7 @@ def test_the_summary_keeps_the_contract(result: acq.Result) -> None:
     assert stored == result.summary
     assert stored.keys() >= CONTRACT
     assert stored["attention"].keys() >= {"correlation", "spread", "eval_train_similarity"}
-    assert stored["steps"] == {"generator": 20, "student": 8}
+    assert stored["steps"] == {"generator": 20, "images": 12, "student": 8}
     assert 0 < stored["quantized_bytes"] < stored["float_bytes"]
     assert stored["seconds"] > 0
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,10 @@ from acq import checkpoint
 from acq.flow import Preprocessing, Record
 from acq.generators import CanvasGenerator
 from acq.plan import Bits, plan
+from acq.pool import synthesise
 from acq.student import build
 from acq.teacher import Teacher
-from acq.trainer import GeneratorPlan, StudentPlan, Trainer, learning_rate_factor, train
+from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, learning_rate_factor, train
 
 GENERATOR = GeneratorPlan(
     weights={"classes": 1.0, "statistics": 1.0, "centre": 1.0, "paired": 0.1, "consistency": 0.1},
@@ -26,6 +28,14 @@ GENERATOR = GeneratorPlan(
     noise_dim=4,
     spread=0.15,
 )
+IMAGES = ImagePlan(
+    weights={"classes": 0.3, "statistics": 1.0, "centre": 1.0, "paired": 0.1, "consistency": 0.1},
+    count=24,
+    batch=10,
+    steps=3,
+    learning_rate=0.1,
+    scene=0.5,
+)
 STUDENT = StudentPlan(
     weights={"logits": 1.0, "probabilities": 0.5, "features": 1.0},
     steps=7,
@@ -33,23 +43,28 @@ STUDENT = StudentPlan(
     learning_rate=1e-3,
     scale_learning_rate=1e-3,
     calibration_images=12,
-    pool=24,
     renew_every=2,
     renew_count=10,
-    mix=0.5,
+    views=0.5,
 )
+KNOWN = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
 
 
-def made(generator: GeneratorPlan = GENERATOR, student: StudentPlan = STUDENT, bits: str = "w4a4") -> Trainer:
+def made(
+    generator: GeneratorPlan = GENERATOR,
+    images: ImagePlan = IMAGES,
+    student: StudentPlan = STUDENT,
+    bits: str = "w4a4",
+) -> Trainer:
     """A trainer of its own; two of them are equal bit for bit."""
     torch.manual_seed(7)
     graph = traced("residual")
     return Trainer(
         Teacher(graph),
-        CanvasGenerator(Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3), 5, noise_dim=generator.noise_dim, width=8),
+        CanvasGenerator(KNOWN, 5, noise_dim=generator.noise_dim, width=8),
         build(graph, plan(graph, Bits.parse(bits))),
-        generator,
-        student,
+        KNOWN,
+        (generator, images, student),
         torch.Generator().manual_seed(3),
     )
 
@@ -78,11 +93,12 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 def test_a_run_has_a_record_a_step() -> None:
     """Phases come in order, each step counts one up, seconds only grow, and figures come at each phase's end."""
     records = list(train(made()))
-    expected = [("generator", i + 1, 6) for i in range(6)] + [("calibration", 1, 1)]
-    expected += [("student", i + 1, 7) for i in range(7)]
+    expected = [("generator", i + 1, 6) for i in range(6)] + [("images", i + 1, 9) for i in range(9)]
+    expected += [("calibration", 1, 1)] + [("student", i + 1, 7) for i in range(7)]
     assert [told(record)[:3] for record in records] == expected
     assert all(before.seconds < after.seconds for before, after in pairwise(records))
     assert records[5].values.keys() == GENERATOR.weights.keys()
+    assert records[14].values.keys() == IMAGES.weights.keys()
     assert records[-1].values.keys() == STUDENT.weights.keys()
 
 
@@ -104,7 +120,8 @@ def test_another_seed_is_another_run() -> None:
     assert not torch.equal(first.pool.lesson.images, second.pool.lesson.images)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6, 7, 8, 10, 11, 14])
+# in the generator and at its end; amid each batch of images and after it; calibrated; between and at renewals
+@pytest.mark.parametrize("stop", [1, 3, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17, 19, 20, 23])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop: int, tmp_path: Path) -> None:
     """Saved after any step of any phase and restored into a fresh trainer, it ends the same bit for bit."""
     whole = made()
@@ -121,7 +138,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stop: int, tmp_path: Path) ->
     assert_same(second.state(), whole.state())
 
 
-@pytest.mark.parametrize("stop", [2, 9])
+@pytest.mark.parametrize("stop", [2, 8, 9, 11, 15, 18])
 def test_a_trainer_goes_back_to_where_it_was(stop: int) -> None:
     """Restored in place, the same trainer repeats what it did."""
     trainer, kept, records = made(), None, []
@@ -131,7 +148,9 @@ def test_a_trainer_goes_back_to_where_it_was(stop: int) -> None:
         records.append(told(record))
     assert kept is not None
     trainer.restore(kept)
-    assert (trainer.pool is None) == (kept["pool"] is None)
+    assert (trainer.pool is None) == (kept["pool"] is None) == (stop < 15)
+    assert (trainer.draft is None) == (kept["draft"] is None) == (stop not in (8, 11))
+    assert len(trainer.finished) == len(kept["finished"]) == (1 if stop in (9, 11) else 0)
     assert [told(record) for record in train(trainer)] == records[stop:]
 
 
@@ -153,13 +172,14 @@ def test_the_teacher_is_not_trained() -> None:
 
 
 def test_each_phase_trains_its_own_network() -> None:
-    """The student is untouched until calibration, the generator after its last step."""
+    """The student is untouched until calibration, the generator, its statistics too, after its last step."""
     trainer = made()
     student = {name: value.clone() for name, value in trainer.student.state_dict().items() if "scale" not in name}
     for record in train(trainer):
-        if record.phase == "generator":
+        if record.phase in ("generator", "images"):
             now = trainer.student.state_dict()
             assert all(torch.equal(now[name], value) for name, value in student.items() if value.isfinite().all())
+        if record.phase == "generator":
             generator = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
     now = trainer.generator.state_dict()
     assert all(torch.equal(now[name], value) for name, value in generator.items())
@@ -171,8 +191,109 @@ def test_each_phase_trains_its_own_network() -> None:
 def test_the_generator_learns(name: str) -> None:
     """On a toy each loss falls when it alone has a weight."""
     generator = replace(GENERATOR, weights={name: 1.0}, steps=40, batch=16)
-    figures = [record.values for record in train(made(generator, replace(STUDENT, steps=0))) if record.values]
+    phase = itertools.takewhile(lambda record: record.phase == "generator", train(made(generator)))
+    figures = [record.values for record in phase if record.values]
     assert figures[-1][name] < 0.95 * figures[0][name]
+
+
+@pytest.mark.parametrize("name", ["classes", "statistics", "centre", "paired", "consistency"])
+def test_images_are_finished(name: str) -> None:
+    """On a toy each loss falls when it alone has a weight."""
+    images = replace(IMAGES, weights={name: 1.0}, count=16, batch=16, steps=40)
+    records = train(made(images=images, student=replace(STUDENT, steps=0)))
+    figures = [record.values for record in records if record.phase == "images" and record.values]
+    assert figures[-1][name] < 0.95 * figures[0][name]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "steps"), [(24, 10, 3), (24, 24, 1), (16, 100, 2), (18, 8, 1), (24, 10, 0), (17, 8, 0)]
+)
+def test_the_pool_has_as_many_images_as_asked_for(count: int, batch: int, steps: int) -> None:
+    """Whether or not batches divide the count; it is there with the phase's last step, and no draft is left."""
+    plan = replace(IMAGES, count=count, batch=batch, steps=steps)
+    trainer = made(images=plan, student=replace(STUDENT, steps=0))
+    for record in train(trainer):
+        last = record.phase == "calibration" or (record.phase == "images" and record.step == record.steps)
+        assert (trainer.pool is not None) == last
+        if last:
+            assert trainer.pool is not None
+            assert len(trainer.pool.lesson.images) == len(trainer.pool.lesson.logits) == count
+            assert len(trainer.pool.lesson.images.flatten(1).unique(dim=0)) == count
+            assert trainer.pool.oldest == 0
+            assert trainer.draft is None
+            assert trainer.finished == []
+
+
+def test_images_are_finished_a_batch_at_a_time() -> None:
+    """Of 24 images ten, ten and four, each batch untouched once it is finished; its order is the pool's."""
+    trainer, drafts, finished = made(), [], list[torch.Tensor]()
+    for record in train(trainer):
+        if record.phase == "images":
+            drafts.append(0 if trainer.draft is None else len(trainer.draft.logits))
+            finished += [images.clone() for images in trainer.finished[len(finished) :]]
+            if record.step == record.steps:
+                break
+    assert drafts == [10, 10, 0, 10, 10, 0, 4, 4, 0]
+    assert trainer.pool is not None
+    images = trainer.pool.lesson.images
+    assert torch.equal(images[:20], torch.cat(finished))
+
+
+def test_finished_images_are_pictures() -> None:
+    """However large the rate, what the pool holds are pixels in [0, 1], normalised."""
+    trainer = made(images=replace(IMAGES, learning_rate=5.0), student=replace(STUDENT, steps=0))
+    list(train(trainer))
+    assert trainer.pool is not None
+    pixels = trainer.pool.lesson.images * 0.25 + 0.5
+    assert pixels.shape[1:] == SIZE
+    assert pixels.min() >= -1e-6
+    assert pixels.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("scene", [0.0, 0.5])
+def test_without_steps_images_are_as_generated(scene: float) -> None:
+    """One record, without figures, and the pool is what the generator makes of the next conditions, and no more."""
+    plan = replace(IMAGES, steps=0, scene=scene, batch=8)
+    trainer = made(images=plan)
+    for record in train(trainer):
+        if record.phase == "generator" and record.step == record.steps:
+            rng = torch.Generator()
+            rng.set_state(trainer.rng.get_state())
+        if record.phase == "images":
+            break
+    assert told(record) == ("images", 1, 1, {})
+    expected = synthesise(trainer.generator, trainer.teacher, 24, noise_dim=4, spread=0.15, rng=rng)
+    assert trainer.pool is not None
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(trainer.pool.lesson, name), value), name
+    assert torch.equal(trainer.rng.get_state(), rng.get_state())
+
+
+def test_steps_change_what_was_generated() -> None:
+    """With steps and no scene images begin as the generator makes them, and are others at their end."""
+    found = []
+    for steps in (0, 1):
+        plan = replace(IMAGES, steps=steps, batch=24, scene=0.0)
+        trainer = made(images=plan, student=replace(STUDENT, steps=0))
+        list(train(trainer))
+        assert trainer.pool is not None
+        found.append(trainer.pool.lesson.images * 0.25 + 0.5)
+    moved = (found[1] - found[0]).abs()
+    assert moved.mean() > 0.001
+    assert moved.max() < 0.1  # a step of a tenth moves a pixel by a fortieth, where it begins by a fiftieth at most
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_run_that_takes_images_as_generated_is_resumed(stop: int, tmp_path: Path) -> None:
+    """Around its one step of images too it ends the same bit for bit."""
+    plans = {"generator": replace(GENERATOR, steps=2), "images": replace(IMAGES, steps=0)}
+    whole, first, second = (made(**plans) for _ in range(3))  # type: ignore[arg-type]
+    records = [told(record) for record in train(whole)]
+    for _, _record in zip(range(stop), train(first), strict=False):
+        checkpoint.save(tmp_path / "state.pt", first.state())
+    second.restore(checkpoint.load(tmp_path / "state.pt"))
+    assert [told(record) for record in train(second)] == records[stop:]
+    assert_same(second.state(), whole.state())
 
 
 def test_the_student_learns() -> None:
@@ -192,13 +313,9 @@ def test_the_student_learns() -> None:
 
 
 def pools(student: StudentPlan) -> list[torch.Tensor]:
-    """The images of the pool after calibration and after each of the student's steps."""
-    trainer, found = made(student=student), []
-    for record in train(trainer):
-        if record.phase != "generator":
-            assert trainer.pool is not None
-            found.append(trainer.pool.lesson.images.clone())
-    return found
+    """The images of the pool after they are finished, after calibration and after each of the student's steps."""
+    trainer = made(student=student)
+    return [trainer.pool.lesson.images.clone() for _ in train(trainer) if trainer.pool is not None]
 
 
 def test_the_pool_is_renewed_in_turns() -> None:
@@ -206,18 +323,21 @@ def test_the_pool_is_renewed_in_turns() -> None:
     found = pools(STUDENT)
     changed = [(now != before).flatten(1).any(1).nonzero().flatten().tolist() for before, now in pairwise(found)]
     renewals = [list(range(10)), list(range(10, 20)), [0, 1, 2, 3, 4, 5, 20, 21, 22, 23]]
-    assert changed == [[], [], renewals[0], [], renewals[1], [], renewals[2]]
+    assert changed == [[], [], [], renewals[0], [], renewals[1], [], renewals[2]]
 
 
 def test_a_pool_may_be_kept() -> None:
     """With nothing to renew, the first images are the last."""
     found = pools(replace(STUDENT, renew_count=0))
+    assert len(found) == 9
     assert all(torch.equal(images, found[0]) for images in found)
 
 
-def test_what_the_pool_holds_is_the_teacher_s() -> None:
-    """After renewals too, each image's logits and features are what the teacher says of it."""
-    trainer = made()
+@pytest.mark.parametrize("renewed", [0, 10])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_what_the_pool_holds_is_the_teacher_s(steps: int, renewed: int) -> None:
+    """Finished, as generated, or renewed: each image's logits and features are what the teacher says of it."""
+    trainer = made(images=replace(IMAGES, steps=steps), student=replace(STUDENT, renew_count=renewed))
     list(train(trainer))
     assert trainer.pool is not None
     lesson = trainer.pool.lesson
@@ -236,11 +356,13 @@ def test_a_student_may_be_calibrated_only() -> None:
 
 
 def test_losses_without_weight_are_not_reported() -> None:
-    """A weight of zero switches a loss off in both phases."""
+    """A weight of zero switches a loss off in every phase."""
     generator = replace(GENERATOR, weights={"classes": 1.0, "consistency": 0.0})
+    images = replace(IMAGES, weights={"statistics": 1.0, "centre": 0.0, "consistency": 0.0})
     student = replace(STUDENT, weights={"logits": 0.0, "features": 1.0})
-    figures = {record.phase: record.values for record in train(made(generator, student)) if record.values}
+    figures = {record.phase: record.values for record in train(made(generator, images, student)) if record.values}
     assert figures["generator"].keys() == {"classes"}
+    assert figures["images"].keys() == {"statistics"}
     assert figures["student"].keys() == {"features"}
 
 
@@ -258,7 +380,10 @@ def test_the_learning_rate_rises_and_falls(steps: int, rising: float) -> None:
 
 def test_rates_are_given_back_after_each_step() -> None:
     """The optimizers keep each group's own rate, so that a saved one means what it did."""
-    trainer = made()
-    list(train(trainer))
+    trainer, rates = made(), list[float]()
+    for _ in train(trainer):
+        if trainer.draft is not None:
+            rates += [group["lr"] for group in trainer.draft.optimizer.param_groups]
+    assert rates == [0.1] * 6
     assert [group["lr"] for group in trainer.student_optimizer.param_groups] == [1e-3, 1e-3]
     assert [group["lr"] for group in trainer.generator_optimizer.param_groups] == [0.01]

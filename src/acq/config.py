@@ -92,7 +92,7 @@ class Student(Section):
     """Calibration and training of the quantized network."""
 
     calibration_images: int = Field(256, ge=1)
-    steps: int = Field(600, ge=0)
+    steps: int = Field(800, ge=0)
     batch: int = Field(64, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")

@@ -88,8 +88,7 @@ class CanvasGenerator(nn.Module):
         """Images [N, C, H, W], normalised for the teacher."""
         code = torch.cat((condition.noise, self.embedding(condition.label)), 1)
         x = self.norm(self.start(code).unflatten(1, (-1, *self.canvas)))
-        # channels last from here on, images included: convolutions then take what they are given as it lies
-        x = window(x, condition.centre, *self.sizes[0]).contiguous(memory_format=torch.channels_last)
+        x = window(x, condition.centre, *self.sizes[0])
         for stage, size in zip(self.stages, self.sizes[1:], strict=True):
             x = stage(F.interpolate(x, size=size), bump(condition.centre, *size))
         pixels = torch.sigmoid(self.last(x))
@@ -105,4 +104,6 @@ class _Stage(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(torch.cat((x, position), 1))), 0.2)
+        # channels last, which the images inherit: convolutions then take what they are given as it lies
+        both = torch.cat((x, position), 1).contiguous(memory_format=torch.channels_last)
+        return F.leaky_relu(self.norm(self.conv(both)), 0.2)

@@ -387,3 +387,11 @@ def test_rates_are_given_back_after_each_step() -> None:
     assert rates == [0.1] * 6
     assert [group["lr"] for group in trainer.student_optimizer.param_groups] == [1e-3, 1e-3]
     assert [group["lr"] for group in trainer.generator_optimizer.param_groups] == [0.01]
+
+
+def test_consistency_alone_is_taken_every_step() -> None:
+    """Where no other loss has a weight there is nothing to learn from between two of them."""
+    generator = replace(GENERATOR, weights={"classes": 0.0, "consistency": 1.0}, consistency_every=5)
+    records = [record for record in train(made(generator)) if record.phase == "generator"]
+    assert len(records) == GENERATOR.steps
+    assert records[-1].values.keys() == {"consistency"}

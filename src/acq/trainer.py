@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,31 +157,21 @@ def train(trainer: Trainer) -> Iterator[Record]:
 
 def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
     """Phase, steps it has and what was measured, after each step."""
-    if trainer.phase == "generator":
-        steps = trainer.generator_plan.steps
+    phases: tuple[tuple[Phase, int, Callable[[Trainer], dict[str, Tensor]]], ...] = (
+        ("generator", trainer.generator_plan.steps, _generator_step),
+        ("images", trainer.image_plan.total_steps, _image_step),
+        ("calibration", 1, _calibrate),
+        ("student", trainer.student_plan.steps, _student_step),
+    )
+    for place, (phase, steps, take) in enumerate(phases):
+        if phase != trainer.phase:
+            continue  # done before a resumption
         while trainer.step < steps:
-            parts = _generator_step(trainer)
+            parts = take(trainer)
             trainer.step += 1
-            yield "generator", steps, _figures(parts, trainer.step, steps)
-        trainer.phase, trainer.step = "images", 0
-    if trainer.phase == "images":
-        steps = trainer.image_plan.total_steps
-        while trainer.step < steps:
-            parts = _image_step(trainer)
-            trainer.step += 1
-            yield "images", steps, _figures(parts, trainer.step, steps)
-        trainer.phase, trainer.step = "calibration", 0
-    if trainer.phase == "calibration":
-        if not trainer.step:
-            _calibrate(trainer)
-            trainer.step = 1
-            yield "calibration", 1, {}
-        trainer.phase, trainer.step = "student", 0
-    steps = trainer.student_plan.steps
-    while trainer.step < steps:
-        parts = _student_step(trainer)
-        trainer.step += 1
-        yield "student", steps, _figures(parts, trainer.step, steps)
+            yield phase, steps, _figures(parts, trainer.step, steps)
+        for following, _, _ in phases[place + 1 : place + 2]:
+            trainer.phase, trainer.step = following, 0
 
 
 def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
@@ -200,7 +190,8 @@ def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
 
 def _weights_now(plan: GeneratorPlan, step: int) -> dict[str, float]:
     """The consistency loss has a forward pass of its own: it is taken now and then, for the steps between too."""
-    every = plan.consistency_every
+    alone = not any(weight for name, weight in plan.weights.items() if name != "consistency")
+    every = 1 if alone else plan.consistency_every
     factor = 0 if step % every else every
     return {name: weight * (factor if name == "consistency" else 1) for name, weight in plan.weights.items()}
 
@@ -245,10 +236,11 @@ def _condition(trainer: Trainer, pairs: int) -> Condition:
     return draw(pairs, noise_dim=plan.noise_dim, classes=trainer.teacher.classes, spread=plan.spread, rng=trainer.rng)
 
 
-def _calibrate(trainer: Trainer) -> None:
+def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     images = trainer.pool.sample(trainer.student_plan.calibration_images, trainer.rng).images
     calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
+    return {}
 
 
 def _student_step(trainer: Trainer) -> dict[str, Tensor]:

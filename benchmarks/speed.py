@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from acq import zoo
 from acq.config import Config
+from acq.memory import keep_freed_memory
 from acq.recipe import Request, prepare
 from acq.summary import peak_memory_mb
 from acq.trainer import train
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
     config = Config.create(args.preset, {"bits": args.bits})
     rows = measure(network, config, args.steps)

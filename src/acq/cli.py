@@ -18,6 +18,7 @@ from acq.config import Config, assignment, read_yaml
 from acq.data import LabelledImages, batches, read
 from acq.errors import Interrupted, RequestError
 from acq.evaluate import accuracy
+from acq.memory import keep_freed_memory
 from acq.plan import Plan
 from acq.progress import watching
 from acq.recipe import Request, choose_device, prepare, run
@@ -224,6 +225,7 @@ def models(as_json: AsJson = False) -> None:
 
 def main() -> NoReturn:
     """Run the command; exit code 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted."""
+    keep_freed_memory()
     sys.exit(_exit_code(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False)))
 
 

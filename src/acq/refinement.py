@@ -30,7 +30,7 @@ class Draft:
         self.condition = condition
         logits = torch.logit(pixels, eps=_EDGE).contiguous(memory_format=torch.channels_last)
         self.logits = nn.Parameter(logits)
-        self.optimizer = torch.optim.Adam([self.logits], learning_rate, betas=(0.5, 0.9))
+        self.optimizer = torch.optim.Adam([self.logits], learning_rate, betas=(0.5, 0.9), fused=True)
 
     def images(self, preprocessing: Preprocessing) -> Tensor:
         """The images as they stand, normalised [N, C, H, W]."""

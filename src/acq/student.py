@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.errors import nearest
 from acq.flow import Preprocessing
+from acq.moments import batch_norm_affine
 from acq.plan import Bits, Plan, Site, plan
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.trace import constant
@@ -257,17 +257,13 @@ class _Builder:
 
 
 def _affine(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
-    """An eval-mode batch norm as ``factor * x + shift``, [C] each, computed in double precision."""
-    gamma, beta, mean, var = (constant(graph, value) for value in norm.args[1:5])
+    """An eval-mode batch norm as ``factor * x + shift``, [C] each."""
+    weight, bias, mean, var = (constant(graph, value) for value in norm.args[1:5])
     epsilon = norm.args[7]
     assert mean is not None
     assert var is not None
     assert isinstance(epsilon, float)
-    factor = torch.rsqrt(var.double() + epsilon)
-    factor = factor if gamma is None else factor * gamma.double()
-    shift = -mean.double() * factor
-    shift = shift if beta is None else shift + beta.double()
-    return factor.to(mean.dtype), shift.to(mean.dtype)
+    return batch_norm_affine(weight, bias, mean, var, epsilon)
 
 
 def _geometry(layer: fx.Node) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.attention import centre_of, channel_energy, class_activation
 from acq.errors import RequestError
 from acq.flow import Moments, Reading
+from acq.moments import affine_and_moments, batch_norm_affine
 from acq.trace import aten, classes_of, constant, logits_of, shape_of
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
@@ -144,8 +144,10 @@ class _Reader(fx.Interpreter):
         args, _ = self.fetch_args_kwargs_from_env(n)
         x, weight, bias, mean, var, _, momentum, eps, _ = args
         if self.wants_moments:
-            batch_var, batch_mean = torch.var_mean(x, (0, 2, 3), correction=0)
-            self.moments.append(Moments(batch_mean, batch_var))
+            normalised, found = affine_and_moments(x, *batch_norm_affine(weight, bias, mean, var, eps))
+            self.moments.append(found)
+            if not self.batch_statistics:
+                return normalised
         if self.batch_statistics:
             return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
         return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)

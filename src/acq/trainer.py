@@ -107,9 +107,9 @@ class Trainer:
         self.finished: list[Tensor] = []
         self.pool: Pool | None = None
         self.generator_optimizer = torch.optim.Adam(
-            generator.parameters(), self.generator_plan.learning_rate, betas=(0.5, 0.999)
+            generator.parameters(), self.generator_plan.learning_rate, betas=(0.5, 0.999), fused=True
         )
-        self.student_optimizer = torch.optim.Adam(_groups(student, self.student_plan))
+        self.student_optimizer = torch.optim.Adam(_groups(student, self.student_plan), fused=True)
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly: tensors, numbers and names alone."""

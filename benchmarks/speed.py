@@ -38,6 +38,7 @@ def measure(network: zoo.Network, config: Config, steps: int) -> list[dict[str, 
         now = time.perf_counter()
         seconds.setdefault(record.phase, []).append(now - clock)
         clock = now
+    assert config.images.batch
     batches = -(-config.images.count // config.images.batch)
     whole = {
         "generator": config.generator.steps,
@@ -81,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()  # as the command line does
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
-    config = Config.create(args.preset, {"bits": args.bits})
+    config = Config.create(args.preset, {"bits": args.bits}).fitted(network.preprocessing.input_size)
     rows = measure(network, config, args.steps)
     hot = hot_spots(network, config, 10)
     memory = peak_memory_mb(torch.device("cpu"))

@@ -49,6 +49,26 @@ def test_a_change_may_name_the_preset() -> None:
     assert Config.create("best", {"preset": "fast"}, {"preset": "gdfq"}) == Config.create("gdfq")
 
 
+def test_batches_left_open_follow_the_size_of_images() -> None:
+    """Small images take the usual numbers; a megapixel is the most at once; what was asked for stays."""
+    small, large = Config.create().fitted((3, 32, 32)), Config.create().fitted((3, 224, 224))
+    assert [s.batch for s in (small.generator, small.images, small.student)] == [64, 256, 64]
+    assert [s.batch for s in (large.generator, large.images, large.student)] == [20, 20, 20]
+    assert Config.create().fitted((3, 4096, 4096)).images.batch == 4
+    asked = Config.create("fast", {"images": {"batch": 100}, "student": {"batch": 3}}).fitted((3, 224, 224))
+    assert [s.batch for s in (asked.generator, asked.images, asked.student)] == [20, 100, 3]
+    assert asked.fitted((3, 32, 32)) == asked
+
+
+@pytest.mark.parametrize(("bits", "easy"), [("w8a8", True), ("W7A8", True), ("w4a8", False), ("w4a4", False)])
+def test_wide_formats_take_the_steps_of_the_fast_preset(bits: str, easy: bool) -> None:
+    """With the default preset alone, and below what was asked for."""
+    steps = Config.create("default", {"bits": bits, "generator": {"steps": 7}})
+    assert steps.student.steps == Config.create("fast" if easy else "default").student.steps
+    assert steps.generator.steps == 7
+    assert Config.create("best", {"bits": bits}).student == Config.create("best").student
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     """At no level."""
     config = Config.create()

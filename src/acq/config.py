@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -49,7 +50,9 @@ class Generator(Section):
     noise_dim: int = Field(64, ge=1)
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
     steps: int = Field(500, ge=1)
-    batch: int = Field(64, ge=4, multiple_of=2, description="images a step, in pairs of one condition")
+    batch: int | None = Field(
+        None, ge=4, multiple_of=2, description="images a step, in pairs of one condition; by default up to 64"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
     consistency_every: int = Field(5, ge=1, description="steps between two of the consistency loss, times as heavy")
@@ -71,7 +74,9 @@ class Images(Section):
     """The synthetic images that are kept: how many, how they are finished, and how often some are replaced."""
 
     count: int = Field(512, ge=16, multiple_of=2)
-    batch: int = Field(256, ge=4, multiple_of=2, description="images that are finished together")
+    batch: int | None = Field(
+        None, ge=4, multiple_of=2, description="images that are finished together; by default up to 256"
+    )
     steps: int = Field(100, ge=0, description="steps a batch; 0 takes images as the generator makes them")
     learning_rate: float = Field(0.03, gt=0, description="of the logits of pixels, at its highest")
     scene: float = Field(0.5, ge=0, le=1, description="share of a procedural scene in where an image begins")
@@ -93,7 +98,7 @@ class Student(Section):
 
     calibration_images: int = Field(256, ge=1)
     steps: int = Field(800, ge=0)
-    batch: int = Field(64, ge=1)
+    batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
     learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
     views: float = Field(1.0, ge=0, le=1, description="share of a batch that is moved, mirrored, blended, pasted into")
@@ -129,17 +134,39 @@ class Config(Section):
                 f"give one of {', '.join(get_args(Preset))}"
             )
         values: dict[str, Any] = {}
-        for change in (PRESETS[preset], *changes, {"preset": preset}):
+        for change in changes:
             values = _laid_over(values, change)
+        below = PRESETS[preset]
+        if preset == "default" and _narrowest(values.get("bits")) >= _EASY_BITS:
+            below = PRESETS["fast"]
+        values = _laid_over(_laid_over(below, values), {"preset": preset})
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise RequestError(_first_problem(error)) from error
 
+    def fitted(self, input_size: tuple[int, int, int]) -> Self:
+        """The settings with every batch size that was left open filled in, for images of ``input_size`` (C, H, W).
+
+        The usual number of images, or as many as have a megapixel together where that is fewer: memory is bounded
+        at any image size.
+        """
+        _, height, width = input_size
+        most = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
+        sections = {
+            name: getattr(self, name).model_copy(update={"batch": getattr(self, name).batch or min(usual, most)})
+            for name, usual in _USUAL_BATCHES.items()
+        }
+        return self.model_copy(update=sections)
+
     def to_yaml(self) -> str:
         """The whole tree as YAML, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+
+_USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
+_PIXELS_AT_ONCE = 1 << 20
+_EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
 
 # one line a preset: what differs from the defaults above
 PRESETS: dict[str, dict[str, Any]] = {
@@ -189,6 +216,11 @@ def _laid_over(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged
+
+
+def _narrowest(bits: Any) -> int:
+    """The smallest number in a text such as ``w4a8``; 0 if it is no such text, which the plan then refuses."""
+    return min(map(int, re.findall(r"[0-9]+", str(bits))), default=0)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -42,6 +42,10 @@ class Request:
     config: Config
     origin: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Batch sizes that were left open follow the images, so that the record holds what was used."""
+        object.__setattr__(self, "config", self.config.fitted(self.preprocessing.input_size))
+
 
 @dataclass(frozen=True)
 class Result:
@@ -145,6 +149,9 @@ def _generator(request: Request, classes: int) -> nn.Module:
 
 def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
     generator, images, student = config.generator, config.images, config.student
+    assert generator.batch is not None  # a request fits its configuration to the images
+    assert images.batch is not None
+    assert student.batch is not None
     return (
         GeneratorPlan(
             weights=generator.losses.model_dump(),

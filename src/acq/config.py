@@ -90,14 +90,14 @@ class StudentLosses(Weights):
 
     logits: float = Field(1.0, ge=0)
     probabilities: float = Field(0.0, ge=0)
-    features: float = Field(1.0, ge=0)
+    features: float = Field(4.0, ge=0)
 
 
 class Student(Section):
     """Calibration and training of the quantized network."""
 
     calibration_images: int = Field(256, ge=1)
-    steps: int = Field(800, ge=0)
+    steps: int = Field(1200, ge=0)
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
     learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
     scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")

@@ -11,9 +11,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 # fmt: off
 ORDER = [
-    "errors", "flow", "trace", "attention", "teacher", "condition", "generators", "losses", "scenes", "augment",
-    "refinement", "distillation", "quantizers", "plan", "student", "calibration", "artifact", "evaluate", "review",
-    "pool", "trainer", "checkpoint", "folder", "interrupt", "data", "summary", "zoo", "config", "recipe", "progress",
+    "errors", "flow", "trace", "attention", "moments", "teacher", "condition", "generators", "losses", "scenes",
+    "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "artifact", "evaluate",
+    "review", "pool", "trainer", "checkpoint", "folder", "interrupt", "memory", "data", "summary", "zoo", "config", "recipe", "progress",
     "api", "cli",
 ]
 # fmt: on

@@ -8,12 +8,11 @@ Each run is a process of its own, as a user would start it. Writes JSON and a Ma
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 
-from accuracy import RESULTS, quantize
+from accuracy import quantize, save, top1_of
 
 OFF = {
     "all parts": [],
@@ -49,19 +48,15 @@ def main() -> None:
             common = [args.model, "--bits", bits, *preset, *changes, *passed_on]
             runs = [quantize([*common, "--seed", seed]) for seed in args.seeds]
             everything += [{"variant": variant, **run} for run in runs]
-            top1 = [run["top1"] for run in runs]
-            spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
             figures = [statistics.mean(run["attention"][name] for run in runs) for name in COLUMNS]
-            cells = [f"{statistics.mean(top1):.2f}{spread}", *(f"{figure:.3f}" for figure in figures)]
+            cells = [top1_of(runs), *(f"{figure:.3f}" for figure in figures)]
             seconds = statistics.mean(run["seconds"] for run in runs)
             lines.append(f"| {bits} | {variant} | {len(runs)} | {' | '.join(cells)} | {seconds:.0f} |")
             print(lines[-1], flush=True)
     first = everything[0]
     command = "python benchmarks/ablation.py " + " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:])
     where = f"teacher {first['teacher_top1']} %; {first['device']}, {first['threads']} threads, torch {first['torch']}"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "ablation.json").write_text(json.dumps({"command": command, "runs": everything}, indent=1) + "\n")
-    (RESULTS / "ablation.md").write_text("\n".join([*lines, "", f"{where}. Made by `{command}`.", ""]))
+    save("ablation", command, everything, lines, where)
 
 
 if __name__ == "__main__":

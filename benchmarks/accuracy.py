@@ -30,16 +30,30 @@ def quantize(arguments: list[str]) -> dict[str, Any]:
 
 def row(runs: list[dict[str, Any]]) -> str:
     """One line of the table: mean and standard deviation over seeds, the drop against the teacher, the cost."""
-    top1 = [run["top1"] for run in runs]
-    spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-    drop = runs[0]["teacher_top1"] - statistics.mean(top1)
+    drop = runs[0]["teacher_top1"] - statistics.mean(run["top1"] for run in runs)
     seconds = statistics.mean(run["seconds"] for run in runs)
     memory = max(run["peak_memory_mb"] for run in runs)
     first = runs[0]
     return (
         f"| {first['bits']} | {first['placement']} | {first['ends']} | {first['preset']} | {len(runs)} | "
-        f"{statistics.mean(top1):.2f}{spread} | {drop:.2f} | {seconds:.0f} | {memory} |"
+        f"{top1_of(runs)} | {drop:.2f} | {seconds:.0f} | {memory} |"
     )
+
+
+def top1_of(runs: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation of top-1 over seeds, in percent."""
+    top1 = [run["top1"] for run in runs]
+    spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+    return f"{statistics.mean(top1):.2f}{spread}"
+
+
+def save(name: str, command: str, runs: list[dict[str, Any]], lines: list[str], where: str) -> str:
+    """Write what was measured as JSON and the table as Markdown, with the command that made them; the Markdown."""
+    text = "\n".join([*lines, "", f"{where}. Made by `{command}`.", ""])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
+    return text
 
 
 def main() -> None:
@@ -65,11 +79,7 @@ def main() -> None:
         f"teacher {first['teacher_top1']} % on {first['images']} images; {first['device']}, {first['threads']} threads"
     )
     command = "python benchmarks/accuracy.py " + " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:])
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{args.name}.json").write_text(json.dumps({"command": command, "runs": everything}, indent=1) + "\n")
-    text = "\n".join([*lines, "", f"{where}, torch {first['torch']}. Made by `{command}`.", ""])
-    (RESULTS / f"{args.name}.md").write_text(text)
-    print(text)
+    print(save(args.name, command, everything, lines, f"{where}, torch {first['torch']}"))
 
 
 if __name__ == "__main__":

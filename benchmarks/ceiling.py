@@ -9,13 +9,13 @@ preset; only the pool differs. Writes JSON and a Markdown table; run by hand.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy import save, top1_of
 
 from acq import zoo
 from acq.config import Config
@@ -25,8 +25,6 @@ from acq.pool import Pool
 from acq.pool import read as read_by
 from acq.recipe import Request, prepare
 from acq.trainer import train
-
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
 def measure(network: zoo.Network, config: Config, real: Path, count: int, data: Path) -> dict[str, Any]:
@@ -69,21 +67,15 @@ def main() -> None:
             runs.append(measure(network, config, args.images, args.count, args.data))
             print(runs[-1], flush=True)
         results += runs
-        top1 = [run["top1"] for run in runs]
-        spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
         seconds = statistics.mean(run["seconds"] for run in runs)
-        lines.append(
-            f"| {bits} | {runs[0]['count']} | {len(runs)} | {statistics.mean(top1):.2f}{spread} | {seconds:.0f} |"
-        )
+        lines.append(f"| {bits} | {runs[0]['count']} | {len(runs)} | {top1_of(runs)} | {seconds:.0f} |")
     seeds = " ".join(map(str, args.seeds))
     command = (
         f"python benchmarks/ceiling.py {args.model} --images {args.images.name} --data {args.data.name} "
         f"--count {args.count} --bits {' '.join(args.bits)} --seeds {seeds} --ends {args.ends} --preset {args.preset}"
     )
     where = f"student phase alone, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "ceiling.json").write_text(json.dumps({"command": command, "runs": results}, indent=1) + "\n")
-    (RESULTS / "ceiling.md").write_text("\n".join([*lines, "", f"{where}. Made by `{command}`.", ""]))
+    save("ceiling", command, results, lines, where)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,10 @@ STUDENT = StudentPlan(
     weights={"logits": 1.0, "probabilities": 0.5, "features": 1.0},
     steps=7,
     batch=8,
-    learning_rate=1e-3,
-    scale_learning_rate=1e-3,
+    learning_rate=0.02,
+    scale_learning_rate=0.01,
     calibration_images=12,
+    rounding=True,
     renew_every=2,
     renew_count=10,
     views=0.5,
@@ -304,8 +305,9 @@ def test_the_student_learns() -> None:
         steps=60,
         batch=24,
         renew_count=0,
-        learning_rate=1e-3,
-        scale_learning_rate=5e-3,
+        rounding=False,
+        learning_rate=0.02,
+        scale_learning_rate=0.01,
     )
     figures = [record.values for record in train(made(student=student, bits="w2a2")) if record.phase == "student"]
     errors = [values["logits"] for values in figures if values]
@@ -379,13 +381,20 @@ def test_the_learning_rate_rises_and_falls(steps: int, rising: float) -> None:
 
 
 def test_rates_are_given_back_after_each_step() -> None:
-    """The optimizers keep each group's own rate, so that a saved one means what it did."""
-    trainer, rates = made(), list[float]()
-    for _ in train(trainer):
+    """The optimizers keep each group's own rate, so that a saved one means what it did.
+
+    The student's are steps of each layer's grid, and steps of the range's end for scales.
+    """
+    trainer, rates, grids = made(), list[float](), list[float]()
+    for record in train(trainer):
+        if record.phase == "calibration":
+            grids = [0.02 * layer.weight_quantizer.scale.mean().item() for _, layer in trainer.student.layers()]
         if trainer.draft is not None:
             rates += [group["lr"] for group in trainer.draft.optimizer.param_groups]
     assert rates == [0.1] * 6
-    assert [group["lr"] for group in trainer.student_optimizer.param_groups] == [1e-3, 1e-3]
+    found = [group["lr"] for group in trainer.student_optimizer.param_groups]
+    assert found[: len(grids)] == grids
+    assert sorted(found[len(grids) :]) == sorted(0.01 / high for high in (7, 255, 15))
     assert [group["lr"] for group in trainer.generator_optimizer.param_groups] == [0.01]
 
 

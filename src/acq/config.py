@@ -96,11 +96,14 @@ class StudentLosses(Weights):
 class Student(Section):
     """Calibration and training of the quantized network."""
 
-    calibration_images: int = Field(256, ge=1)
+    calibration_images: int = Field(512, ge=1)
+    rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
     steps: int = Field(1200, ge=0)
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
-    learning_rate: float = Field(5e-4, gt=0, description="of weights and biases, at its highest")
-    scale_learning_rate: float = Field(1e-3, gt=0, description="of the logarithms of scales, at its highest")
+    learning_rate: float = Field(0.025, gt=0, description="of weights, in steps of their layer's grid, at its highest")
+    scale_learning_rate: float = Field(
+        0.0075, gt=0, description="of scales, in steps by which the end of the range moves, at its highest"
+    )
     views: float = Field(1.0, ge=0, le=1, description="share of a batch that is moved, mirrored, blended, pasted into")
     losses: StudentLosses = StudentLosses()
 

@@ -177,6 +177,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
             learning_rate=student.learning_rate,
             scale_learning_rate=student.scale_learning_rate,
             calibration_images=student.calibration_images,
+            rounding=student.rounding,
             renew_every=images.renew_every,
             renew_count=images.renew_count,
             views=student.views,

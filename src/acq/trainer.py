@@ -21,7 +21,9 @@ from acq.evaluate import evaluating
 from acq.flow import Condition, Preprocessing, Record, Step
 from acq.losses import total
 from acq.pool import Lesson, Pool, read, synthesise, viewed
+from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.refinement import Draft, begin, refine
+from acq.rounding import round_layers
 from acq.student import Student
 from acq.teacher import Teacher
 
@@ -69,8 +71,11 @@ class ImagePlan:
 class StudentPlan:
     """How the student is trained: weights of ``acq.distillation`` by name, and an Adam run.
 
-    ``renew_count`` images, as generated, replace the oldest of the pool every ``renew_every`` steps; ``views`` is the
-    share of a batch of which the student sees another view (``acq.augment``), read by the teacher anew.
+    Both rates are in steps of the grid, the most that one update moves a weight or the end of a quantizer's range: what
+    suits one width and one network then suits others. With ``rounding`` layers are rounded one after the other before
+    the first step (``acq.rounding``). ``renew_count`` images, as generated, replace the oldest of the pool every
+    ``renew_every`` steps; ``views`` is the share of a batch of which the student sees another view (``acq.augment``),
+    read by the teacher anew.
     """
 
     weights: Mapping[str, float]
@@ -79,6 +84,7 @@ class StudentPlan:
     learning_rate: float
     scale_learning_rate: float
     calibration_images: int
+    rounding: bool
     renew_every: int
     renew_count: int
     views: float
@@ -238,8 +244,13 @@ def _condition(trainer: Trainer, pairs: int) -> Condition:
 
 def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
-    images = trainer.pool.sample(trainer.student_plan.calibration_images, trainer.rng).images
-    calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
+    plan = trainer.student_plan
+    images = trainer.pool.sample(plan.calibration_images, trainer.rng).images.split(64)  # type: ignore[no-untyped-call]
+    calibrate(trainer.student, images)
+    if plan.rounding:
+        round_layers(trainer.student, images)
+    for group, (_, layer) in zip(trainer.student_optimizer.param_groups, trainer.student.layers(), strict=False):
+        group["lr"] = plan.learning_rate * layer.weight_quantizer.scale.mean().item()
     return {}
 
 
@@ -280,15 +291,20 @@ def _fresh(trainer: Trainer, count: int) -> Lesson:
 
 
 def _groups(student: Student, plan: StudentPlan) -> list[dict[str, Any]]:
-    """Scales are learned as logarithms, so their steps are relative and have a rate of their own."""
-    scales: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in student.named_parameters():
-        (scales if name.endswith("log_scale") else others).append(parameter)
-    return [
-        {"params": others, "lr": plan.learning_rate},
-        {"params": scales, "lr": plan.scale_learning_rate},
+    """A group a layer, whose rate is known once its grid is (``_calibrate``), and one for each width of quantizers.
+
+    Scales are learned as logarithms: a change of one by 1 / high moves the end of the range by a step.
+    """
+    layers = [
+        {"params": [layer.weight, *([] if layer.bias is None else [layer.bias])], "lr": 0.0}
+        for _, layer in student.layers()
     ]
+    scales: dict[int, list[nn.Parameter]] = {}
+    for quantizer in student.modules():
+        if isinstance(quantizer, WeightQuantizer | ActivationQuantizer):
+            scales.setdefault(quantizer.high, []).append(quantizer.log_scale)
+    widths = [{"params": params, "lr": plan.scale_learning_rate / high} for high, params in scales.items()]
+    return [*layers, *widths]
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, factor: float) -> None:

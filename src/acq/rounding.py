@@ -1,0 +1,233 @@
+"""Rounding without training: each layer's weights are rounded so that its output, on the inputs that the quantized
+layers before it give, is nearest to what the float network has there.
+
+Least squares in closed form, layer after layer. It takes seconds where training takes minutes, and depthwise kernels,
+of which rounding each weight to its nearest integer leaves little, come through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from acq.calibration import weight_scale
+from acq.student import QuantConv2d, QuantLayer, Student, quantizers_off
+
+_DAMPING = 0.01  # of the mean variance of a layer's inputs: what is rarely seen is not bent to fit
+_RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that suits the weights alone
+_SWEEPS = 3
+_VALUES = 1 << 24  # unfolded inputs at once: bounds memory
+
+
+@torch.no_grad()
+def round_layers(student: Student, batches: Sequence[Tensor]) -> None:
+    """Round the weights of a calibrated ``student`` on images [N, C, H, W] given in batches, in order of execution.
+
+    With ``x`` the input of a layer in the float network and ``y`` the one that the quantized layers before it give,
+    the rounded weight ``Q`` and the bias ``c`` make ``|(W x + b) - (Q y + c)|^2`` small over all images and places:
+    first in real numbers, which makes up for the inputs' error (this project's definition), then on the grid
+    (``best_grid``). Weights are left on their grid and scales are searched anew.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    if not batches:
+        raise ValueError("round_layers needs at least one batch of images")
+    walk = _Walk(student, batches)
+    for node in student.graph.nodes:
+        with quantizers_off(student):
+            walk.run_all(node, walk.float)
+        if node.op == "call_module":
+            module = student.get_submodule(str(node.target))
+            if isinstance(module, QuantLayer):
+                _round(module, walk.inputs(node))
+        walk.run_all(node, walk.quantized)
+        walk.forget(node)
+
+
+def best_grid(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Scales [G, K, 1] around ``scale``, and weights on their grid with a small output error.
+
+    Weights are ``target`` [G, K, D]; the output error of a difference d is ``d energy d'`` with ``energy`` [G, D, D].
+    Each channel takes the multiple of its scale at which ``rounded_columns`` errs least; then scales are refitted and
+    weights moved one at a time to their best integer, in turn (this project's definition).
+    """
+    best = torch.full_like(scale, torch.inf)
+    rounded, chosen = target, scale
+    for ratio in _RATIOS:
+        tried = rounded_columns(target, scale * ratio, energy, low, high)
+        error = _output_error(target - tried, energy)
+        better = error < best
+        best, rounded = torch.where(better, error, best), torch.where(better, tried, rounded)
+        chosen = torch.where(better, scale * ratio, chosen)
+    for _ in range(_SWEEPS):
+        integers = (rounded / chosen).round()
+        chosen = _refitted(target, integers, chosen, energy)
+        rounded = _swept(target, integers * chosen, chosen, energy, low, high)
+    return chosen, rounded
+
+
+def rounded_columns(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int) -> Tensor:
+    """``target`` [G, K, D] on the grid ``q * scale`` (scale [G, K, 1]), q in ``low..high``, column after column.
+
+    Each column's error is taken up by those still to come, with the least increase of the output error (Frantar et al.,
+    arXiv 2210.17323, eq. 3), in order of falling energy. ``energy`` [G, D, D] is positive definite.
+    """
+    order = energy.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # [G, D]
+    places = order.unsqueeze(1).expand_as(target)
+    left = target.gather(2, places)
+    ordered = energy.gather(1, order.unsqueeze(2).expand_as(energy)).gather(2, order.unsqueeze(1).expand_as(energy))
+    # inverse = U' U: row j of U says how an error in column j is best taken up by those after it
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(ordered)), upper=True)
+    rounded = torch.empty_like(left)
+    for column in range(left.shape[2]):
+        here = slice(column, column + 1)
+        rounded[:, :, here] = (left[:, :, here] / scale).round().clamp(low, high) * scale
+        missed = (left[:, :, here] - rounded[:, :, here]) / upper[:, here, here]
+        left[:, :, column + 1 :] -= missed * upper[:, here, column + 1 :]
+    return torch.empty_like(rounded).scatter_(2, places, rounded)
+
+
+class _Walk(fx.Interpreter):
+    """The student's graph run one node at a time on all batches, in floating point and quantized side by side."""
+
+    def __init__(self, student: Student, batches: Sequence[Tensor]) -> None:
+        super().__init__(student, graph=student.graph)
+        self.batches = batches
+        self.float: list[dict[fx.Node, Tensor]] = [{} for _ in batches]
+        self.quantized: list[dict[fx.Node, Tensor]] = [{} for _ in batches]
+
+    def run_all(self, node: fx.Node, values: list[dict[fx.Node, Tensor]]) -> None:
+        """Run the node on every batch, taking what it reads from ``values`` and adding what it gives."""
+        for images, known in zip(self.batches, values, strict=True):
+            self.env = known
+            self.args_iter = iter((images,))
+            known[node] = self.run_node(node)
+
+    def inputs(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
+        """What reaches a layer, batch by batch: in the float network and in the quantized one."""
+        (source,) = node.all_input_nodes
+        for before, ours in zip(self.float, self.quantized, strict=True):
+            yield before[source], ours[source]
+
+    def forget(self, node: fx.Node) -> None:
+        """Drop the values that no later node reads."""
+        for spent in self.user_to_last_uses.get(node, []):
+            for known in (*self.float, *self.quantized):
+                del known[spent]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of a layer's inputs, group by group, y being the quantized and x the float ones.
+
+    ``mean`` [G, D] is that of y, ``shift`` [G, D] that of x - y, ``energy`` [G, D, D] the covariance of y and ``error``
+    [G, D, D] that of x - y with y; both are second moments where the layer has no bias to take up the means.
+    """
+
+    mean: Tensor
+    shift: Tensor
+    energy: Tensor
+    error: Tensor
+
+
+def _round(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    groups = int(layer.geometry.get("groups", 1)) if isinstance(layer, QuantConv2d) else 1
+    found = _moments(layer, groups, inputs)
+    weight = layer.weight.detach().reshape(groups, len(layer.weight) // groups, -1).double()  # [G, K / G, D]
+    energy = _damped(found.energy)
+    # argmin over real Q of |W x - Q y|^2, drawn towards W by the damping: W + W E[(x - y) y'] E[y y']^-1
+    target = weight + torch.linalg.solve(energy, weight @ found.error, left=False)
+    quantizer = layer.weight_quantizer
+    first = weight_scale(target.reshape(layer.weight.shape).to(layer.weight), quantizer)
+    scale, rounded = best_grid(target, first.view(groups, -1, 1).double(), energy, quantizer.low, quantizer.high)
+    quantizer.freeze(scale.reshape(-1).to(first))
+    if layer.bias is not None:
+        missed = weight @ (found.mean + found.shift).unsqueeze(2) - rounded @ found.mean.unsqueeze(2)
+        layer.bias.add_(missed.reshape(-1).to(layer.bias))
+    layer.weight.copy_(rounded.reshape(layer.weight.shape))
+
+
+def _refitted(target: Tensor, integers: Tensor, scale: Tensor, energy: Tensor) -> Tensor:
+    """argmin over s of the output error of ``target - s * integers``, one a channel, within a factor of two."""
+    size = (integers @ energy * integers).sum(2, keepdim=True)
+    wanted = (target @ energy * integers).sum(2, keepdim=True)
+    ratio = (wanted / (size * scale)).nan_to_num(1.0)
+    return scale * ratio.clamp(0.5, 2.0)
+
+
+def _swept(target: Tensor, rounded: Tensor, scale: Tensor, energy: Tensor, low: int, high: int) -> Tensor:
+    """Move each weight in turn to the integer at which the output error is least, the others staying as they are."""
+    pull = (target - rounded) @ energy  # [G, K, D]
+    for column in range(target.shape[2]):
+        here = slice(column, column + 1)
+        ideal = rounded[:, :, here] + pull[:, :, here] / energy[:, here, here]
+        moved = (ideal / scale).round().clamp(low, high) * scale - rounded[:, :, here]
+        rounded[:, :, here] += moved
+        pull -= moved * energy[:, here]
+    return rounded
+
+
+def _output_error(difference: Tensor, energy: Tensor) -> Tensor:
+    return (difference @ energy * difference).sum(2, keepdim=True)
+
+
+def _damped(energy: Tensor) -> Tensor:
+    size = energy.shape[-1]
+    level = energy.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    return energy + _DAMPING * level.view(-1, 1, 1) * torch.eye(size, dtype=energy.dtype, device=energy.device)
+
+
+def _moments(layer: QuantLayer, groups: int, inputs: Iterable[tuple[Tensor, Tensor]]) -> _Moments:
+    size = layer.weight[0].numel()
+    mean, shift = (layer.weight.new_zeros(groups, size, dtype=torch.float64) for _ in range(2))
+    energy, error = (mean.new_zeros(groups, size, size) for _ in range(2))
+    count = 0
+    for x, y in inputs:
+        for float_part, part in _columns(layer, groups, x, y):
+            difference = float_part - part
+            count += part.shape[2]
+            mean += part.sum(2)
+            shift += difference.sum(2)
+            energy += part @ part.mT
+            error += difference @ part.mT
+    mean, shift, energy, error = mean / count, shift / count, energy / count, error / count
+    if layer.bias is not None:
+        energy = energy - mean.unsqueeze(2) * mean.unsqueeze(1)
+        error = error - shift.unsqueeze(2) * mean.unsqueeze(1)
+    return _Moments(mean, shift, energy, error)
+
+
+def _columns(layer: QuantLayer, groups: int, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the layer's products multiply, a few images at a time: [G, D, n] of both, n being images times places."""
+    if not isinstance(layer, QuantConv2d):
+        yield x.reshape(1, -1, x.shape[-1]).mT, y.reshape(1, -1, y.shape[-1]).mT
+        return
+    values = y[0].numel() * layer.weight[0, 0].numel()
+    images = max(1, _VALUES // values)
+    for float_part, part in zip(x.split(images), y.split(images), strict=True):  # type: ignore[no-untyped-call]
+        yield _unfolded(layer, groups, float_part), _unfolded(layer, groups, part)
+
+
+def _unfolded(layer: QuantConv2d, groups: int, x: Tensor) -> Tensor:
+    kernel, geometry = layer.weight.shape[2:], layer.geometry
+    stride, dilation = (_pair(geometry.get(name, 1)) for name in ("stride", "dilation"))
+    columns = F.unfold(_padded(layer, x, dilation), tuple(kernel), dilation, 0, stride)  # [n, G * D, L]
+    return columns.view(len(columns), groups, -1, columns.shape[2]).permute(1, 2, 0, 3).flatten(2)
+
+
+def _padded(layer: QuantConv2d, x: Tensor, dilation: tuple[int, int]) -> Tensor:
+    padding = layer.geometry.get("padding", 0)
+    if padding == "same":  # the odd one goes behind, as in torch
+        both = [d * (size - 1) for d, size in zip(dilation, layer.weight.shape[2:], strict=True)]
+        return F.pad(x, [side for total in reversed(both) for side in (total // 2, total - total // 2)])
+    down, across = _pair(0 if padding == "valid" else padding)
+    return F.pad(x, (across, across, down, down))
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

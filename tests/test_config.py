@@ -98,6 +98,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"device": "tpu"}, "'device'"),
         ({"placement": "here"}, "'placement'"),
         ({"ends": "some"}, "setting 'ends': give a bit-width such as 8, or same, got 'some'"),
+        ({"addends": 2.5}, "setting 'addends': give a bit-width such as 8, or same, got 2.5"),
         ({"bits": 4}, "'bits'"),
         ({"generator": {"batch": 7}}, "'generator.batch'"),
         ({"generator": {"batch": 2}}, "'generator.batch'"),

@@ -12,8 +12,10 @@ from acq.student import build, stage_ends
 from acq.trace import shape_of, trace
 
 
-def plan_of(name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8") -> Plan:
-    return plan(traced(name), Bits.parse(bits, ends), placement)
+def plan_of(
+    name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8", addends: str = "8"
+) -> Plan:
+    return plan(traced(name), Bits.parse(bits, ends, addends), placement)
 
 
 def only(found: Plan, role: str) -> list[Site]:
@@ -44,6 +46,16 @@ def test_wrong_bits_are_refused(text: str, ends: str, message: str) -> None:
     """The message names the fact and the way out."""
     with pytest.raises(RequestError, match=message):
         Bits.parse(text, ends)
+
+
+@pytest.mark.parametrize(
+    ("addends", "message"),
+    [("1", "bits out of range: addend 1; give 2 to 8"), ("all", "addends not understood: 'all'")],
+)
+def test_wrong_addends_are_refused(addends: str, message: str) -> None:
+    """Like ends, with their own name."""
+    with pytest.raises(RequestError, match=message):
+        Bits.parse("w4a4", "same", addends)
 
 
 @pytest.mark.parametrize("placement", ["deployable", "relu-only"])
@@ -78,7 +90,7 @@ def test_deployable_leaves_nothing_floating(name: str) -> None:
 
 def test_residual_network_in_the_deployable_placement() -> None:
     """Image, rectifiers, the branch before a sum and the pooled features are quantized; sums after theirs."""
-    found = plan_of("resnet")
+    found = plan_of("resnet", addends="same")
     bits = {site.node: site.bits for site in found.sites if site.bits}
     assert bits.pop("x") == 8
     assert set(bits.values()) == {4}
@@ -87,6 +99,22 @@ def test_residual_network_in_the_deployable_placement() -> None:
     )
     weights = [site.weight_bits for site in found.sites if site.weight_bits]
     assert weights == [8, 4, 4, 4, 4, 4, 4, 8]
+
+
+@pytest.mark.parametrize(("addends", "wanted"), [("8", 8), ("6", 6), ("3", 4), ("same", 4)])
+def test_a_branch_that_is_only_added_has_a_width_of_its_own(addends: str, wanted: int) -> None:
+    """Its width is the addends', never below the activations'; the sum, and all that a layer reads, keep theirs."""
+    found = plan_of("resnet", addends=addends)
+    assert [site.bits for site in only(found, "fold") if site.bits] == [wanted] * 3
+    others = [site for site in found.sites if site.bits and site.role not in ("fold", "image")]
+    assert {site.bits for site in others} == {4}
+
+
+def test_a_branch_that_a_layer_reads_too_is_no_mere_addend() -> None:
+    """In a chain, and where values are added and convolved, outputs have the activations' width."""
+    assert [site.bits for site in only(plan_of("bottleneck"), "fold")] == [4, 4, 4]
+    literature = plan_of("resnet", placement="relu-only")
+    assert {site.bits for site in literature.sites if site.bits} == {4}
 
 
 def test_relu_only_is_the_literature_setting() -> None:

@@ -59,7 +59,8 @@ def test_taps_mean_what_the_teachers_nodes_mean() -> None:
             torch.testing.assert_close(values[tap], own.env[node], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         _, values = student.read(x, taps)
-    assert all(value.unique().numel() <= 16 for value in values.values())
+    for tap, value in values.items():
+        assert value.unique().numel() <= (256 if tap == "batch_norm_default_2" else 16)  # a mere addend has 8 bits
 
 
 def test_unknown_tap_is_refused() -> None:

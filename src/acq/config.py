@@ -114,6 +114,7 @@ class Config(Section):
     preset: Preset = "default"
     bits: str = "w4a4"
     ends: Literal["same"] | int = 8
+    addends: Literal["same"] | int = 8
     placement: Literal["deployable", "relu-only"] = "deployable"
     seed: int = Field(0, ge=0, lt=2**63)
     device: Device = "auto"
@@ -229,8 +230,8 @@ def _narrowest(bits: Any) -> int:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     path = [str(part) for part in problem["loc"]]
-    if path[0] == "ends":  # either of two kinds, which the error would name as if they were keys
-        return f"setting 'ends': give a bit-width such as 8, or same, got {problem['input']!r}"
+    if path[0] in ("ends", "addends"):  # either of two kinds, which the error would name as if they were keys
+        return f"setting {path[0]!r}: give a bit-width such as 8, or same, got {problem['input']!r}"
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         known = _fields(path[:-1])

@@ -48,8 +48,9 @@ class Bits:
     """Bit-widths, each 2..8, of weights and activations.
 
     ``ends`` is that of the first and last layers' weights (None: as the others), ``image`` that of the
-    image and ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of
-    256 entries.
+    image, ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of 256 entries,
+    and ``addend`` that of a layer's output which is added to something and read by nothing else (None: as the other
+    activations): it goes from the accumulator to the sum and feeds no product.
 
     Raises:
         RequestError: one of them is out of range.
@@ -60,6 +61,7 @@ class Bits:
     ends: int | None = None
     image: int = 8
     inner: int = 8
+    addend: int | None = 8
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -67,14 +69,17 @@ class Bits:
                 raise RequestError(f"bits out of range: {name} {value}; give 2 to 8, for example w4a4")
 
     @classmethod
-    def parse(cls, text: str, ends: str | int = "same") -> Bits:
-        """``"w4a4"`` and ``"8"`` or ``"same"`` as bit-widths; RequestError if they are not of that form."""
+    def parse(cls, text: str, ends: str | int = "same", addends: str | int = 8) -> Bits:
+        """``"w4a4"`` and, twice, ``"8"`` or ``"same"`` as bit-widths; RequestError if they are not of that form."""
         match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
         if match is None:
             raise RequestError(f"bits not understood: {text!r}; write weights and activations as in w4a4")
-        if not re.fullmatch(r"same|\d+", str(ends)):
-            raise RequestError(f"ends not understood: {ends!r}; give a bit-width such as 8, or same")
-        return cls(int(match[1]), int(match[2]), None if ends == "same" else int(ends))
+        widths = {"ends": ends, "addends": addends}
+        for name, width in widths.items():
+            if not re.fullmatch(r"same|\d+", str(width)):
+                raise RequestError(f"{name} not understood: {width!r}; give a bit-width such as 8, or same")
+        end, addend = (None if width == "same" else int(width) for width in widths.values())
+        return cls(int(match[1]), int(match[2]), end, addend=addend)
 
 
 @dataclass(frozen=True)
@@ -194,9 +199,12 @@ class _Planner:
             return self.bits.image
         if self.relu_only:
             return self.bits.activation
-        readers = (self.role(user) for user in self._readers(node))
-        smooth = "smooth" in readers or self._gate_of_own_input(node)
-        return max(self.bits.inner, self.bits.activation) if smooth else self.bits.activation
+        readers = {self.role(user) for user in self._readers(node)}
+        if "smooth" in readers or self._gate_of_own_input(node):
+            return max(self.bits.inner, self.bits.activation)
+        if self.bits.addend and readers == {"sum"} and role in ("convolution", "linear", "fold"):
+            return max(self.bits.addend, self.bits.activation)
+        return self.bits.activation
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
         """The nodes that compute with a node's values, wherever these are moved first."""

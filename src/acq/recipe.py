@@ -105,7 +105,7 @@ def prepare(request: Request) -> Trainer:
     clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
     graph = trace(request.model, request.preprocessing.input_size)
-    layout = plan(graph, Bits.parse(config.bits, config.ends), config.placement)
+    layout = plan(graph, Bits.parse(config.bits, config.ends, config.addends), config.placement)
     teacher = Teacher(graph).to(device)
     trainer = Trainer(
         teacher,
@@ -228,6 +228,7 @@ def _summary(request: Request, trainer: Trainer, seen: Review, images: LabelledI
         "bits": config.bits,
         "placement": config.placement,
         "ends": config.ends,
+        "addends": config.addends,
         "preset": config.preset,
         "seed": config.seed,
         **run_figures(trainer, seen),

@@ -33,11 +33,8 @@ def row(runs: list[dict[str, Any]]) -> str:
     drop = runs[0]["teacher_top1"] - statistics.mean(run["top1"] for run in runs)
     seconds = statistics.mean(run["seconds"] for run in runs)
     memory = max(run["peak_memory_mb"] for run in runs)
-    first = runs[0]
-    return (
-        f"| {first['bits']} | {first['placement']} | {first['ends']} | {first['preset']} | {len(runs)} | "
-        f"{top1_of(runs)} | {drop:.2f} | {seconds:.0f} | {memory} |"
-    )
+    settings = " | ".join(str(runs[0][name]) for name in ("bits", "placement", "ends", "addends", "preset"))
+    return f"| {settings} | {len(runs)} | {top1_of(runs)} | {drop:.2f} | {seconds:.0f} | {memory} |"
 
 
 def top1_of(runs: list[dict[str, Any]]) -> str:
@@ -64,7 +61,10 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--name", default="accuracy", help="name of the result files")
     args, passed_on = parser.parse_known_args()
-    lines = ["| bits | placement | ends | preset | seeds | top-1 % | drop | seconds | peak MB |", "|---" * 9 + "|"]
+    lines = [
+        "| bits | placement | ends | addends | preset | seeds | top-1 % | drop | seconds | peak MB |",
+        "|---" * 10 + "|",
+    ]
     everything = []
     for bits in args.bits:
         runs = []

@@ -132,16 +132,6 @@ def test_an_unknown_preset_is_named() -> None:
     assert "did you mean 'default'?" in refused(preset="defualt")
 
 
-@pytest.mark.parametrize(("bits", "rounded"), [("w4a8", True), ("w2a6", True), ("w8a5", False), ("w3a3", False)])
-def test_layers_are_rounded_first_where_activations_are_wide(bits: str, rounded: bool) -> None:
-    """Unless the setting says otherwise."""
-    config = Config.create("default", {"bits": bits})
-    assert config.student.rounding is None
-    assert config.fitted((3, 32, 32)).student.rounding is rounded
-    asked = Config.create("default", {"bits": bits, "student": {"rounding": not rounded}})
-    assert asked.fitted((3, 32, 32)).student.rounding is not rounded
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_yaml_is_read_as_it_was_written(preset: str, tmp_path: Path) -> None:
     """A configuration saved as a file and read again is equal, whatever preset it is laid over."""

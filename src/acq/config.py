@@ -97,9 +97,7 @@ class Student(Section):
     """Calibration and training of the quantized network."""
 
     calibration_images: int = Field(512, ge=1)
-    rounding: bool | None = Field(
-        None, description="round layers one after the other before training; by default where activations have 6 bits"
-    )
+    rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
     steps: int = Field(1200, ge=0)
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
     learning_rate: float = Field(0.025, gt=0, description="of weights, in steps of their layer's grid, at its highest")
@@ -143,7 +141,7 @@ class Config(Section):
         for change in changes:
             values = _laid_over(values, change)
         below = PRESETS[preset]
-        if preset == "default" and min(_widths(values.get("bits"))) >= _EASY_BITS:
+        if preset == "default" and _narrowest(values.get("bits")) >= _EASY_BITS:
             below = PRESETS["fast"]
         values = _laid_over(_laid_over(below, values), {"preset": preset})
         try:
@@ -155,7 +153,7 @@ class Config(Section):
         """The settings with every batch size that was left open filled in, for images of ``input_size`` (C, H, W).
 
         The usual number of images, or as many as have a megapixel together where that is fewer: memory is bounded
-        at any image size. Layers are rounded before training where activations are wide enough for weights to matter.
+        at any image size.
         """
         _, height, width = input_size
         most = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
@@ -163,9 +161,6 @@ class Config(Section):
             name: getattr(self, name).model_copy(update={"batch": getattr(self, name).batch or min(usual, most)})
             for name, usual in _USUAL_BATCHES.items()
         }
-        if self.student.rounding is None:
-            rounding = _widths(self.bits)[-1] >= _WIDE_ACTIVATIONS
-            sections["student"] = sections["student"].model_copy(update={"rounding": rounding})
         return self.model_copy(update=sections)
 
     def to_yaml(self) -> str:
@@ -175,7 +170,6 @@ class Config(Section):
 
 _USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
 _PIXELS_AT_ONCE = 1 << 20
-_WIDE_ACTIVATIONS = 6  # narrower ones cost more than weights do, and training starts better from unrounded ones
 _EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
 
 # one line a preset: what differs from the defaults above
@@ -228,9 +222,9 @@ def _laid_over(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _widths(bits: Any) -> list[int]:
-    """The numbers in a text such as ``w4a8``; one 0 if it is no such text, which the plan then refuses."""
-    return list(map(int, re.findall(r"[0-9]+", str(bits)))) or [0]
+def _narrowest(bits: Any) -> int:
+    """The smallest number in a text such as ``w4a8``; 0 if it is no such text, which the plan then refuses."""
+    return min(map(int, re.findall(r"[0-9]+", str(bits))), default=0)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -20,6 +20,7 @@ from acq.student import QuantConv2d, QuantLayer, Student, quantizers_off
 _DAMPING = 0.01  # of the mean variance of a layer's inputs: what is rarely seen is not bent to fit
 _RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that suits the weights alone
 _SWEEPS = 3
+_ROOM = 0.45  # of a step: how far a weight may stand from the integer that it rounds to
 _VALUES = 1 << 24  # unfolded inputs at once: bounds memory
 
 
@@ -30,7 +31,8 @@ def round_layers(student: Student, batches: Sequence[Tensor]) -> None:
     With ``x`` the input of a layer in the float network and ``y`` the one that the quantized layers before it give,
     the rounded weight ``Q`` and the bias ``c`` make ``|(W x + b) - (Q y + c)|^2`` small over all images and places:
     first in real numbers, which makes up for the inputs' error (this project's definition), then on the grid
-    (``best_grid``). Weights are left on their grid and scales are searched anew.
+    (``best_grid``). Scales are searched anew, and each weight is left as near to where it was as rounds to its integer,
+    so that training can take back what was rounded far.
 
     Raises:
         ValueError: there are no batches.
@@ -149,7 +151,8 @@ def _round(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
     if layer.bias is not None:
         missed = weight @ (found.mean + found.shift).unsqueeze(2) - rounded @ found.mean.unsqueeze(2)
         layer.bias.add_(missed.reshape(-1).to(layer.bias))
-    layer.weight.copy_(rounded.reshape(layer.weight.shape))
+    kept = rounded + torch.minimum(torch.maximum(weight - rounded, -_ROOM * scale), _ROOM * scale)
+    layer.weight.copy_(kept.reshape(layer.weight.shape))
 
 
 def _refitted(target: Tensor, integers: Tensor, scale: Tensor, energy: Tensor) -> Tensor:

@@ -96,7 +96,9 @@ class StudentLosses(Weights):
 class Student(Section):
     """Calibration and training of the quantized network."""
 
-    calibration_images: int = Field(512, ge=1)
+    calibration_images: int | None = Field(
+        None, ge=1, description="images for ranges and rounding, held in memory layer by layer; by default up to 512"
+    )
     rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
     steps: int = Field(1200, ge=0)
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
@@ -150,10 +152,10 @@ class Config(Section):
             raise RequestError(_first_problem(error)) from error
 
     def fitted(self, input_size: tuple[int, int, int]) -> Self:
-        """The settings with every batch size that was left open filled in, for images of ``input_size`` (C, H, W).
+        """The settings with all numbers of images that were left open filled in, for images of ``input_size`` (C, H, W).
 
-        The usual number of images, or as many as have a megapixel together where that is fewer: memory is bounded
-        at any image size.
+        The usual one, or as many as have a megapixel together (for calibration ten) where that is fewer: memory is
+        bounded at any image size.
         """
         _, height, width = input_size
         most = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
@@ -161,6 +163,9 @@ class Config(Section):
             name: getattr(self, name).model_copy(update={"batch": getattr(self, name).batch or min(usual, most)})
             for name, usual in _USUAL_BATCHES.items()
         }
+        if self.student.calibration_images is None:
+            images = min(_USUAL_CALIBRATION, max(1, 10 * _PIXELS_AT_ONCE // (height * width)))
+            sections["student"] = sections["student"].model_copy(update={"calibration_images": images})
         return self.model_copy(update=sections)
 
     def to_yaml(self) -> str:
@@ -169,6 +174,7 @@ class Config(Section):
 
 
 _USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
+_USUAL_CALIBRATION = 512
 _PIXELS_AT_ONCE = 1 << 20
 _EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
 

@@ -152,7 +152,7 @@ class Config(Section):
             raise RequestError(_first_problem(error)) from error
 
     def fitted(self, input_size: tuple[int, int, int]) -> Self:
-        """The settings with all numbers of images that were left open filled in, for images of ``input_size`` (C, H, W).
+        """The settings with all numbers of images left open filled in, for images of ``input_size`` (C, H, W).
 
         The usual one, or as many as have a megapixel together (for calibration ten) where that is fewer: memory is
         bounded at any image size.

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=["w4a4"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--ends", default="same")
+    parser.add_argument("--addends", default=8)
     parser.add_argument("--preset", default="default")
     args = parser.parse_args()
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
@@ -63,7 +64,9 @@ def main() -> None:
     for bits in args.bits:
         runs = []
         for seed in args.seeds:
-            config = Config.create(args.preset, {"bits": bits, "ends": args.ends, "seed": seed})
+            config = Config.create(
+                args.preset, {"bits": bits, "ends": args.ends, "addends": args.addends, "seed": seed}
+            )
             runs.append(measure(network, config, args.images, args.count, args.data))
             print(runs[-1], flush=True)
         results += runs
@@ -72,9 +75,10 @@ def main() -> None:
     seeds = " ".join(map(str, args.seeds))
     command = (
         f"python benchmarks/ceiling.py {args.model} --images {args.images.name} --data {args.data.name} "
-        f"--count {args.count} --bits {' '.join(args.bits)} --seeds {seeds} --ends {args.ends} --preset {args.preset}"
+        f"--count {args.count} --bits {' '.join(args.bits)} --seeds {seeds} --ends {args.ends} "
+        f"--addends {args.addends} --preset {args.preset}"
     )
-    where = f"student phase alone, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    where = f"student phase alone, addends {args.addends}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     save("ceiling", command, results, lines, where)
 
 

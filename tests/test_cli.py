@@ -185,6 +185,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "bits in words": (quantize("--bits", "four"), "w4a4"),
     "ends out of range": (quantize("--ends", "9"), "bits out of range"),
     "ends in words": (quantize("--ends", "all"), "ends"),
+    "addends out of range": (quantize("--addends", "1"), "bits out of range: addend 1"),
     "an unknown placement": (quantize("--placement", "everywhere"), "'deployable' or 'relu-only'"),
     "an unknown preset": (quantize("--preset", "fats"), "did you mean 'fast'?"),
     "an unknown device": (quantize("--device", "tpu"), "'cpu'"),
@@ -371,6 +372,13 @@ def test_a_plan_is_shown(acq: Acq) -> None:
     found = acq("inspect", *NETWORK, "--json").json()
     assert (found["classes"], found["batch_norms"], found["attention"]) == (5, 2, "class activation")
     assert all(row.keys() >= {"node", "weight_bits", "bits", "floating"} for row in found["plan"])
+
+
+@pytest.mark.parametrize(("addends", "wanted"), [([], {None, 8}), (["--addends", "same"], {None, 4})])
+def test_a_plan_is_shown_for_the_addends_asked_for(acq: Acq, addends: list[str], wanted: set[int | None]) -> None:
+    """The branches of a residual network have the width of the option."""
+    rows = acq("inspect", "resnet20-cifar10", *addends, "--json").json()["plan"]
+    assert {row["bits"] for row in rows if row["role"] == "fold"} == wanted
 
 
 def test_built_in_networks_are_listed(acq: Acq) -> None:

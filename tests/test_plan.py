@@ -4,6 +4,8 @@ import json
 
 import pytest
 from helpers import NETWORKS, SIZE, Chain, Largest, conv, images, traced
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from acq.calibration import calibrate
 from acq.errors import RequestError
@@ -16,6 +18,11 @@ def plan_of(
     name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8", addends: str = "8"
 ) -> Plan:
     return plan(traced(name), Bits.parse(bits, ends, addends), placement)
+
+
+class AddThree(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3)
 
 
 def only(found: Plan, role: str) -> list[Site]:
@@ -111,8 +118,10 @@ def test_a_branch_that_is_only_added_has_a_width_of_its_own(addends: str, wanted
 
 
 def test_a_branch_that_a_layer_reads_too_is_no_mere_addend() -> None:
-    """In a chain, and where values are added and convolved, outputs have the activations' width."""
+    """In a chain, and where a number alone is added, outputs have the activations' width."""
     assert [site.bits for site in only(plan_of("bottleneck"), "fold")] == [4, 4, 4]
+    shifted = plan(trace(Chain(conv(8, 8), AddThree()), SIZE), Bits(4, 4))
+    assert [site.bits for site in only(shifted, "fold") if site.bits] == [4, 4]
     literature = plan_of("resnet", placement="relu-only")
     assert {site.bits for site in literature.sites if site.bits} == {4}
 

@@ -6,9 +6,10 @@ from helpers import NETWORKS, images, network, student_of
 from torch import Tensor
 from torch.nn import functional as F
 
+from acq import rounding
 from acq.calibration import weight_scale
 from acq.quantizers import WeightQuantizer
-from acq.rounding import _unfolded, best_grid, round_layers, rounded_columns
+from acq.rounding import _order, _unfolded, best_grid, images_that_fit, round_layers, rounded_columns
 from acq.student import QuantConv2d, Student
 
 
@@ -31,7 +32,7 @@ def test_rounding_columns_beats_rounding_each_weight(groups: int, bits: int) -> 
     """The output error is mostly well below that of the nearest integers, and every weight is on the grid."""
     weight, scale, energy, low, high = problem(groups, 16, 12, bits)
     nearest = (weight / scale).round().clamp(low, high) * scale
-    rounded = rounded_columns(weight, scale, energy, low, high)
+    rounded = rounded_columns(weight, scale, _order(energy), low, high)
     integers = rounded / scale
     assert torch.allclose(integers, integers.round(), atol=1e-9)
     assert integers.min() >= low - 1e-9
@@ -46,7 +47,7 @@ def test_searching_the_grid_beats_rounding_on_the_first(bits: int) -> None:
     """Scales, columns and sweeps together err less in every channel than columns alone."""
     weight, scale, energy, low, high = problem(2, 16, 12, bits)
     chosen, rounded = best_grid(weight, scale, energy, low, high)
-    alone = rounded_columns(weight, scale, energy, low, high)
+    alone = rounded_columns(weight, scale, _order(energy), low, high)
     assert (output_error(weight, rounded, energy) <= output_error(weight, alone, energy) + 1e-12).all()
     assert torch.allclose(rounded / chosen, (rounded / chosen).round(), atol=1e-9)
 
@@ -68,7 +69,7 @@ def test_uncorrelated_inputs_leave_nothing_to_make_up_for() -> None:
     """With white inputs the columns are rounded to their nearest integers."""
     weight, scale, _, low, high = problem(2, 8, 6, 4)
     white = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
-    rounded = rounded_columns(weight, scale, white, low, high)
+    rounded = rounded_columns(weight, scale, _order(white), low, high)
     assert torch.allclose(rounded, (weight / scale).round().clamp(low, high) * scale)
 
 
@@ -167,6 +168,52 @@ def test_nothing_is_left_running_differently() -> None:
     assert [quantizer.scale.item() for _, quantizer in student.activations()] == before
     assert all(quantizer.enabled for _, quantizer in student.activations())
     assert all(layer.weight_quantizer.enabled for _, layer in student.layers())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_inputs_that_hardly_vary_are_no_trouble(name: str, count: int) -> None:
+    """With one image or two, where pooled features have no variance at all, weights and biases stay finite."""
+    student = student_of(name, "w4a8")
+    round_layers(student, [images(count)])
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+
+
+@torch.no_grad()
+def test_constant_channels_are_no_trouble() -> None:
+    """A depthwise layer whose inputs are large and all alike keeps finite weights and the right mean output."""
+    layer = QuantConv2d(torch.randn(6, 1, 3, 3), torch.randn(6), 4, "layer", {"groups": 6})
+    layer.weight_quantizer.freeze(weight_scale(layer.weight, layer.weight_quantizer))
+    x = 1000 * torch.rand(1, 6, 1, 1).expand(4, 6, 8, 8)
+    wanted = layer_output(layer, x, layer.weight)
+    rounding._round(layer, [(x, x)])
+    torch.testing.assert_close(
+        layer_output(layer, x, layer.weight_quantizer(layer.weight)), wanted, rtol=1e-3, atol=0.1
+    )
+
+
+def layer_output(layer: QuantConv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, layer.bias, **layer.geometry)
+
+
+def test_a_layer_of_too_many_inputs_stays_as_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its covariance would not fit in memory; the others are rounded."""
+    student = student_of("resnet", "w3a4", ends="same")
+    sizes = [layer.weight[0].numel() for _, layer in student.layers()]
+    before = [layer.weight.detach().clone() for _, layer in student.layers()]
+    monkeypatch.setattr(rounding, "_COVARIANCES", max(sizes) ** 2 - 1)
+    round_layers(student, images(16).split(8))
+    same = [torch.equal(weight, layer.weight) for weight, (_, layer) in zip(before, student.layers(), strict=True)]
+    assert same == [size == max(sizes) for size in sizes]
+
+
+def test_images_are_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widest values of all images together stay within the bound; one image is always taken."""
+    student = student_of("residual")
+    monkeypatch.setattr(rounding, "_WIDEST", 10 * 8 * 16 * 16 + 5)  # eight channels of 16 x 16 cells are the widest
+    assert images_that_fit(student) == 10
+    monkeypatch.setattr(rounding, "_WIDEST", 1)
+    assert images_that_fit(student) == 1
 
 
 def test_no_images_are_refused() -> None:

@@ -65,6 +65,10 @@ Ends = Annotated[
     str | None,
     typer.Option(metavar="N|same", help="bits of the first and last layers' weights [8]", rich_help_panel=_RUN),
 ]
+Addends = Annotated[
+    str | None,
+    typer.Option(metavar="N|same", help="bits of outputs that are only added to something [8]", rich_help_panel=_RUN),
+]
 Placement = Annotated[
     str | None, typer.Option(help="deployable, or relu-only as in the literature", rich_help_panel=_RUN)
 ]
@@ -90,6 +94,7 @@ def quantize(
     ] = None,
     placement: Placement = None,
     ends: Ends = None,
+    addends: Addends = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -108,7 +113,8 @@ def quantize(
     """Quantize MODEL without its data and keep the result in the folder --out."""
     if resume and overwrite:
         raise RequestError("--resume and --overwrite contradict each other; give one of them")
-    given = {"bits": bits, "ends": _ends(ends), "placement": placement, "device": device, "seed": seed}
+    widths = {"bits": bits, "ends": _width(ends), "addends": _width(addends)}
+    given = {**widths, "placement": placement, "device": device, "seed": seed}
     settings = Config.create(
         preset or "default",
         read_yaml(config) if config else {},
@@ -183,11 +189,13 @@ def inspect(
     std: Std = None,
     placement: Placement = None,
     ends: Ends = None,
+    addends: Addends = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what would become of every operator of MODEL, and what would stay in floating point."""
     network = _network(model, checkpoint, model_args, input_size, mean, std)
-    given = {"bits": bits, "ends": _ends(ends), "placement": placement, "device": "cpu"}
+    widths = {"bits": bits, "ends": _width(ends), "addends": _width(addends)}
+    given = {**widths, "placement": placement, "device": "cpu"}
     settings = Config.create("default", {key: value for key, value in given.items() if value is not None})
     trainer = prepare(Request(network.model, network.preprocessing, settings, {"model": model}))
     layout = trainer.student.plan
@@ -298,7 +306,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
     return value
 
 
-def _ends(text: str | None) -> int | str | None:
+def _width(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 

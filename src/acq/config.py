@@ -96,13 +96,13 @@ class StudentLosses(Weights):
 class Student(Section):
     """Calibration and training of the quantized network."""
 
-    calibration_images: int | None = Field(
-        None, ge=1, description="images for ranges and rounding, held in memory layer by layer; by default up to 512"
-    )
+    calibration_images: int = Field(512, ge=1)
     rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
     steps: int = Field(1200, ge=0)
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
-    learning_rate: float = Field(0.025, gt=0, description="of weights, in steps of their layer's grid, at its highest")
+    learning_rate: float = Field(
+        0.025, gt=0, description="of weights and biases, in mean steps of their layer's grid, at its highest"
+    )
     scale_learning_rate: float = Field(
         0.0075, gt=0, description="of scales, in steps by which the end of the range moves, at its highest"
     )
@@ -152,10 +152,10 @@ class Config(Section):
             raise RequestError(_first_problem(error)) from error
 
     def fitted(self, input_size: tuple[int, int, int]) -> Self:
-        """The settings with all numbers of images left open filled in, for images of ``input_size`` (C, H, W).
+        """The settings with every batch size that was left open filled in, for images of ``input_size`` (C, H, W).
 
-        The usual one, or as many as have a megapixel together (for calibration ten) where that is fewer: memory is
-        bounded at any image size.
+        The usual number of images, or as many as have a megapixel together where that is fewer: memory is bounded
+        at any image size.
         """
         _, height, width = input_size
         most = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
@@ -163,9 +163,6 @@ class Config(Section):
             name: getattr(self, name).model_copy(update={"batch": getattr(self, name).batch or min(usual, most)})
             for name, usual in _USUAL_BATCHES.items()
         }
-        if self.student.calibration_images is None:
-            images = min(_USUAL_CALIBRATION, max(1, 10 * _PIXELS_AT_ONCE // (height * width)))
-            sections["student"] = sections["student"].model_copy(update={"calibration_images": images})
         return self.model_copy(update=sections)
 
     def to_yaml(self) -> str:
@@ -174,7 +171,6 @@ class Config(Section):
 
 
 _USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
-_USUAL_CALIBRATION = 512
 _PIXELS_AT_ONCE = 1 << 20
 _EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
 

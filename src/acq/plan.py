@@ -49,8 +49,8 @@ class Bits:
 
     ``ends`` is that of the first and last layers' weights (None: as the others), ``image`` that of the
     image, ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of 256 entries,
-    and ``addend`` that of a layer's output which is added to something and read by nothing else (None: as the other
-    activations): it goes from the accumulator to the sum and feeds no product.
+    and ``addend`` that of a layer's output which is added to another value and read by nothing else (None: as the
+    other activations): it goes from the accumulator to the sum and feeds no product.
 
     Raises:
         RequestError: one of them is out of range.
@@ -199,10 +199,11 @@ class _Planner:
             return self.bits.image
         if self.relu_only:
             return self.bits.activation
-        readers = {self.role(user) for user in self._readers(node)}
-        if "smooth" in readers or self._gate_of_own_input(node):
+        readers = list(self._readers(node))
+        if any(self.role(reader) == "smooth" for reader in readers) or self._gate_of_own_input(node):
             return max(self.bits.inner, self.bits.activation)
-        if self.bits.addend and readers == {"sum"} and role in ("convolution", "linear", "fold"):
+        adds = all(self.role(reader) == "sum" and len(_inputs(reader)) > 1 for reader in readers)
+        if self.bits.addend and adds and role in ("convolution", "linear", "fold"):
             return max(self.bits.addend, self.bits.activation)
         return self.bits.activation
 

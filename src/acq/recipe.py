@@ -152,7 +152,6 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
     assert generator.batch is not None  # a request fits its configuration to the images
     assert images.batch is not None
     assert student.batch is not None
-    assert student.calibration_images is not None
     return (
         GeneratorPlan(
             weights=generator.losses.model_dump(),

@@ -7,6 +7,7 @@ of which rounding each weight to its nearest integer leaves little, come through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ _DAMPING = 0.01  # of the mean variance of a layer's inputs: what is rarely seen
 _RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that suits the weights alone
 _SWEEPS = 3
 _ROOM = 0.45  # of a step: how far a weight may stand from the integer that it rounds to
-_VALUES = 1 << 24  # unfolded inputs at once: bounds memory
+# memory: unfolded inputs at once; values of the widest node over all images; entries of a layer's covariances
+_VALUES, _WIDEST, _COVARIANCES = 1 << 24, 1 << 28, 1 << 25
 
 
 @torch.no_grad()
@@ -32,7 +34,8 @@ def round_layers(student: Student, batches: Sequence[Tensor]) -> None:
     the rounded weight ``Q`` and the bias ``c`` make ``|(W x + b) - (Q y + c)|^2`` small over all images and places:
     first in real numbers, which makes up for the inputs' error (this project's definition), then on the grid
     (``best_grid``). Scales are searched anew, and each weight is left as near to where it was as rounds to its integer,
-    so that training can take back what was rounded far.
+    so that training can take back what was rounded far. A layer with so many inputs that their covariance does not fit
+    in memory (over 5,792 a group) stays as calibrated.
 
     Raises:
         ValueError: there are no batches.
@@ -51,6 +54,12 @@ def round_layers(student: Student, batches: Sequence[Tensor]) -> None:
         walk.forget(node)
 
 
+def images_that_fit(student: Student) -> int:
+    """How many images ``round_layers`` can take at once: all values of a few nodes are held, at most 1 GiB each."""
+    shapes: Iterable[tuple[int, ...]] = (node.meta["shape"] for node in student.graph.nodes if "shape" in node.meta)
+    return max(1, _WIDEST // max(math.prod(shape[1:]) for shape in shapes))
+
+
 def best_grid(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Scales [G, K, 1] around ``scale``, and weights on their grid with a small output error.
 
@@ -59,9 +68,9 @@ def best_grid(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int
     weights moved one at a time to their best integer, in turn (this project's definition).
     """
     best = torch.full_like(scale, torch.inf)
-    rounded, chosen = target, scale
+    rounded, chosen, order = target, scale, _order(energy)
     for ratio in _RATIOS:
-        tried = rounded_columns(target, scale * ratio, energy, low, high)
+        tried = rounded_columns(target, scale * ratio, order, low, high)
         error = _output_error(target - tried, energy)
         better = error < best
         best, rounded = torch.where(better, error, best), torch.where(better, tried, rounded)
@@ -73,24 +82,36 @@ def best_grid(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int
     return chosen, rounded
 
 
-def rounded_columns(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int) -> Tensor:
+@dataclass(frozen=True)
+class _Order:
+    """In which order columns are rounded [G, D], and how the error of each is taken up by those after it [G, D, D]."""
+
+    columns: Tensor
+    shares: Tensor
+
+
+def _order(energy: Tensor) -> _Order:
+    """Columns by falling energy; ``shares`` is the upper U of ``energy^-1 = U' U``, both in that order."""
+    columns = energy.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # [G, D]
+    rows = energy.gather(1, columns.unsqueeze(2).expand_as(energy))
+    ordered = rows.gather(2, columns.unsqueeze(1).expand_as(energy))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+    return _Order(columns, torch.linalg.cholesky(inverse, upper=True))
+
+
+def rounded_columns(target: Tensor, scale: Tensor, order: _Order, low: int, high: int) -> Tensor:
     """``target`` [G, K, D] on the grid ``q * scale`` (scale [G, K, 1]), q in ``low..high``, column after column.
 
     Each column's error is taken up by those still to come, with the least increase of the output error (Frantar et al.,
-    arXiv 2210.17323, eq. 3), in order of falling energy. ``energy`` [G, D, D] is positive definite.
+    arXiv 2210.17323, eq. 2, by a Cholesky factor as in their section 3.3).
     """
-    order = energy.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # [G, D]
-    places = order.unsqueeze(1).expand_as(target)
-    left = target.gather(2, places)
-    ordered = energy.gather(1, order.unsqueeze(2).expand_as(energy)).gather(2, order.unsqueeze(1).expand_as(energy))
-    # inverse = U' U: row j of U says how an error in column j is best taken up by those after it
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(ordered)), upper=True)
-    rounded = torch.empty_like(left)
+    places = order.columns.unsqueeze(1).expand_as(target)
+    left, rounded = target.gather(2, places), torch.empty_like(target)
     for column in range(left.shape[2]):
         here = slice(column, column + 1)
         rounded[:, :, here] = (left[:, :, here] / scale).round().clamp(low, high) * scale
-        missed = (left[:, :, here] - rounded[:, :, here]) / upper[:, here, here]
-        left[:, :, column + 1 :] -= missed * upper[:, here, column + 1 :]
+        missed = (left[:, :, here] - rounded[:, :, here]) / order.shares[:, here, here]
+        left[:, :, column + 1 :] -= missed * order.shares[:, here, column + 1 :]
     return torch.empty_like(rounded).scatter_(2, places, rounded)
 
 
@@ -139,6 +160,8 @@ class _Moments:
 
 def _round(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
     groups = int(layer.geometry.get("groups", 1)) if isinstance(layer, QuantConv2d) else 1
+    if groups * layer.weight[0].numel() ** 2 > _COVARIANCES:
+        return
     found = _moments(layer, groups, inputs)
     weight = layer.weight.detach().reshape(groups, len(layer.weight) // groups, -1).double()  # [G, K / G, D]
     energy = _damped(found.energy)
@@ -180,29 +203,33 @@ def _output_error(difference: Tensor, energy: Tensor) -> Tensor:
 
 
 def _damped(energy: Tensor) -> Tensor:
-    size = energy.shape[-1]
-    level = energy.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    return energy + _DAMPING * level.view(-1, 1, 1) * torch.eye(size, dtype=energy.dtype, device=energy.device)
+    level = energy.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
+    damped = energy.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(_DAMPING * level)
+    return damped
 
 
 def _moments(layer: QuantLayer, groups: int, inputs: Iterable[tuple[Tensor, Tensor]]) -> _Moments:
     size = layer.weight[0].numel()
     mean, shift = (layer.weight.new_zeros(groups, size, dtype=torch.float64) for _ in range(2))
     energy, error = (mean.new_zeros(groups, size, size) for _ in range(2))
-    count = 0
+    count, origin = 0, None
     for x, y in inputs:
         for float_part, part in _columns(layer, groups, x, y):
-            difference = float_part - part
+            if origin is None:  # near the mean, so that nothing cancels where inputs hardly vary
+                origin = part.mean(2, keepdim=True) * (layer.bias is not None)
+            difference, centred = float_part - part, part - origin
             count += part.shape[2]
-            mean += part.sum(2)
+            mean += centred.sum(2)
             shift += difference.sum(2)
-            energy += part @ part.mT
-            error += difference @ part.mT
+            energy += centred @ centred.mT
+            error += difference @ centred.mT
+    assert origin is not None
     mean, shift, energy, error = mean / count, shift / count, energy / count, error / count
     if layer.bias is not None:
-        energy = energy - mean.unsqueeze(2) * mean.unsqueeze(1)
-        error = error - shift.unsqueeze(2) * mean.unsqueeze(1)
-    return _Moments(mean, shift, energy, error)
+        energy -= mean.unsqueeze(2) * mean.unsqueeze(1)
+        error -= shift.unsqueeze(2) * mean.unsqueeze(1)
+    return _Moments(mean + origin.squeeze(2), shift, energy, error)
 
 
 def _columns(layer: QuantLayer, groups: int, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

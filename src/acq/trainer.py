@@ -23,7 +23,7 @@ from acq.losses import total
 from acq.pool import Lesson, Pool, read, synthesise, viewed
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.refinement import Draft, begin, refine
-from acq.rounding import round_layers
+from acq.rounding import images_that_fit, round_layers
 from acq.student import Student
 from acq.teacher import Teacher
 
@@ -71,9 +71,10 @@ class ImagePlan:
 class StudentPlan:
     """How the student is trained: weights of ``acq.distillation`` by name, and an Adam run.
 
-    Both rates are in steps of the grid, the most that one update moves a weight or the end of a quantizer's range: what
-    suits one width and one network then suits others. With ``rounding`` layers are rounded one after the other before
-    the first step (``acq.rounding``). ``renew_count`` images, as generated, replace the oldest of the pool every
+    Rates are in steps of the grid: ``learning_rate`` is that of weights and biases in mean steps of their layer's grid,
+    ``scale_learning_rate`` that of scales in steps by which the end of a range moves. With ``rounding`` layers are
+    rounded one after the other before the first step (``acq.rounding``), on as many of the ``calibration_images`` as
+    memory allows. ``renew_count`` images, as generated, replace the oldest of the pool every
     ``renew_every`` steps; ``views`` is the share of a batch of which the student sees another view (``acq.augment``),
     read by the teacher anew.
     """
@@ -245,10 +246,11 @@ def _condition(trainer: Trainer, pairs: int) -> Condition:
 def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     plan = trainer.student_plan
-    images = trainer.pool.sample(plan.calibration_images, trainer.rng).images.split(64)  # type: ignore[no-untyped-call]
-    calibrate(trainer.student, images)
+    images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
+    calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
     if plan.rounding:
-        round_layers(trainer.student, images)
+        fitting = images[: images_that_fit(trainer.student)]
+        round_layers(trainer.student, fitting.split(64))  # type: ignore[no-untyped-call]
     for group, (_, layer) in zip(trainer.student_optimizer.param_groups, trainer.student.layers(), strict=False):
         group["lr"] = plan.learning_rate * layer.weight_quantizer.scale.mean().item()
     return {}
@@ -291,7 +293,7 @@ def _fresh(trainer: Trainer, count: int) -> Lesson:
 
 
 def _groups(student: Student, plan: StudentPlan) -> list[dict[str, Any]]:
-    """A group a layer, whose rate is known once its grid is (``_calibrate``), and one for each width of quantizers.
+    """A group a layer, whose rate is known once its grid is (``_calibrate``), and one for the scales of each range.
 
     Scales are learned as logarithms: a change of one by 1 / high moves the end of the range by a step.
     """

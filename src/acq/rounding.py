@@ -50,8 +50,9 @@ def round_layers(student: Student, batches: Sequence[Tensor]) -> None:
             module = student.get_submodule(str(node.target))
             if isinstance(module, QuantLayer):
                 _round(module, walk.inputs(node))
+        walk.forget(node, walk.float)
         walk.run_all(node, walk.quantized)
-        walk.forget(node)
+        walk.forget(node, walk.quantized)
 
 
 def images_that_fit(student: Student) -> int:
@@ -137,10 +138,10 @@ class _Walk(fx.Interpreter):
         for before, ours in zip(self.float, self.quantized, strict=True):
             yield before[source], ours[source]
 
-    def forget(self, node: fx.Node) -> None:
-        """Drop the values that no later node reads."""
+    def forget(self, node: fx.Node, values: list[dict[fx.Node, Tensor]]) -> None:
+        """Drop what no node after this one reads."""
         for spent in self.user_to_last_uses.get(node, []):
-            for known in (*self.float, *self.quantized):
+            for known in values:
                 del known[spent]
 
 

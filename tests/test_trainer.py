@@ -305,7 +305,7 @@ def pool_error(trainer: Trainer) -> float:
 
 
 def test_the_student_learns() -> None:
-    """At 2 bits, distillation on a fixed pool takes at least a third off the error that calibration leaves."""
+    """At 2 bits, distillation on a fixed pool leaves at most a third of the error that calibration leaves."""
     student = replace(
         STUDENT, weights={"logits": 1.0}, steps=60, batch=24, renew_count=0, rounding=False, learning_rate=0.05
     )
@@ -314,7 +314,7 @@ def test_the_student_learns() -> None:
         trainer = made(student=replace(student, steps=steps), bits="w2a2")
         list(train(trainer))
         errors.append(pool_error(trainer))
-    assert errors[1] < 0.67 * errors[0]
+    assert errors[1] < errors[0] / 3
 
 
 def pools(student: StudentPlan) -> list[torch.Tensor]:

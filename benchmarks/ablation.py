@@ -2,17 +2,19 @@
 
     python benchmarks/ablation.py resnet20-cifar10 --data test.npz --bits w4a4 w3a3 --seeds 0 1 2 --ends same
 
-Each run is a process of its own, as a user would start it. Writes JSON and a Markdown table; run by hand.
+Writes JSON and a Markdown table that grow run by run, like those of `accuracy.py`; run by hand. The `gdfq` preset
+finishes no images: `--gdfq-steps` gives its generator the steps that make its wall time that of the others.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-from pathlib import Path
+from typing import Any
 
-from accuracy import quantize, save, top1_of
+from runs import arguments, configs, keep, quantized, table
+
+from acq import zoo
+from acq.config import assignment
+from acq.memory import keep_freed_memory
 
 OFF = {
     "all parts": [],
@@ -25,38 +27,26 @@ OFF = {
     "scenes alone": ["generator.steps=1", "images.scene=1"],
     "no finishing": ["images.steps=0", "images.count=4096", "images.renew_count=128"],
     "no views": ["student.views=0"],
+    "no rounding": ["student.rounding=false"],
+    "no training": ["student.steps=0"],
 }
-COLUMNS = ("correlation", "spread", "label_agreement", "pair_distance")
+FIGURES = ("agreement", "correlation", "spread", "label_agreement", "pair_distance")
+NOTE = "Made by `benchmarks/ablation.py`, a row being means over its seeds; the JSON beside it has every run."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--bits", nargs="+", default=["w4a4"])
-    parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", default=[*OFF, "gdfq"], help="these variants alone")
-    args, passed_on = parser.parse_known_args()
-    lines = [
-        f"| bits | variant | seeds | top-1 % | {' | '.join(COLUMNS)} | seconds |",
-        "|---" * (len(COLUMNS) + 5) + "|",
-    ]
-    everything = []
-    for bits in args.bits:
-        for variant in args.only:
-            changes = [word for change in OFF.get(variant, []) for word in ("--set", change)]
-            preset = ["--preset", "gdfq"] if variant == "gdfq" else []
-            common = [args.model, "--bits", bits, *preset, *changes, *passed_on]
-            runs = [quantize([*common, "--seed", seed]) for seed in args.seeds]
-            everything += [{"variant": variant, **run} for run in runs]
-            figures = [statistics.mean(run["attention"][name] for run in runs) for name in COLUMNS]
-            cells = [top1_of(runs), *(f"{figure:.3f}" for figure in figures)]
-            seconds = statistics.mean(run["seconds"] for run in runs)
-            lines.append(f"| {bits} | {variant} | {len(runs)} | {' | '.join(cells)} | {seconds:.0f} |")
-            print(lines[-1], flush=True)
-    first = everything[0]
-    command = "python benchmarks/ablation.py " + " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:])
-    where = f"teacher {first['teacher_top1']} %; {first['device']}, {first['threads']} threads, torch {first['torch']}"
-    save("ablation", command, everything, lines, where)
+    parser.add_argument("--gdfq-steps", type=int, default=900, help="generator steps of the gdfq preset")
+    args = parser.parse_args()
+    keep_freed_memory()
+    network = zoo.resolve(args.model, checkpoint=args.checkpoint)
+    gdfq: list[dict[str, Any]] = [{"preset": "gdfq"}, {"generator": {"steps": args.gdfq_steps}}]
+    for variant in args.only:
+        changes = gdfq if variant == "gdfq" else list(map(assignment, OFF[variant]))
+        for run in quantized(network, configs(args, *changes), args.data):
+            runs = keep("ablation", {"variant": variant, **run}, ("variant", "bits", "placement", "addends", "seed"))
+            print(table("ablation", runs, ("bits", "variant", "addends"), FIGURES, NOTE), flush=True)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def run(
     if out is None:
         for record in train(trainer):
             _tell(watch, record)
-        return Result(trainer.student.eval(), _summary(request, trainer, _reviewed(request, trainer), images), None)
+        return Result(trainer.student.eval(), judge(request, trainer, images)[1], None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
         if finished is not None:
@@ -88,8 +88,7 @@ def run(
         if state is not None:
             trainer.restore(state)
         _train_in(folder, trainer, watch)
-        seen = _reviewed(request, trainer)
-        summary = _summary(request, trainer, seen, images)
+        seen, summary = judge(request, trainer, images)
         artifact.save(trainer.student, out, _facts(request, trainer))
         folder.write_samples(*sample_rows(seen.samples, request.preprocessing))
         folder.write_summary(summary)
@@ -117,6 +116,38 @@ def prepare(request: Request) -> Trainer:
     )
     trainer.seconds = time.perf_counter() - clock
     return trainer
+
+
+def judge(request: Request, trainer: Trainer, images: LabelledImages | None) -> tuple[Review, dict[str, Any]]:
+    """What came of a trained run: its generator and student on fresh images, and the summary of it all.
+
+    ``images`` are real ones, on which accuracy is reported where they are given.
+    """
+    config, device = request.config, trainer.rng.device
+    clock = time.perf_counter()
+    seen = review(
+        fresh_steps(
+            trainer.generator,
+            trainer.teacher,
+            _FRESH,
+            noise_dim=config.generator.noise_dim,
+            spread=config.generator.spread,
+            rng=torch.Generator(device).manual_seed(config.seed + 1),
+        ),
+        trainer.student,
+    )
+    trainer.seconds += time.perf_counter() - clock
+    return seen, {
+        "model": request.origin.get("model"),
+        "bits": config.bits,
+        "placement": config.placement,
+        "ends": config.ends,
+        "addends": config.addends,
+        "preset": config.preset,
+        "seed": config.seed,
+        **run_figures(trainer, seen),
+        **accuracy_figures(trainer, request.preprocessing, images),
+    }
 
 
 def _images(request: Request, trainer: Trainer, path: Path) -> LabelledImages:
@@ -201,39 +232,6 @@ def _train_in(folder: RunFolder, trainer: Trainer, watch: Watch | None) -> None:
                     f"the state is saved in {folder.path}, go on with --resume"
                 )
         folder.save_state(trainer.state())
-
-
-def _reviewed(request: Request, trainer: Trainer) -> Review:
-    settings, device = request.config.generator, trainer.rng.device
-    clock = time.perf_counter()
-    seen = review(
-        fresh_steps(
-            trainer.generator,
-            trainer.teacher,
-            _FRESH,
-            noise_dim=settings.noise_dim,
-            spread=settings.spread,
-            rng=torch.Generator(device).manual_seed(request.config.seed + 1),
-        ),
-        trainer.student,
-    )
-    trainer.seconds += time.perf_counter() - clock
-    return seen
-
-
-def _summary(request: Request, trainer: Trainer, seen: Review, images: LabelledImages | None) -> dict[str, Any]:
-    config = request.config
-    return {
-        "model": request.origin.get("model"),
-        "bits": config.bits,
-        "placement": config.placement,
-        "ends": config.ends,
-        "addends": config.addends,
-        "preset": config.preset,
-        "seed": config.seed,
-        **run_figures(trainer, seen),
-        **accuracy_figures(trainer, request.preprocessing, images),
-    }
 
 
 def _settings(request: Request, trainer: Trainer) -> dict[str, Any]:

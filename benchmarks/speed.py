@@ -39,6 +39,7 @@ def measure(network: zoo.Network, config: Config, steps: int) -> list[dict[str, 
         seconds.setdefault(record.phase, []).append(now - clock)
         clock = now
     assert config.images.batch
+    assert config.images.count
     batches = -(-config.images.count // config.images.batch)
     whole = {
         "generator": config.generator.steps,

@@ -54,7 +54,9 @@ def test_batches_left_open_follow_the_size_of_images() -> None:
     small, large = Config.create().fitted((3, 32, 32)), Config.create().fitted((3, 224, 224))
     assert [s.batch for s in (small.generator, small.images, small.student)] == [64, 256, 64]
     assert [s.batch for s in (large.generator, large.images, large.student)] == [20, 20, 20]
-    assert Config.create().fitted((3, 4096, 4096)).images.batch == 4
+    assert (small.images.count, large.images.count) == (512, 208)
+    huge = Config.create().fitted((3, 4096, 4096)).images
+    assert (huge.batch, huge.count) == (4, 16)
     asked = Config.create("fast", {"images": {"batch": 100}, "student": {"batch": 3}}).fitted((3, 224, 224))
     assert [s.batch for s in (asked.generator, asked.images, asked.student)] == [20, 100, 3]
     assert asked.fitted((3, 32, 32)) == asked

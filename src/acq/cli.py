@@ -113,7 +113,7 @@ def quantize(
     """Quantize MODEL without its data and keep the result in the folder --out."""
     if resume and overwrite:
         raise RequestError("--resume and --overwrite contradict each other; give one of them")
-    widths = {"bits": bits, "ends": _width(ends), "addends": _width(addends)}
+    widths = _widths(bits, ends, addends)
     given = {**widths, "placement": placement, "device": device, "seed": seed}
     settings = Config.create(
         preset or "default",
@@ -194,7 +194,7 @@ def inspect(
 ) -> None:
     """Print what would become of every operator of MODEL, and what would stay in floating point."""
     network = _network(model, checkpoint, model_args, input_size, mean, std)
-    widths = {"bits": bits, "ends": _width(ends), "addends": _width(addends)}
+    widths = _widths(bits, ends, addends)
     given = {**widths, "placement": placement, "device": "cpu"}
     settings = Config.create("default", {key: value for key, value in given.items() if value is not None})
     trainer = prepare(Request(network.model, network.preprocessing, settings, {"model": model}))
@@ -306,8 +306,9 @@ def _json_object(text: str | None) -> dict[str, Any]:
     return value
 
 
-def _width(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
+def _widths(bits: str | None, ends: str | None, addends: str | None) -> dict[str, int | str | None]:
+    counts = {"ends": ends, "addends": addends}
+    return {"bits": bits, **{name: int(text) if text and text.isdecimal() else text for name, text in counts.items()}}
 
 
 def _data_path(data: str, model: str) -> Path:

@@ -73,7 +73,9 @@ class ImageLosses(Weights):
 class Images(Section):
     """The synthetic images that are kept: how many, how they are finished, and how often some are replaced."""
 
-    count: int = Field(512, ge=16, multiple_of=2)
+    count: int | None = Field(
+        None, ge=16, multiple_of=2, description="by default up to 512, ten megapixels together at most"
+    )
     batch: int | None = Field(
         None, ge=4, multiple_of=2, description="images that are finished together; by default up to 256"
     )
@@ -152,18 +154,21 @@ class Config(Section):
             raise RequestError(_first_problem(error)) from error
 
     def fitted(self, input_size: tuple[int, int, int]) -> Self:
-        """The settings with every batch size that was left open filled in, for images of ``input_size`` (C, H, W).
+        """The settings with every number of images that was left open filled in, for ``input_size`` (C, H, W).
 
-        The usual number of images, or as many as have a megapixel together where that is fewer: memory is bounded
-        at any image size.
+        The usual number, or as many as have a megapixel together (ten for those that are kept) where that is fewer:
+        memory and time are bounded at any image size.
         """
         _, height, width = input_size
-        most = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
-        sections = {
-            name: getattr(self, name).model_copy(update={"batch": getattr(self, name).batch or min(usual, most)})
-            for name, usual in _USUAL_BATCHES.items()
+        together = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
+        kept = max(16, _PIXELS_KEPT // (height * width) // 2 * 2)
+        filled: dict[str, dict[str, int]] = {
+            name: {"batch": getattr(self, name).batch or min(usual, together)} for name, usual in _USUAL_BATCHES.items()
         }
-        return self.model_copy(update=sections)
+        filled["images"]["count"] = self.images.count or min(_USUAL_COUNT, kept)
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=values) for name, values in filled.items()}
+        )
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, in the order of the fields."""
@@ -171,7 +176,8 @@ class Config(Section):
 
 
 _USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
-_PIXELS_AT_ONCE = 1 << 20
+_USUAL_COUNT = 512
+_PIXELS_AT_ONCE, _PIXELS_KEPT = 1 << 20, 10 << 20
 _EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
 
 # one line a preset: what differs from the defaults above

@@ -43,7 +43,7 @@ class Request:
     origin: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Batch sizes that were left open follow the images, so that the record holds what was used."""
+        """Numbers of images that were left open follow their size, so that the record holds what was used."""
         object.__setattr__(self, "config", self.config.fitted(self.preprocessing.input_size))
 
 
@@ -182,6 +182,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
     generator, images, student = config.generator, config.images, config.student
     assert generator.batch is not None  # a request fits its configuration to the images
     assert images.batch is not None
+    assert images.count is not None
     assert student.batch is not None
     return (
         GeneratorPlan(

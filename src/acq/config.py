@@ -80,7 +80,7 @@ class Images(Section):
         None, ge=4, multiple_of=2, description="images that are finished together; by default up to 256"
     )
     steps: int = Field(100, ge=0, description="steps a batch; 0 takes images as the generator makes them")
-    learning_rate: float = Field(0.03, gt=0, description="of the logits of pixels, at its highest")
+    learning_rate: float = Field(0.1, gt=0, description="of the logits of pixels, at its highest")
     scene: float = Field(0.5, ge=0, le=1, description="share of a procedural scene in where an image begins")
     renew_every: int = Field(20, ge=1, description="student steps between renewals")
     renew_count: int = Field(0, ge=0, description="images a renewal, as the generator makes them")
@@ -100,7 +100,7 @@ class Student(Section):
 
     calibration_images: int = Field(512, ge=1)
     rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
-    steps: int = Field(1200, ge=0)
+    steps: int = Field(600, ge=0)
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
     learning_rate: float = Field(
         0.025, gt=0, description="of weights and biases, in mean steps of their layer's grid, at its highest"

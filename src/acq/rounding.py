@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from acq.calibration import weight_scale
 from acq.student import QuantConv2d, QuantLayer, Student, quantizers_off
 
-_DAMPING = 0.01  # of the mean variance of a layer's inputs: what is rarely seen is not bent to fit
+_DAMPING = 0.2  # of the mean variance of a layer's inputs: synthetic images show some of it too seldom
 _RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that suits the weights alone
 _SWEEPS = 3
 _ROOM = 0.45  # of a step: how far a weight may stand from the integer that it rounds to

@@ -86,7 +86,7 @@ def test_records_are_watched() -> None:
     """Every step is told, in order."""
     seen: list[acq.Record] = []
     quantize(watch=seen.append)
-    assert [record.phase for record in seen] == ["generator", "images", "calibration"]
+    assert [record.phase for record in seen] == ["generator", "images", "calibration", "freezing"]
 
 
 def test_a_network_is_evaluated_with_its_preprocessing(data: Path) -> None:

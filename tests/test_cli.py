@@ -305,7 +305,7 @@ def test_text_goes_to_the_terminal(acq: Acq) -> None:
     answer = acq(*quantize())
     assert answer.code == 0
     assert answer.out == ""
-    for words in ("agreement", "quantized_bytes", "2/4 finish images: 4/4", "4/4 train the student: 2/2"):
+    for words in ("agreement", "quantized_bytes", "2/5 finish images: 4/4", "4/5 train the student: 2/2"):
         assert words in answer.err
 
 

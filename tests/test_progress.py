@@ -32,10 +32,10 @@ def test_each_phase_has_a_line_at_its_end() -> None:
     """Away from a terminal a short run is a few plain lines, the last of each phase with its figures."""
     lines = shown(records(), terminal=False).splitlines()
     assert [line for line in lines if "20/20" in line or "1/1" in line] == [
-        "1/4 train the generator: 20/20 (2 s)  classes 0.05",
-        "2/4 finish images: 20/20 (3 s)  centre 0.5",
-        "3/4 calibrate: 1/1 (4 s)",
-        "4/4 train the student: 20/20 (7 s)  logits 0.123",
+        "1/5 train the generator: 20/20 (2 s)  classes 0.05",
+        "2/5 finish images: 20/20 (3 s)  centre 0.5",
+        "3/5 calibrate: 1/1 (4 s)",
+        "4/5 train the student: 20/20 (7 s)  logits 0.123",
     ]
     assert len(lines) == 5  # and the first step of all
 

@@ -95,6 +95,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("calibration", 1),
         ("student", 2),
         ("student", 5),
+        ("freezing", 1),
     ],
 )
 def test_an_interrupted_run_goes_on_exactly(whole: Path, tmp_path: Path, phase: str, step: int) -> None:
@@ -137,7 +138,8 @@ def test_a_crash_costs_no_more_than_since_the_last_state(
     with pytest.raises(ZeroDivisionError):
         run(request_(), folder, watch=fail)
     run(request_(), folder, resume=True, watch=seen.append)
-    steps = [("images", 4), ("images", 5), ("images", 6), ("calibration", 1), *(("student", i + 1) for i in range(5))]
+    steps = [("images", i) for i in (4, 5, 6)] + [("calibration", 1)]
+    steps += [("student", i + 1) for i in range(5)] + [("freezing", 1)]
     assert [(record.phase, record.step) for record in seen] == steps[steps.index((phase, step)) :]
     assert product(folder) == product(whole)
 

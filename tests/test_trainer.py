@@ -96,12 +96,12 @@ def test_a_run_has_a_record_a_step() -> None:
     """Phases come in order, each step counts one up, seconds only grow, and figures come at each phase's end."""
     records = list(train(made()))
     expected = [("generator", i + 1, 6) for i in range(6)] + [("images", i + 1, 9) for i in range(9)]
-    expected += [("calibration", 1, 1)] + [("student", i + 1, 7) for i in range(7)]
+    expected += [("calibration", 1, 1), *(("student", i + 1, 7) for i in range(7)), ("freezing", 1, 1)]
     assert [told(record)[:3] for record in records] == expected
     assert all(before.seconds < after.seconds for before, after in pairwise(records))
     assert records[5].values.keys() == GENERATOR.weights.keys()
     assert records[14].values.keys() == IMAGES.weights.keys()
-    assert records[-1].values.keys() == STUDENT.weights.keys()
+    assert records[-2].values.keys() == STUDENT.weights.keys()
 
 
 def test_two_runs_are_equal_bit_for_bit() -> None:
@@ -215,7 +215,7 @@ def test_the_pool_has_as_many_images_as_asked_for(count: int, batch: int, steps:
     plan = replace(IMAGES, count=count, batch=batch, steps=steps)
     trainer = made(images=plan, student=replace(STUDENT, steps=0))
     for record in train(trainer):
-        last = record.phase == "calibration" or (record.phase == "images" and record.step == record.steps)
+        last = record.phase in ("calibration", "freezing") or (record.phase == "images" and record.step == record.steps)
         assert (trainer.pool is not None) == last
         if last:
             assert trainer.pool is not None
@@ -318,7 +318,7 @@ def test_the_student_learns() -> None:
 
 
 def pools(student: StudentPlan) -> list[torch.Tensor]:
-    """The images of the pool after they are finished, after calibration and after each of the student's steps."""
+    """The images of the pool after they are finished, after calibration, each of the student's steps and freezing."""
     trainer = made(student=student)
     return [trainer.pool.lesson.images.clone() for _ in train(trainer) if trainer.pool is not None]
 
@@ -328,13 +328,13 @@ def test_the_pool_is_renewed_in_turns() -> None:
     found = pools(STUDENT)
     changed = [(now != before).flatten(1).any(1).nonzero().flatten().tolist() for before, now in pairwise(found)]
     renewals = [list(range(10)), list(range(10, 20)), [0, 1, 2, 3, 4, 5, 20, 21, 22, 23]]
-    assert changed == [[], [], [], renewals[0], [], renewals[1], [], renewals[2]]
+    assert changed == [[], [], [], renewals[0], [], renewals[1], [], renewals[2], []]
 
 
 def test_a_pool_may_be_kept() -> None:
     """With nothing to renew, the first images are the last."""
     found = pools(replace(STUDENT, renew_count=0))
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(torch.equal(images, found[0]) for images in found)
 
 
@@ -356,7 +356,7 @@ def test_a_student_may_be_calibrated_only() -> None:
     """Without student steps the run ends with ranges for every quantizer."""
     trainer = made(student=replace(STUDENT, steps=0))
     records = list(train(trainer))
-    assert records[-1].phase == "calibration"
+    assert [record.phase for record in records[-2:]] == ["calibration", "freezing"]
     assert all(value.isfinite().all() for value in trainer.student.state_dict().values())
 
 

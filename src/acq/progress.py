@@ -22,10 +22,11 @@ from acq.flow import Record
 
 _LINE_EVERY = 15.0  # seconds between plain lines
 _TITLES = {
-    "generator": "1/4 train the generator",
-    "images": "2/4 finish images",
-    "calibration": "3/4 calibrate",
-    "student": "4/4 train the student",
+    "generator": "1/5 train the generator",
+    "images": "2/5 finish images",
+    "calibration": "3/5 calibrate",
+    "student": "4/5 train the student",
+    "freezing": "5/5 freeze",
 }
 
 

@@ -19,6 +19,7 @@ from acq.calibration import calibrate
 from acq.condition import draw
 from acq.evaluate import evaluating
 from acq.flow import Condition, Preprocessing, Record, Step
+from acq.freezing import freeze
 from acq.losses import total
 from acq.pool import Lesson, Pool, read, synthesise, viewed
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
@@ -27,7 +28,7 @@ from acq.rounding import images_that_fit, round_layers
 from acq.student import Student
 from acq.teacher import Teacher
 
-Phase = Literal["generator", "images", "calibration", "student"]
+Phase = Literal["generator", "images", "calibration", "student", "freezing"]
 _REPORT_EVERY = 10
 
 
@@ -169,6 +170,7 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
         ("images", trainer.image_plan.total_steps, _image_step),
         ("calibration", 1, _calibrate),
         ("student", trainer.student_plan.steps, _student_step),
+        ("freezing", 1, _freeze),
     )
     for place, (phase, steps, take) in enumerate(phases):
         if phase != trainer.phase:
@@ -266,6 +268,11 @@ def _student_step(trainer: Trainer) -> dict[str, Tensor]:
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.02)
     _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor)
     return parts
+
+
+def _freeze(trainer: Trainer) -> dict[str, Tensor]:
+    freeze(trainer.student)
+    return {}
 
 
 def _compare(trainer: Trainer, lesson: Lesson) -> dict[str, Tensor]:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import NETWORKS, images, student_of
+from torch import Tensor
+
+from acq.freezing import _off_ties, freeze
+from acq.quantizers import ActivationQuantizer
+from acq.student import QuantLayer, Student
+
+
+def frozen(name: str, bits: str = "w4a4") -> Student:
+    student = student_of(name, bits)
+    freeze(student)
+    return student
+
+
+def units(student: Student) -> list[tuple[QuantLayer, Tensor]]:
+    """Layers that a quantizer stands right before, and weight scale times input scale of each."""
+    found = []
+    for node, layer in student.placed():
+        source = node.args[0]
+        if isinstance(layer, QuantLayer) and getattr(source, "op", "") == "call_module":
+            quantizer = student.get_submodule(str(source.target))  # type: ignore[union-attr]
+            if isinstance(quantizer, ActivationQuantizer):
+                found.append((layer, quantizer.scale * layer.weight_quantizer.scale))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_biases_become_whole_units_of_their_accumulator(name: str) -> None:
+    """In every network, of every layer that reads a grid."""
+    found = units(frozen(name))
+    assert found
+    for layer, unit in found:
+        if layer.bias is not None:
+            steps = layer.bias / unit
+            torch.testing.assert_close(steps, steps.round(), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_little_changes(name: str) -> None:
+    """Scales by 0.2 % at most, weights not at all, biases by half a unit."""
+    student = student_of(name)
+    before = copy.deepcopy(student)
+    freeze(student)
+    for (_, old), (_, new) in zip(before.activations(), student.activations(), strict=True):
+        torch.testing.assert_close(new.scale, old.scale, rtol=2.1e-3, atol=0)
+        assert new.zero_point == old.zero_point
+    for (_, layer), (_, kept) in zip(student.layers(), before.layers(), strict=True):
+        assert torch.equal(layer.weight, kept.weight)
+    biases = {id(layer): unit for layer, unit in units(student)}
+    for (_, layer), (_, kept) in zip(student.layers(), before.layers(), strict=True):
+        if layer.bias is not None and kept.bias is not None and id(layer) in biases:
+            assert ((layer.bias - kept.bias).abs() <= 0.501 * biases[id(layer)]).all()
+
+
+def test_no_sum_lies_halfway() -> None:
+    """A scale on which one in four sums is a tie moves until none is within a thousandth of a step of one."""
+    quantizer = ActivationQuantizer(4)
+    quantizer.freeze(torch.tensor(0.5), torch.tensor(3.0))
+    unit = torch.tensor([0.125, 0.25])
+    _off_ties(quantizer, unit)
+    sums = torch.arange(-200, 200).view(-1, 1) * unit / quantizer.scale
+    inside = sums[(sums > -3.4) & (sums < 12.4)]
+    assert (inside - inside.floor() - 0.5).abs().min() > 5e-4
+    torch.testing.assert_close(quantizer.scale, torch.tensor(0.5), rtol=2.1e-3, atol=0)
+
+
+def test_a_scale_without_ties_stays() -> None:
+    """To the bit of a 32-bit float."""
+    quantizer = ActivationQuantizer(4)
+    quantizer.freeze(torch.tensor(1.0), torch.tensor(0.0))
+    before = quantizer.log_scale.clone()
+    _off_ties(quantizer, torch.tensor([0.3]))  # nearest: 5 * 0.3 = 1.5, which is a tie
+    assert not torch.equal(quantizer.log_scale, before)
+    quantizer.freeze(torch.tensor(1.0), torch.tensor(0.0))
+    _off_ties(quantizer, torch.tensor([1.0]))
+    assert torch.equal(quantizer.log_scale, before)
+
+
+def test_a_bias_of_a_channel_without_weights_fits_32_bits() -> None:
+    """Its scale grows until the bias is few enough units; what the layer gives stays."""
+    student = student_of("residual")
+    layer = next(layer for _, layer in student.layers() if layer.bias is not None)
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.weight[0] = 1e-12
+        layer.bias[0] = 3.0
+        scale = layer.weight_quantizer.scale.clone()
+        scale[0] = 1e-12
+        layer.weight_quantizer.freeze(scale)
+        before = student(images(8))
+        freeze(student)
+        after = student(images(8))
+    found = {id(each): unit for each, unit in units(student)}[id(layer)]
+    assert (layer.bias / found).abs().max() <= 2**30 + 1
+    assert layer.bias[0].item() == pytest.approx(3.0, rel=1e-6)
+    assert (before.argmax(1) == after.argmax(1)).float().mean() > 0.7

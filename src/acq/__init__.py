@@ -1,6 +1,6 @@
 """Quantize a trained image classifier to low-bit integers without its training data."""
 
-from acq.api import evaluate, load, quantize
+from acq.api import evaluate, export_onnx, load, quantize
 from acq.config import Config
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
@@ -16,6 +16,7 @@ __all__ = [
     "Result",
     "Student",
     "evaluate",
+    "export_onnx",
     "load",
     "quantize",
 ]

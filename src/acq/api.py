@@ -1,23 +1,31 @@
-"""The public verbs of the library, in plain Python values: quantize, evaluate, load."""
+"""The public verbs of the library, in plain Python values: quantize, evaluate, export_onnx, load."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from acq import artifact
+from acq import artifact, checkpoint
 from acq.config import Config
 from acq.data import batches, read
 from acq.errors import RequestError
 from acq.evaluate import accuracy
 from acq.flow import Preprocessing
+from acq.folder import STATE
 from acq.recipe import Request, Result, Watch, run
+from acq.scenes import scenes
 from acq.student import Student
 from acq.trace import classes_of, trace
 from acq.zoo import preprocessing_of
+
+if TYPE_CHECKING:
+    from acq.export.engine import Engine
+    from acq.export.onnx_file import Exported
 
 
 def quantize(
@@ -86,6 +94,80 @@ def evaluate(
         limit=limit,
     )
     return accuracy(network, batches(images, preprocessing), device)
+
+
+def export_onnx(
+    student: Student, path: str | Path, *, images: Tensor | None = None, raw_images: bool = False
+) -> Exported:
+    """Write a student as an ONNX file of integers and check it before it gets its name.
+
+    The check compares the file's logits with the student's on normalised ``images`` [N, C, H, W], by default on 64
+    procedural pictures. With ``raw_images`` the file takes bytes [N, H, W, C] and normalises them itself.
+
+    Raises:
+        RequestError: the extra ``onnx`` is not installed, an operator cannot be exported, the place cannot be written,
+            or fewer than 99 % of the images get the student's class; no file is left behind.
+    """
+    export, _ = _onnx()
+    return export(student, Path(path), _pictures(student) if images is None else images, raw_images=raw_images)
+
+
+def export_run(run: str | Path, path: str | Path | None = None, *, raw_images: bool = False) -> Exported:
+    """Write a finished run's student as an ONNX file, by default ``RUN/model.onnx``; see ``export_onnx``.
+
+    The check uses up to 256 of the run's own synthetic images, procedural pictures where these are gone.
+
+    Raises:
+        RequestError: as ``export_onnx`` does, or there is no finished run.
+    """
+    export, _ = _onnx()
+    folder = Path(run)
+    student = artifact.load(folder).eval()
+    facts = artifact.load_facts(folder)
+    origin = facts.get("origin", {}) | facts.get("config", {})
+    known = {key: origin[key] for key in ("model", "ends", "addends", "preset", "seed") if key in origin}
+    images = _pool_images(folder)
+    return export(
+        student,
+        folder / "model.onnx" if path is None else Path(path),
+        _pictures(student) if images is None else images,
+        raw_images=raw_images,
+        facts={**known, "acq": version("acq")},
+    )
+
+
+def engine(file: str | Path) -> Engine:
+    """An exported file as a classifier on ONNX Runtime, for ``accuracy`` and the like.
+
+    Raises:
+        RequestError: the extra ``onnx`` is not installed, or the file is none of ``acq export``.
+    """
+    return _onnx()[1](Path(file))
+
+
+def _onnx() -> tuple[Callable[..., Exported], type[Engine]]:
+    try:
+        from acq.export.engine import Engine
+        from acq.export.onnx_file import export_onnx
+    except ModuleNotFoundError as error:
+        raise RequestError(f"ONNX files need {error.name}; install it with pip install 'acq[onnx]'") from error
+    return export_onnx, Engine
+
+
+def _pool_images(run: Path, most: int = 256) -> Tensor | None:
+    path = run / STATE
+    if not path.is_file():
+        return None
+    pool = checkpoint.load(path).get("trainer", {}).get("pool")
+    return None if pool is None else pool["images"][:most].contiguous()
+
+
+def _pictures(student: Student, count: int = 64) -> Tensor:
+    known = student.preprocessing
+    if known is None:
+        raise RequestError("how images are normalised for this student is not known; give images to check the file on")
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (known.mean, known.std))
+    return (scenes(count, known.input_size, torch.Generator().manual_seed(0)) - mean) / std
 
 
 def load(run: str | Path) -> Student:

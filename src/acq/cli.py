@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acq import artifact, zoo
+from acq import api, artifact, zoo
 from acq.config import Config, assignment, read_yaml
 from acq.data import LabelledImages, batches, read
 from acq.errors import Interrupted, RequestError
@@ -158,12 +159,18 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Top-1 accuracy of a run's student, or of a network, on labelled images."""
-    if target.endswith(".onnx"):
-        raise RequestError(f"{target} is an ONNX file, which this version cannot evaluate; give the run folder instead")
     place = choose_device(device or "auto")
-    if Path(target).is_dir():
-        if any((checkpoint, model_args, input_size, mean, std)):
-            raise RequestError(f"{target} is a run folder, which has its own weights and sizes; give --data alone")
+    whole = Path(target).is_dir() or target.endswith(".onnx")
+    if whole and any((checkpoint, model_args, input_size, mean, std)):
+        kind = "an ONNX file" if target.endswith(".onnx") else "a run folder"
+        raise RequestError(f"{target} is {kind}, which has its own weights and sizes; give --data alone")
+    if target.endswith(".onnx"):
+        engine = api.engine(target)
+        if engine.preprocessing is None:
+            raise RequestError(f"{target} does not say how its images are normalised; export it from a run folder")
+        images = _labelled(data, engine.model, engine.preprocessing.input_size, engine.classes, limit)
+        top1 = accuracy(engine, batches(images, engine.preprocessing))
+    elif whole:
         student = artifact.load(Path(target)).eval()
         if student.preprocessing is None:
             raise RequestError(f"{target} does not say how its images are normalised; quantize again")
@@ -176,6 +183,21 @@ def evaluate(
         images = _labelled(data, target, network.preprocessing.input_size, classes_of(graph), limit)
         top1 = accuracy(graph, batches(images, network.preprocessing), place)
     _finish({"target": target, "data": data, "images": len(images), "top1": round(top1, 2)}, as_json)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.onnx", help="where to write it [RUN/model.onnx]")] = None,
+    raw_images: Annotated[
+        bool, typer.Option("--raw-images", help="make a file that takes bytes [N, H, W, C] and normalises them itself")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write RUN's student as an ONNX file of integers, checked against the student on ONNX Runtime."""
+    made = api.export_run(run_folder, out, raw_images=raw_images)
+    figures = {"file": str(made.path), "bytes": made.bytes, **asdict(made.parity)}
+    _finish({key: _rounded(value) for key, value in figures.items()}, as_json)
 
 
 @app.command()
@@ -355,6 +377,12 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
         shown = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name, shown if value is not None else "-")
     _console().print(table)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -1,0 +1,66 @@
+"""An exported file on ONNX Runtime, as a classifier like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from acq.data import to_bytes
+from acq.errors import RequestError, first_line
+from acq.export.graph import IMAGES, RAW
+from acq.flow import Preprocessing
+
+
+class Engine:
+    """Runs a file on the CPU: normalised images [N, C, H, W] to logits [N, K].
+
+    ``level`` is ONNX Runtime's of graph optimisation, ``threads`` 0 for as many as torch uses, and ``optimised`` where
+    the graph that really runs is written. ``preprocessing``, ``classes`` and ``model`` are the file's own.
+
+    Raises:
+        RequestError: the file cannot be read, or was not written by `acq export`.
+    """
+
+    def __init__(
+        self, file: Path, level: str = "ORT_ENABLE_ALL", *, threads: int = 0, optimised: Path | None = None
+    ) -> None:
+        if not file.is_file():
+            raise RequestError(f"there is no file {file}; acq export RUN writes one")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            known = self.session.get_modelmeta().custom_metadata_map
+            self.raw = known["images"] == RAW
+            self.classes = int(known["classes"])
+            self.model = known.get("model", "")
+            self.preprocessing = _preprocessing(known) if "mean" in known else None
+        except (KeyError, ValueError) as error:
+            raise RequestError(f"{file} was not written by acq export; give a run folder or such a file") from error
+        except Exception as error:  # the runtime's own have no common base, and a stranger's file can cause any
+            raise RequestError(f"{file} cannot be run by ONNX Runtime: {first_line(error)[:200]}") from error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of normalised images; a file that takes bytes gets these."""
+        if self.raw and self.preprocessing is not None:
+            return self.run(to_bytes(images, self.preprocessing))
+        return self.run(images.numpy())
+
+    def run(self, fed: np.ndarray) -> Tensor:
+        """Logits of what the file takes."""
+        (logits,) = self.session.run(None, {IMAGES: fed})
+        return torch.from_numpy(logits)
+
+
+def _preprocessing(known: dict[str, str]) -> Preprocessing:
+    channels, height, width = map(int, known["input_size"].split(","))
+    mean, std = (tuple(map(float, known[name].split(","))) for name in ("mean", "std"))
+    return Preprocessing((channels, height, width), mean, std)

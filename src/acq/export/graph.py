@@ -1,0 +1,139 @@
+"""A student as an ONNX model, in the operators that inference engines have integer kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from torch import fx
+
+from acq.errors import RequestError
+from acq.export.operators import OPERATORS, refused
+from acq.export.writer import Value, Writer
+from acq.plan import operator_of
+from acq.quantizers import ActivationQuantizer
+from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student
+
+IMAGES, LOGITS = "images", "logits"
+RAW, NORMALISED = "bytes [N, H, W, C]", "normalised floats [N, C, H, W]"
+_OPSET, _IR_VERSION = 21, 10  # the first with 4-bit integers
+
+
+def onnx_model(
+    student: Student, *, raw_images: bool = False, facts: Mapping[str, Any] | None = None
+) -> onnx.ModelProto:
+    """The model, for any number of images: normalised [N, C, H, W], or bytes [N, H, W, C] with ``raw_images``.
+
+    A value on a grid is QuantizeLinear to bytes, an integer Clip where it has fewer than 8 bits, and DequantizeLinear;
+    what only moves values works on the bytes. Weights of up to 4 bits are stored in 4, wider ones in 8, biases in
+    32 as whole units of their accumulators (``acq.freezing`` makes them so). What was quantized and how images are
+    normalised is in the metadata, with ``facts``.
+
+    Raises:
+        RequestError: an operator has no translation, or ``raw_images`` is asked for and the normalisation not known.
+    """
+    writer = Writer()
+    pieces: dict[fx.Node, list[Value]] = {}
+    image = next(node for node in student.graph.nodes if node.op == "placeholder")
+    entrance, writer.values[image] = _entrance(writer, student, image, raw_images)
+    for node in student.graph.nodes:
+        if node.op == "get_attr":
+            tensor = student.get_buffer(str(node.target)).cpu().numpy()
+            writer.values[node] = Value(writer.constant(str(node.target), tensor))
+        elif node.op == "call_module":
+            writer.values[node] = _module(writer, student, node)
+        elif node.op == "call_function" and node.args and node.args[0] in pieces:
+            source, place = node.args
+            writer.values[node] = pieces[source][place]
+        elif node.op == "call_function" and _is_size(node):
+            continue  # shapes are known, the number of images apart
+        elif node.op == "call_function":
+            if operator_of(node) not in OPERATORS:
+                raise refused(node)
+            written = OPERATORS[operator_of(node)](writer, node)
+            (pieces if isinstance(written, list) else writer.values)[node] = written
+        elif node.op == "output":
+            writer.add("Identity", [writer.floats(node.args[0])], LOGITS)
+    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.classes])
+    graph = helper.make_graph(writer.nodes, "acq", [entrance], [logits], initializer=list(writer.constants.values()))
+    opsets = [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(graph, producer_name="acq", ir_version=_IR_VERSION, opset_imports=opsets)
+    metadata = {**(facts or {}), **_metadata(student, raw_images)}
+    helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
+    return model
+
+
+def _entrance(writer: Writer, student: Student, image: fx.Node, raw_images: bool) -> tuple[onnx.ValueInfoProto, Value]:
+    channels, height, width = image.meta["shape"][1:]
+    if not raw_images:
+        size = ["N", channels, height, width]
+        return helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, size), Value(IMAGES)
+    known = student.preprocessing
+    if known is None:
+        raise RequestError("how images are normalised is not known, so it cannot become part of the file")
+    columns = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (known.mean, known.std))
+    mean, std = (writer.constant(name, column) for name, column in zip(("mean", "std"), columns, strict=True))
+    pixels = writer.add("Cast", [writer.add("Transpose", [IMAGES], perm=[0, 3, 1, 2])], to=TensorProto.FLOAT)
+    pixels = writer.add("Div", [pixels, writer.number(255.0)])
+    normalised = writer.add("Div", [writer.add("Sub", [pixels, mean]), std])
+    size = ["N", height, width, channels]
+    return helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, size), Value(normalised)
+
+
+def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
+    module = student.get_submodule(str(node.target))
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if isinstance(module, ActivationQuantizer):
+        return writer.on_grid(node.name, writer.values[source], module)
+    assert isinstance(module, QuantLayer)
+    bias = writer.bias(node.name, module, writer.values[source])
+    x, weight = writer.floats(source), writer.weight(node.name, module)
+    if isinstance(module, QuantConv2d):
+        return Value(writer.add("Conv", [x, weight, *bias], **_geometry(module)))
+    assert isinstance(module, QuantLinear)
+    if len(node.meta["shape"]) == 2:
+        return Value(writer.add("Gemm", [x, weight, *bias], transB=1))
+    product = writer.add("MatMul", [x, writer.add("Transpose", [weight], perm=[1, 0])])
+    return Value(writer.add("Add", [product, *bias]) if bias else product)
+
+
+def _geometry(layer: QuantConv2d) -> dict[str, Any]:
+    given = layer.geometry
+    padding = given.get("padding", 0)
+    found: dict[str, Any] = {
+        "kernel_shape": list(layer.weight.shape[2:]),
+        "strides": _pair(given.get("stride", 1)),
+        "dilations": _pair(given.get("dilation", 1)),
+        "group": int(given.get("groups", 1)),
+    }
+    if padding == "same":  # the odd one goes behind, as in torch
+        return {**found, "auto_pad": "SAME_UPPER"}
+    return {**found, "pads": _pair(0 if padding == "valid" else padding) * 2}
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else [value[0], value[-1]]
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node gives a number, such as how many images there are, and not a tensor or several."""
+    return operator_of(node).startswith(("aten.sym_size", "_operator."))
+
+
+def _metadata(student: Student, raw_images: bool) -> dict[str, Any]:
+    bits, known = student.plan.bits, student.preprocessing
+    found = {
+        "bits": f"w{bits.weight}a{bits.activation}",
+        "placement": student.plan.placement,
+        "classes": student.classes,
+        "images": RAW if raw_images else NORMALISED,
+    }
+    return found if known is None else {**found, "input_size": known.input_size, "mean": known.mean, "std": known.std}
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,62 @@
+"""From a student to a file under its final name: written beside it, checked, and moved there or thrown away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import Tensor
+
+from acq.data import normalise, to_bytes
+from acq.errors import RequestError
+from acq.export.check import Parity, check
+from acq.export.graph import onnx_model
+from acq.student import Student
+
+LEAST_AGREEMENT = 99.0  # percent
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checked file, its size, and how it compares with the student."""
+
+    path: Path
+    bytes: int
+    parity: Parity
+
+
+def export_onnx(
+    student: Student, path: Path, images: Tensor, *, raw_images: bool = False, facts: Mapping[str, Any] | None = None
+) -> Exported:
+    """Write ``student`` as an ONNX file and check it on normalised ``images`` [N, C, H, W] before it gets its name.
+
+    Raises:
+        RequestError: an operator cannot be exported, the place cannot be written, or the file's top-1 classes agree
+            with the student's on fewer than 99 % of the images; no file is left behind.
+    """
+    if raw_images and student.preprocessing is not None:  # synthetic images are no whole bytes
+        images = normalise(to_bytes(images, student.preprocessing), student.preprocessing)
+    content = onnx_model(student, raw_images=raw_images, facts=facts).SerializeToString()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.onnx")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        parity = check(partial, student, images)
+        worst = min(parity.plain.agreement, parity.optimised.agreement)
+        if worst < LEAST_AGREEMENT:
+            raise RequestError(
+                f"the ONNX file chooses the student's class on {worst:.1f} % of {parity.images} images only, "
+                f"less than {LEAST_AGREEMENT:g} %, so it was not kept"
+            )
+        os.replace(partial, path)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
+    except onnx.checker.ValidationError as error:
+        raise RequestError(f"the student gives no valid ONNX file: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(path, len(content), parity)

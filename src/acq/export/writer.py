@@ -1,0 +1,138 @@
+"""An ONNX graph being written: its nodes, its constants, and what each node of the student has become in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx
+
+from acq.quantizers import ActivationQuantizer, pack
+from acq.student import QuantLayer
+
+NO_BOUNDS = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A node's values in the file: the name of the floats and, where they lie on a grid, of the bytes.
+
+    Floats of a value on a grid have no name until somebody reads them. ``bounds`` are those of a rectifier that is
+    still to be applied to the floats: rounding is monotone, so a quantizer does it by clipping bytes.
+    """
+
+    floats: str | None
+    bytes: str | None = None
+    grid: tuple[str, str] | None = None  # names of the scale and the zero point
+    bounds: tuple[float, float] = NO_BOUNDS
+
+
+class Writer:
+    """Collects nodes and constants; ``values`` holds what each node of the student has become."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self.values: dict[fx.Node, Value] = {}
+
+    def add(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
+        """Append an operator; the name of its output."""
+        output = output or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def split(self, source: str, axis: int, sizes: Sequence[int]) -> list[str]:
+        """Cut a tensor along an axis; the names of the pieces."""
+        names = [f"split_{len(self.nodes)}_{piece}" for piece in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [source, self.integers(sizes)], names, name=names[0], axis=axis))
+        return names
+
+    def constant(self, name: str, value: Any) -> str:
+        """The name of a constant, kept once."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def integers(self, values: Sequence[int]) -> str:
+        """The name of a list of 64-bit integers, such as a shape."""
+        return self.constant("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def number(self, value: float) -> str:
+        """The name of a 32-bit float."""
+        return self.constant(f"number_{value!r}", np.float32(value))
+
+    def weight(self, name: str, layer: QuantLayer) -> str:
+        """The name of a layer's weight, stored in 4 bits a value where these hold it and in 8 otherwise.
+
+        Engines fold the widening to 8 bits, for which they have kernels, when they load the file.
+        """
+        quantizer = layer.weight_quantizer
+        integers = quantizer.integers(layer.weight.detach()).cpu()
+        stored = f"{name}.weight"
+        if quantizer.bits <= 4:
+            raw = pack(integers, 4).numpy().tobytes()
+            self.constants[stored] = helper.make_tensor(stored, TensorProto.INT4, integers.shape, raw, raw=True)
+            stored = self.add("Cast", [stored], to=TensorProto.INT8)
+        else:
+            self.constant(stored, integers.numpy())
+        scale = self.constant(f"{name}.scale", quantizer.scale.detach().cpu().numpy())
+        return self.add("DequantizeLinear", [stored, scale], axis=0)
+
+    def bias(self, name: str, layer: QuantLayer, source: Value) -> list[str]:
+        """The name of a layer's bias, if it has one: whole units of the accumulator where the input is on a grid."""
+        if layer.bias is None:
+            return []
+        bias = layer.bias.detach().cpu().numpy()
+        if source.grid is None:
+            return [self.constant(f"{name}.bias", bias)]
+        weights = layer.weight_quantizer.scale.detach().cpu().numpy()
+        unit = numpy_helper.to_array(self.constants[source.grid[0]]) * weights
+        integers = self.constant(f"{name}.bias", np.round(bias / unit).astype(np.int32))
+        return [self.add("DequantizeLinear", [integers, self.constant(f"{name}.unit", unit)], axis=0)]
+
+    def on_grid(self, name: str, source: Value, quantizer: ActivationQuantizer) -> Value:
+        """The bytes of a value, clipped to the quantizer's width and to the bounds of the rectifier before it."""
+        zero = int(quantizer.zero_point.item())
+        grid = (
+            self.constant(f"{name}.scale", np.float32(quantizer.scale.item())),
+            self.constant(f"{name}.zero_point", np.uint8(zero)),
+        )
+        unclipped = source.floats if source.floats is not None else self._dequantized(source)
+        found = self.add("QuantizeLinear", [unclipped, *grid])
+        inverse = np.float32((1 / quantizer.scale).item())  # the student multiplies by it, in 32 bits
+        low, high = (_clipped(float(np.float32(b) * inverse), zero, quantizer.high) for b in source.bounds)
+        if (low, high) != (0, 255):
+            found = self.add("Clip", [found, *(self.constant(f"byte_{b}", np.uint8(b)) for b in (low, high))])
+        return Value(None, found, grid)
+
+    def floats(self, node: fx.Node) -> str:
+        """The name of a node's values in floating point, written when first asked for."""
+        value = self.values[node]
+        low, high = value.bounds
+        if value.floats is None:
+            name = self._dequantized(value)
+        elif (low, high) == NO_BOUNDS:
+            return value.floats
+        elif low == 0 and high == math.inf:
+            name = self.add("Relu", [value.floats])
+        else:
+            name = self.add("Clip", [value.floats, *map(self.number, value.bounds)])
+        self.values[node] = replace(value, floats=name, bounds=NO_BOUNDS)
+        return name
+
+    def _dequantized(self, value: Value) -> str:
+        assert value.bytes is not None
+        assert value.grid is not None
+        return self.add("DequantizeLinear", [value.bytes, *value.grid])
+
+
+def _clipped(steps: float, zero: int, high: int) -> int:
+    """The byte of a bound that lies ``steps`` from zero, half to even as quantizers round; infinite ones are ends."""
+    if math.isinf(steps):
+        return 0 if steps < 0 else high
+    return min(max(round(steps) + zero, 0), high)

@@ -218,7 +218,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["evaluate", *NETWORK, "--data", "data.npz", "--device", "tpu"], "device 'tpu' is not known"
     ),
     "a run that has sizes": (["evaluate", "pictures", *SIZE, "--data", "data.npz"], "is a run folder"),
-    "an onnx file": (["evaluate", "model.onnx", "--data", "data.npz"], "model.onnx"),
+    "a missing onnx file": (["evaluate", "model.onnx", "--data", "data.npz"], "acq export RUN writes one"),
+    "an onnx file that has sizes": (["evaluate", "model.onnx", *SIZE, "--data", "data.npz"], "is an ONNX file"),
+    "an export of nothing": (["export", "pictures"], "no quantized student"),
     "a wrong plan": (["inspect", *NETWORK, "--bits", "w44"], "w4a4"),
 }  # fmt: skip
 
@@ -254,6 +256,23 @@ def test_a_wrong_request_is_told_in_a_line(acq: Acq, traps: Path, name: str) -> 
     assert words in lines[0]
     assert answer.out == ""
     assert files(traps) == before
+
+
+def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> None:
+    """The file lies in the run folder, is as right as the student, and says so in JSON where asked."""
+    assert acq("quantize", *NETWORK, "--bits", "w4a4", "--out", "run").code == 0
+    for option in ([], ["--raw-images"]):
+        made = json.loads(acq("export", "run", *option, "--json").out)
+        assert made["file"] == "run/model.onnx"
+        assert made["bytes"] == (folder / "run" / "model.onnx").stat().st_size
+        assert made["optimised"] == made["plain"] == {"agreement": 100.0, "equal": 100.0, "difference": 0.0}
+        ours, theirs = (
+            json.loads(acq("evaluate", target, "--data", "data.npz", "--json").out)
+            for target in ("run", "run/model.onnx")
+        )
+        assert ours["top1"] == theirs["top1"]
+    assert "100" in acq("export", "run", "--out", "other.onnx").err
+    assert (folder / "other.onnx").exists()
 
 
 def test_a_folder_that_was_used_is_not_used_again(acq: Acq, folder: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from helpers import NETWORKS, SIZE, Chain, Largest, conv, images, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, Placement, Plan, Site, plan
+from acq.quantizers import WeightQuantizer
 from acq.student import build, stage_ends
 from acq.trace import shape_of, trace
 
@@ -216,3 +218,21 @@ def test_unknown_placement_is_refused() -> None:
 def test_stage_ends_are_the_last_of_each_size() -> None:
     """A residual network of three stages has three: the sums' rectifiers."""
     assert stage_ends(traced("resnet")) == ["relu_2", "relu_4", "relu_6"]
+
+
+def test_weights_of_8_bits_may_keep_to_7() -> None:
+    """Where asked, 8 becomes 7 and says why; other widths and activations stay."""
+    graph = traced("dense")
+    whole, reduced = (plan(graph, Bits(4, 8, 8, reduced=reduced)) for reduced in (False, True))
+    assert [site.weight_bits for site in whole.sites if site.weight_bits] == [8, 4, 8]
+    assert [site.weight_bits for site in reduced.sites if site.weight_bits] == [7, 4, 7]
+    assert all("7 of their 8 bits" in site.reason for site in reduced.sites if site.weight_bits == 7)
+    assert [site.bits for site in whole.sites] == [site.bits for site in reduced.sites]
+
+
+@pytest.mark.parametrize(("bits", "saturates"), [(8, True), (7, False)])
+def test_why_weights_keep_to_7_bits(bits: int, saturates: bool) -> None:
+    """Kernels without VNNI add two products of a byte and a weight in 16 bits."""
+    lowest = WeightQuantizer(1, bits).low
+    pair = 2 * 255 * lowest
+    assert (pair < torch.iinfo(torch.int16).min) == saturates

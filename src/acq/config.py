@@ -119,6 +119,7 @@ class Config(Section):
     bits: str = "w4a4"
     ends: Literal["same"] | int = 8
     addends: Literal["same"] | int = 8
+    reduce_range: bool = Field(True, description="keep weights of 8 bits to 7 bits' range, for CPUs without VNNI")
     placement: Literal["deployable", "relu-only"] = "deployable"
     seed: int = Field(0, ge=0, lt=2**63)
     device: Device = "auto"

@@ -26,12 +26,13 @@ def freeze(student: Student) -> None:
     order of a sum decides where it is rounded to, and 4-bit networks make much of it. Where outputs are too many for
     that (8 bits), engines may differ by a level here and there. Layers whose input is on no grid stay as they are.
     """
-    passing = {site.node for site in student.plan.sites if site.role in ("move", "join", "activation")}
+    roles = {site.node: site.role for site in student.plan.sites}
+    passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}
     grids: dict[fx.Node, ActivationQuantizer | None] = {}
     units: dict[fx.Node, Tensor] = {}  # of a layer's accumulators, one a channel
     for node in student.graph.nodes:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
-        before = [source for source in node.all_input_nodes if source.meta.get("shape")]
+        before = [source for source in node.all_input_nodes if roles.get(source.name) != "shape"]
         found = {grids[source] for source in before}
         grid = found.pop() if len(found) == 1 else None
         if isinstance(module, QuantLayer) and grid is not None:

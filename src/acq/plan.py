@@ -40,6 +40,7 @@ _OPERATORS = {f"aten.{name}": role for role, names in _ROLES.items() for name in
 _OPERATORS["_operator.getitem"] = "move"
 VOCABULARY = frozenset(_OPERATORS)
 _GATES = ("aten.silu.default", "aten.hardswish.default")
+_REDUCED = "weights keep to 7 of their 8 bits, which no CPU's kernels saturate"
 _RELU_ONLY = "the relu-only placement quantizes the outputs of rectifiers alone"
 
 
@@ -50,7 +51,8 @@ class Bits:
     ``ends`` is that of the first and last layers' weights (None: as the others), ``image`` that of the
     image, ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of 256 entries,
     and ``addend`` that of a layer's output which is added to another value and read by nothing else (None: as the
-    other activations): it goes from the accumulator to the sum and feeds no product.
+    other activations): it goes from the accumulator to the sum and feeds no product. With ``reduced`` weights of 8
+    bits keep to 7 bits' range: CPUs without VNNI add two products in 16 bits, where two of 255 times 127 saturate.
 
     Raises:
         RequestError: one of them is out of range.
@@ -62,10 +64,11 @@ class Bits:
     image: int = 8
     inner: int = 8
     addend: int | None = 8
+    reduced: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and value not in range(2, 9):
+            if name != "reduced" and value is not None and value not in range(2, 9):
                 raise RequestError(f"bits out of range: {name} {value}; give 2 to 8, for example w4a4")
 
     @classmethod
@@ -172,8 +175,10 @@ class _Planner:
             bits, reason = self._output(node, role)
             self.grids[node] = node if bits else self._source(node, role)
             floating = role == "float" or (bits is None and reason == _RELU_ONLY)
-            reason = "; ".join(filter(None, (why, reason)))
             weights = self._weight_bits(node, role)
+            kept = _REDUCED if self.bits.reduced and weights == 8 else ""
+            weights = 7 if kept else weights
+            reason = "; ".join(filter(None, (why, reason, kept)))
             yield Site(node.name, operator_of(node), role, weights, bits, shape_of(node), reason, floating)
 
     def _output(self, node: fx.Node, role: str) -> tuple[int | None, str]:

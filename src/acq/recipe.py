@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -104,7 +104,8 @@ def prepare(request: Request) -> Trainer:
     clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
     graph = trace(request.model, request.preprocessing.input_size)
-    layout = plan(graph, Bits.parse(config.bits, config.ends, config.addends), config.placement)
+    bits = replace(Bits.parse(config.bits, config.ends, config.addends), reduced=config.reduce_range)
+    layout = plan(graph, bits, config.placement)
     teacher = Teacher(graph).to(device)
     trainer = Trainer(
         teacher,

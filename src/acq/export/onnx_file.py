@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,5 +59,6 @@ def export_onnx(
     except onnx.checker.ValidationError as error:
         raise RequestError(f"the student gives no valid ONNX file: {' '.join(str(error).split())[:200]}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return Exported(path, len(content), parity)

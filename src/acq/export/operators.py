@@ -119,18 +119,21 @@ _BOUNDS: dict[str, Callable[[fx.Node], tuple[Any, Any]]] = {
 
 @writes("avg_pool2d.default")
 def _average(writer: Writer, node: fx.Node) -> Value:
-    kernel = _pair(_given(node, 1))
+    kernel, padding = _pair(_given(node, 1)), _pair(_given(node, 3, 0))
+    rounded_up, counted = bool(_given(node, 4, False)), bool(_given(node, 5, True)) and any(padding)
     if len(node.args) > 6:
         raise refused(node, " with a divisor of its own")
+    if rounded_up and counted:  # engines differ in what the last window is divided by
+        raise refused(node, " with ceil_mode and padding that counts")
     return Value(
         writer.add(
             "AveragePool",
             [writer.floats(_source(node))],
             kernel_shape=kernel,
             strides=_pair(_given(node, 2) or kernel),
-            pads=_pair(_given(node, 3, 0)) * 2,
-            ceil_mode=int(_given(node, 4, False)),
-            count_include_pad=int(_given(node, 5, True)),
+            pads=padding * 2,
+            ceil_mode=int(rounded_up),
+            count_include_pad=int(counted),
         )
     )
 
@@ -145,9 +148,13 @@ def _adaptive_average(writer: Writer, node: fx.Node) -> Value:
 
 
 @writes("adaptive_max_pool2d.default")
-def _adaptive_greatest(writer: Writer, node: fx.Node) -> Value:
-    before, after = list(_source(node).meta["shape"][2:]), list(node.meta["shape"][2:])
-    return _moved(writer, node, "MaxPool", **_tiles(node, before, after))
+def _adaptive_greatest(writer: Writer, node: fx.Node) -> list[Value]:
+    """The greatest values, which ``getitem`` takes; where they were is not written."""
+    (taken,) = node.users
+    if taken.args[1] != 0:
+        raise refused(node, " for its indices")
+    before, after = list(_source(node).meta["shape"][2:]), list(taken.meta["shape"][2:])
+    return [_moved(writer, node, "MaxPool", **_tiles(node, before, after))]
 
 
 @writes("mean.dim")
@@ -226,11 +233,13 @@ def _padded(writer: Writer, node: fx.Node) -> Value:
         raise refused(node, f" in mode {mode}")
     rank, around = len(node.meta["shape"]), list(_given(node, 1))  # the last axis first, before and behind
     before, behind = ([0] * (rank - len(around) // 2) + around[side::2][::-1] for side in (0, 1))
-    value = writer.values[_source(node)]
-    names = [writer.integers([*before, *behind])]
-    if mode == "constant":  # zero of the grid, or of the floats
-        names.append(value.grid[1] if value.grid is not None else writer.number(float(fill)))
-    return _moved(writer, node, "Pad", *names, mode={"replicate": "edge"}.get(mode, mode))
+    pads = writer.integers([*before, *behind])
+    if mode != "constant":
+        return _moved(writer, node, "Pad", pads, mode={"replicate": "edge"}.get(mode, mode))
+    grid = writer.values[_source(node)].grid
+    if fill == 0 and grid is not None:
+        return _moved(writer, node, "Pad", pads, grid[1])
+    return Value(writer.add("Pad", [writer.floats(_source(node)), pads, writer.number(float(fill))]))
 
 
 @writes("cat.default", "concat.default")

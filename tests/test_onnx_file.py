@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from helpers import SIZE, images, student_of
+
+from acq.errors import RequestError
+from acq.export import onnx_file
+from acq.export.check import Match, Parity
+from acq.export.engine import Engine
+from acq.export.onnx_file import export_onnx
+from acq.flow import Preprocessing
+from acq.freezing import freeze
+from acq.student import Student
+
+KNOWN = Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    made = student_of("resnet")
+    freeze(made)
+    made.preprocessing = KNOWN
+    return made.eval()
+
+
+def test_a_checked_file_gets_its_name(student: Student, tmp_path: Path) -> None:
+    """In a folder that is made for it, with what was found; nothing else is left there."""
+    made = export_onnx(student, tmp_path / "new" / "model.onnx", images(40))
+    assert list((tmp_path / "new").iterdir()) == [made.path]
+    assert made.bytes == made.path.stat().st_size
+    assert made.parity == Parity(40, Match(100, 100, 0), Match(100, 100, 0), 7, 8)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_file_gives_the_student_s_logits(student: Student, tmp_path: Path, raw: bool) -> None:
+    """For any number of images; a file that takes bytes normalises them as the student's are."""
+    made = export_onnx(student, tmp_path / "model.onnx", images(8), raw_images=raw)
+    engine = Engine(made.path)
+    assert engine.raw == raw
+    assert (engine.preprocessing, engine.classes) == (KNOWN, 5)
+    pixels = torch.randint(256, (7, 16, 16, 3), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (KNOWN.mean, KNOWN.std))
+    normalised = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
+    for count in (1, 7):
+        with torch.no_grad():
+            wanted = student(normalised[:count])
+        torch.testing.assert_close(engine(normalised[:count]), wanted, rtol=1e-4, atol=1e-4)
+        if raw:
+            torch.testing.assert_close(engine.run(pixels[:count].numpy()), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_that_disagrees_is_not_kept(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier file of that name stays as it was."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"earlier")
+    wrong = Parity(40, Match(100, 100, 0), Match(97.5, 60, 3), 7, 8)
+    monkeypatch.setattr(onnx_file, "check", lambda *_: wrong)
+    with pytest.raises(RequestError, match=r"on 97\.5 % of 40 images only, less than 99 %"):
+        export_onnx(student, path, images(8))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"earlier"
+
+
+def test_a_student_that_is_not_frozen_shows(tmp_path: Path) -> None:
+    """The check compares with the student itself: whole biases that it has not differ, and are found."""
+    loose = student_of("resnet", "w2a3")
+    made = onnx_file.onnx_model(loose.eval())
+    onnx.save(made, tmp_path / "model.onnx")
+    found = onnx_file.check(tmp_path / "model.onnx", loose, images(40))
+    assert found.optimised.equal < 100
+    assert found.optimised.difference > 0
+
+
+def test_a_place_that_cannot_be_written_is_told(student: Student, tmp_path: Path) -> None:
+    """Such as one below a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"cannot be written: .*; choose another --out"):
+        export_onnx(student, tmp_path / "file" / "model.onnx", images(8))
+
+
+def test_a_full_disk_leaves_nothing(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even half a file."""
+
+    def full(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RequestError, match="No space left on device"):
+        export_onnx(student, tmp_path / "model.onnx", images(8))
+    assert not list(tmp_path.iterdir())

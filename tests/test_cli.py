@@ -271,6 +271,10 @@ def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> Non
             for target in ("run", "run/model.onnx")
         )
         assert ours["top1"] == theirs["top1"]
+    measured = json.loads(acq("benchmark", "run", "--seconds", "0", "--json").out)
+    assert measured["integer_bytes"] == made["bytes"]
+    assert [(row["threads"], row["batch"]) for row in measured["latencies"]] == [(1, 1), (1, 32), (2, 1), (2, 32)]
+    assert "ratio" in acq("benchmark", "run", "--seconds", "0").err
     assert "100" in acq("export", "run", "--out", "other.onnx").err
     assert (folder / "other.onnx").exists()
 

@@ -24,6 +24,7 @@ from acq.trace import classes_of, trace
 from acq.zoo import preprocessing_of
 
 if TYPE_CHECKING:
+    from acq.export.benchmark import Benchmark
     from acq.export.engine import Engine
     from acq.export.onnx_file import Exported
 
@@ -143,6 +144,23 @@ def engine(file: str | Path) -> Engine:
         RequestError: the extra ``onnx`` is not installed, or the file is none of ``acq export``.
     """
     return _onnx()[1](Path(file))
+
+
+def benchmark_run(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
+    """Latency, size and memory of a run's ONNX file against the same network in floating point, on this machine.
+
+    Measured on ``RUN/model.onnx``, which is written first where it is missing.
+
+    Raises:
+        RequestError: as ``export_run`` does.
+    """
+    _onnx()
+    from acq.export.benchmark import benchmark
+
+    file = Path(run) / "model.onnx"
+    if not file.exists():
+        export_run(run)
+    return benchmark(artifact.load(Path(run)).eval(), file, seconds=seconds)
 
 
 def _onnx() -> tuple[Callable[..., Exported], type[Engine]]:

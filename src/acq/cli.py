@@ -201,6 +201,27 @@ def export(
 
 
 @app.command()
+def benchmark(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    seconds: Annotated[float, typer.Option(help="how long each latency is measured", min=0.0)] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure RUN's ONNX file of integers against the same network in floating point, on this machine's CPU."""
+    found = _rounded(asdict(api.benchmark_run(run_folder, seconds=seconds)))
+    if as_json:
+        _print_json(found)
+        return
+    latencies = found.pop("latencies")
+    _finish(found, as_json=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("threads", "batch", "float ms", "integer ms", "ratio"):
+        table.add_column(column, justify="right")
+    for row in latencies:
+        table.add_row(*(f"{value:.3g}" for value in row.values()))
+    _console().print(table)
+
+
+@app.command()
 def inspect(
     model: Model,
     bits: Bits = None,
@@ -382,6 +403,8 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

@@ -23,19 +23,20 @@ _OPSET, _IR_VERSION = 21, 10  # the first with 4-bit integers
 
 
 def onnx_model(
-    student: Student, *, raw_images: bool = False, facts: Mapping[str, Any] | None = None
+    student: Student, *, raw_images: bool = False, floating: bool = False, facts: Mapping[str, Any] | None = None
 ) -> onnx.ModelProto:
     """The model, for any number of images: normalised [N, C, H, W], or bytes [N, H, W, C] with ``raw_images``.
 
     A value on a grid is QuantizeLinear to bytes, an integer Clip where it has fewer than 8 bits, and DequantizeLinear;
     what only moves values works on the bytes. Weights of up to 4 bits are stored in 4, wider ones in 8, biases in
     32 as whole units of their accumulators (``acq.freezing`` makes them so). What was quantized and how images are
-    normalised is in the metadata, with ``facts``.
+    normalised is in the metadata, with ``facts``. With ``floating`` the same network is written in floating point,
+    batch norms folded, no value on a grid: what a file of integers is measured against.
 
     Raises:
         RequestError: an operator has no translation, or ``raw_images`` is asked for and the normalisation not known.
     """
-    writer = Writer()
+    writer = Writer(floating)
     pieces: dict[fx.Node, list[Value]] = {}
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, image, raw_images)

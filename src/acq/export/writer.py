@@ -33,9 +33,13 @@ class Value:
 
 
 class Writer:
-    """Collects nodes and constants; ``values`` holds what each node of the student has become."""
+    """Collects nodes and constants; ``values`` holds what each node of the student has become.
 
-    def __init__(self) -> None:
+    A ``floating`` one writes the same network in floating point: weights as floats, quantizers left out.
+    """
+
+    def __init__(self, floating: bool = False) -> None:
+        self.floating = floating
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Value] = {}
@@ -72,6 +76,8 @@ class Writer:
         Engines fold the widening to 8 bits, for which they have kernels, when they load the file.
         """
         quantizer = layer.weight_quantizer
+        if self.floating:
+            return self.constant(f"{name}.weight", quantizer(layer.weight).detach().cpu().numpy())
         integers = quantizer.integers(layer.weight.detach()).cpu()
         stored = f"{name}.weight"
         if quantizer.bits <= 4:
@@ -97,6 +103,8 @@ class Writer:
 
     def on_grid(self, name: str, source: Value, quantizer: ActivationQuantizer) -> Value:
         """The bytes of a value, clipped to the quantizer's width and to the bounds of the rectifier before it."""
+        if self.floating:
+            return source
         zero = int(quantizer.zero_point.item())
         grid = (
             self.constant(f"{name}.scale", np.float32(quantizer.scale.item())),

@@ -93,6 +93,7 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "slice": lambda x: F.relu(x)[:, 1:4:2, :, 2:-1],
     "select": lambda x: F.relu(x)[:, 2] + x[:, -1],
     "pad": lambda x: F.pad(F.relu(x), (1, 2, 0, 3)),
+    "pad before a convolution": nn.Sequential(nn.ReLU(), nn.ZeroPad2d((0, 1, 1, 0)), nn.Conv2d(4, 2, 3, 2, 1)),
     "pad with a value": lambda x: F.pad(x, (1, 0), value=0.7),
     "pad by reflection": lambda x: F.pad(x, (1, 2, 3, 1), mode="reflect"),
     "pad by repetition": lambda x: F.pad(x, (1, 2, 3, 1), mode="replicate"),

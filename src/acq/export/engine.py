@@ -55,8 +55,11 @@ class Engine:
         return self.run(images.numpy())
 
     def run(self, fed: np.ndarray) -> Tensor:
-        """Logits of what the file takes."""
-        (logits,) = self.session.run(None, {IMAGES: fed})
+        """Logits of what the file takes; RequestError if the engine fails at it."""
+        try:
+            (logits,) = self.session.run(None, {IMAGES: fed})
+        except Exception as error:  # as above
+            raise RequestError(f"ONNX Runtime cannot run the file: {first_line(error)[:200]}") from error
         return torch.from_numpy(logits)
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from torch import fx
 
 from acq.errors import RequestError
-from acq.export.operators import OPERATORS, refused
+from acq.export.operators import OPERATORS, pads_of, refused
 from acq.export.writer import Value, Writer
 from acq.plan import operator_of
 from acq.quantizers import ActivationQuantizer
@@ -28,15 +28,15 @@ def onnx_model(
     """The model, for any number of images: normalised [N, C, H, W], or bytes [N, H, W, C] with ``raw_images``.
 
     A value on a grid is QuantizeLinear to bytes, an integer Clip where it has fewer than 8 bits, and DequantizeLinear;
-    what only moves values works on the bytes. Weights of up to 4 bits are stored in 4, wider ones in 8, biases in
-    32 as whole units of their accumulators (``acq.freezing`` makes them so). What was quantized and how images are
-    normalised is in the metadata, with ``facts``. With ``floating`` the same network is written in floating point,
-    batch norms folded, no value on a grid: what a file of integers is measured against.
+    what only moves values works on the bytes. Weights of up to 4 bits are stored in 4, wider ones in 8, biases as
+    floats that are whole units of their accumulators once ``acq.freezing`` was there. The metadata say what was
+    quantized and how images are normalised, and hold ``facts``. With ``floating`` the same network is written in
+    floating point, batch norms folded, no value on a grid: what a file of integers is measured against.
 
     Raises:
         RequestError: an operator has no translation, or ``raw_images`` is asked for and the normalisation not known.
     """
-    writer = Writer(floating)
+    writer = Writer(floating, _padded_for_convolutions(student))
     pieces: dict[fx.Node, list[Value]] = {}
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, image, raw_images)
@@ -89,12 +89,12 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     if isinstance(module, ActivationQuantizer):
-        return writer.on_grid(node.name, writer.values[source], module)
+        return writer.on_grid(source.name, writer.values[source], module)
     assert isinstance(module, QuantLayer)
-    bias = writer.bias(node.name, module, writer.values[source])
+    bias = writer.bias(node.name, module)
     x, weight = writer.floats(source), writer.weight(node.name, module)
     if isinstance(module, QuantConv2d):
-        return Value(writer.add("Conv", [x, weight, *bias], **_geometry(module)))
+        return Value(writer.add("Conv", [x, weight, *bias], **_geometry(module, writer.values[source].pads)))
     assert isinstance(module, QuantLinear)
     if len(node.meta["shape"]) == 2:
         return Value(writer.add("Gemm", [x, weight, *bias], transB=1))
@@ -102,18 +102,30 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
     return Value(writer.add("Add", [product, *bias]) if bias else product)
 
 
-def _geometry(layer: QuantConv2d) -> dict[str, Any]:
+def _geometry(layer: QuantConv2d, around: tuple[int, ...]) -> dict[str, Any]:
     given = layer.geometry
     padding = given.get("padding", 0)
-    found: dict[str, Any] = {
-        "kernel_shape": list(layer.weight.shape[2:]),
-        "strides": _pair(given.get("stride", 1)),
-        "dilations": _pair(given.get("dilation", 1)),
-        "group": int(given.get("groups", 1)),
-    }
+    found: dict[str, Any] = {"kernel_shape": list(layer.weight.shape[2:])}
+    for name, given_name in (("strides", "stride"), ("dilations", "dilation")):
+        if (value := _pair(given.get(given_name, 1))) != [1, 1]:
+            found[name] = value
+    if (groups := int(given.get("groups", 1))) != 1:
+        found["group"] = groups
     if padding == "same":  # the odd one goes behind, as in torch
         return {**found, "auto_pad": "SAME_UPPER"}
-    return {**found, "pads": _pair(0 if padding == "valid" else padding) * 2}
+    own = _pair(0 if padding == "valid" else padding) * 2
+    pads = [mine + theirs for mine, theirs in zip(own, around, strict=True)]
+    return {**found, "pads": pads} if any(pads) else found
+
+
+def _padded_for_convolutions(student: Student) -> set[fx.Node]:
+    """The nodes that pad images of features with zeros for convolutions alone."""
+
+    def takes_pads(user: fx.Node) -> bool:
+        module = student.get_submodule(str(user.target)) if user.op == "call_module" else None
+        return isinstance(module, QuantConv2d) and module.geometry.get("padding") != "same"
+
+    return {node for node in student.graph.nodes if pads_of(node) and all(map(takes_pads, node.users))}
 
 
 def _pair(value: Any) -> list[int]:

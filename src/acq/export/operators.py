@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -227,19 +228,43 @@ def _selected(writer: Writer, node: fx.Node) -> Value:
 
 @writes("pad.default", "constant_pad_nd.default")
 def _padded(writer: Writer, node: fx.Node) -> Value:
-    mode = _given(node, 2, "constant") if "pad.default" in operator_of(node) else "constant"
-    fill = node.kwargs.get("value", _given(node, 3 if "pad.default" in operator_of(node) else 2)) or 0
+    if node in writer.padded:
+        value = writer.values[_source(node)]
+        return replace(value if value.bytes is not None else Value(writer.floats(_source(node))), pads=pads_of(node))
+    mode, fill = _mode_and_fill(node)
     if mode not in ("constant", "reflect", "replicate"):
         raise refused(node, f" in mode {mode}")
-    rank, around = len(node.meta["shape"]), list(_given(node, 1))  # the last axis first, before and behind
-    before, behind = ([0] * (rank - len(around) // 2) + around[side::2][::-1] for side in (0, 1))
-    pads = writer.integers([*before, *behind])
+    pads = writer.integers([*_around(node, 0), *_around(node, 1)])
     if mode != "constant":
         return _moved(writer, node, "Pad", pads, mode={"replicate": "edge"}.get(mode, mode))
     grid = writer.values[_source(node)].grid
     if fill == 0 and grid is not None:
         return _moved(writer, node, "Pad", pads, grid[1])
-    return Value(writer.add("Pad", [writer.floats(_source(node)), pads, writer.number(float(fill))]))
+    return Value(writer.add("Pad", [writer.floats(_source(node)), pads, writer.number(fill)]))
+
+
+def pads_of(node: fx.Node) -> tuple[int, ...]:
+    """Zeros that a node puts around images of features: top, left, bottom, right; () where it does something else."""
+    if node.op != "call_function" or not operator_of(node).endswith(
+        ("aten.pad.default", "aten.constant_pad_nd.default")
+    ):
+        return ()
+    before, behind = _around(node, 0), _around(node, 1)
+    plain = _mode_and_fill(node) == ("constant", 0) and len(before) == 4 and not any(before[:2] + behind[:2])
+    return (*before[2:], *behind[2:]) if plain and min(before + behind) >= 0 else ()
+
+
+def _mode_and_fill(node: fx.Node) -> tuple[str, float]:
+    is_pad = operator_of(node) == "aten.pad.default"
+    mode = _given(node, 2, "constant") if is_pad else "constant"
+    fill = node.kwargs.get("value", _given(node, 3 if is_pad else 2)) or 0
+    return mode, float(fill)
+
+
+def _around(node: fx.Node, side: int) -> list[int]:
+    """How much is put before (``side`` 0) or behind (1) each axis; the operator's list has the last axis first."""
+    asked = list(_given(node, 1))
+    return [0] * (len(node.meta["shape"]) - len(asked) // 2) + asked[side::2][::-1]
 
 
 @writes("cat.default", "concat.default")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from acq.quantizers import ActivationQuantizer, pack
 from acq.student import QuantLayer
 
 NO_BOUNDS = (-math.inf, math.inf)
+NO_PADS = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -23,43 +24,47 @@ class Value:
     """A node's values in the file: the name of the floats and, where they lie on a grid, of the bytes.
 
     Floats of a value on a grid have no name until somebody reads them. ``bounds`` are those of a rectifier that is
-    still to be applied to the floats: rounding is monotone, so a quantizer does it by clipping bytes.
+    still to be applied to the floats: rounding is monotone, so a quantizer does it by clipping bytes. ``pads`` (top,
+    left, bottom, right) are zeros that the convolutions after it put around.
     """
 
     floats: str | None
     bytes: str | None = None
     grid: tuple[str, str] | None = None  # names of the scale and the zero point
     bounds: tuple[float, float] = NO_BOUNDS
+    pads: tuple[int, ...] = NO_PADS
 
 
 class Writer:
     """Collects nodes and constants; ``values`` holds what each node of the student has become.
 
-    A ``floating`` one writes the same network in floating point: weights as floats, quantizers left out.
+    A ``floating`` one writes the same network in floating point: weights as floats, quantizers left out. ``padded`` are
+    the nodes that pad with zeros what convolutions alone read, which these then do themselves.
     """
 
-    def __init__(self, floating: bool = False) -> None:
-        self.floating = floating
+    def __init__(self, floating: bool = False, padded: Container[fx.Node] = ()) -> None:
+        self.floating, self.padded = floating, padded
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Value] = {}
 
     def add(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Append an operator; the name of its output."""
-        output = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        output = output or f"v{len(self.nodes)}"  # short: a file has hundreds
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
     def split(self, source: str, axis: int, sizes: Sequence[int]) -> list[str]:
         """Cut a tensor along an axis; the names of the pieces."""
-        names = [f"split_{len(self.nodes)}_{piece}" for piece in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [source, self.integers(sizes)], names, name=names[0], axis=axis))
+        names = [f"v{len(self.nodes)}_{piece}" for piece in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [source, self.integers(sizes)], names, axis=axis))
         return names
 
     def constant(self, name: str, value: Any) -> str:
-        """The name of a constant, kept once."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        """The name of a constant, kept once; ValueError if another one has that name."""
+        made = numpy_helper.from_array(np.asarray(value), name)
+        if self.constants.setdefault(name, made) != made:
+            raise ValueError(f"two constants of the name {name}")
         return name
 
     def integers(self, values: Sequence[int]) -> str:
@@ -89,17 +94,14 @@ class Writer:
         scale = self.constant(f"{name}.scale", quantizer.scale.detach().cpu().numpy())
         return self.add("DequantizeLinear", [stored, scale], axis=0)
 
-    def bias(self, name: str, layer: QuantLayer, source: Value) -> list[str]:
-        """The name of a layer's bias, if it has one: whole units of the accumulator where the input is on a grid."""
+    def bias(self, name: str, layer: QuantLayer) -> list[str]:
+        """The name of a layer's bias, if it has one.
+
+        As floats, which a frozen student's whole units are exactly: integer kernels turn them into these units.
+        """
         if layer.bias is None:
             return []
-        bias = layer.bias.detach().cpu().numpy()
-        if source.grid is None:
-            return [self.constant(f"{name}.bias", bias)]
-        weights = layer.weight_quantizer.scale.detach().cpu().numpy()
-        unit = numpy_helper.to_array(self.constants[source.grid[0]]) * weights
-        integers = self.constant(f"{name}.bias", np.round(bias / unit).astype(np.int32))
-        return [self.add("DequantizeLinear", [integers, self.constant(f"{name}.unit", unit)], axis=0)]
+        return [self.constant(f"{name}.bias", layer.bias.detach().cpu().numpy())]
 
     def on_grid(self, name: str, source: Value, quantizer: ActivationQuantizer) -> Value:
         """The bytes of a value, clipped to the quantizer's width and to the bounds of the rectifier before it."""
@@ -107,8 +109,8 @@ class Writer:
             return source
         zero = int(quantizer.zero_point.item())
         grid = (
-            self.constant(f"{name}.scale", np.float32(quantizer.scale.item())),
-            self.constant(f"{name}.zero_point", np.uint8(zero)),
+            self.constant(f"{name}.step", np.float32(quantizer.scale.item())),
+            self.constant(f"{name}.zero", np.uint8(zero)),
         )
         unclipped = source.floats if source.floats is not None else self._dequantized(source)
         found = self.add("QuantizeLinear", [unclipped, *grid])

@@ -45,7 +45,9 @@ def main() -> None:
     for variant in args.only:
         changes = gdfq if variant == "gdfq" else list(map(assignment, OFF[variant]))
         for run in quantized(network, configs(args, *changes), args.data):
-            runs = keep("ablation", {"variant": variant, **run}, ("variant", "bits", "placement", "addends", "seed"))
+            runs = keep(
+                "ablation", {"variant": variant, **run}, ("variant", "bits", "placement", "addends", "settings", "seed")
+            )
             print(table("ablation", runs, ("bits", "variant", "addends"), FIGURES, NOTE), flush=True)
 
 

@@ -24,7 +24,7 @@ def main() -> None:
     keep_freed_memory()  # as the command line does
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
     for run in quantized(network, configs(args), args.data):
-        runs = keep(args.name, run, (*KEYS, "seed"))
+        runs = keep(args.name, run, (*KEYS, "settings", "seed"))
         print(table(args.name, runs, KEYS, ("agreement",), NOTE), flush=True)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from runs import Run, arguments, commit, configs, keep, table
+from runs import COMMIT, Run, arguments, configs, keep, table
 
 from acq import zoo
 from acq.config import Config
@@ -38,7 +38,7 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
     for _ in train(trainer):
         pass
     return {
-        "commit": commit(),
+        "commit": COMMIT,
         "count": len(pixels),
         **config.model_dump(mode="json", include={"bits", "placement", "ends", "addends", "preset", "seed"}),
         "device": str(trainer.rng.device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import itertools
 import json
 import statistics
@@ -12,9 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from acq import zoo
 from acq.config import Config, assignment, read_yaml
 from acq.data import read
+from acq.folder import write_text
 from acq.recipe import Request, judge, prepare
 from acq.trainer import train
 
@@ -41,7 +45,8 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
             if (record.phase, record.step) == ("images", record.steps):
                 imagined.setdefault(key, copy.deepcopy(trainer.state()))
         images = read(data, input_size=network.preprocessing.input_size, classes=trainer.teacher.classes)
-        yield {"commit": commit(), **judge(request, trainer, images)[1]}
+        settings = {"settings": _digest(request.config)}
+        yield {"commit": COMMIT, **settings, **judge(request, trainer, images)[1]}
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -82,19 +87,32 @@ def _width(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=RESULTS, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+def _digest(config: Config) -> str:
+    """A few letters that differ where any setting does, the seed apart."""
+    return hashlib.sha256(config.model_copy(update={"seed": 0}).to_yaml().encode()).hexdigest()[:8]
+
+
+def _commit() -> str:
+    """The commit of the code, marked where files other than results differ from it."""
+    root = RESULTS.parents[1]
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, check=True, stdout=subprocess.PIPE, text=True
+    )
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"], cwd=root, check=False).returncode
+    return head.stdout.strip() + ("-dirty" if changed else "")
+
+
+COMMIT = _commit()  # of what was imported, whatever is committed while it runs
 
 
 def keep(name: str, run: Run, same: Sequence[str]) -> list[Run]:
     """Add ``run`` to the JSON results ``name``, in place of one that agrees with it in the keys ``same``; all runs."""
-    path = RESULTS / f"{name}.json"
-    before = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = [other for other in before if any(other[key] != run[key] for key in same)] + [run]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+    path = RESULTS / f"{name}.json"
+    with FileLock(path.with_suffix(".lock")):
+        found = json.loads(path.read_text()) if path.exists() else {"runs": []}
+        runs = [other for other in found["runs"] if any(other.get(key) != run[key] for key in same)] + [run]
+        write_text(path, json.dumps({**found, "runs": runs}, indent=1) + "\n")
     return runs
 
 
@@ -104,8 +122,8 @@ def table(name: str, runs: Sequence[Run], keys: Sequence[str], figures: Sequence
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     rows: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        rows.setdefault(tuple(run[key] for key in keys), []).append(run)
-    for settings, row in rows.items():
+        rows.setdefault(tuple(run.get(key) for key in (*keys, "settings")), []).append(run)
+    for (*settings, _), row in rows.items():
         seeds = ", ".join(str(run["seed"]) for run in row)
         drop = statistics.mean(run["teacher_top1"] - run["top1"] for run in row)
         means = [f"{statistics.mean(_figure(run, figure) for run in row):.3f}" for figure in figures]
@@ -131,7 +149,7 @@ def _figure(run: Run, name: str) -> float:
 
 def _where(runs: Sequence[Run]) -> str:
     def each(key: str) -> str:
-        return ", ".join(dict.fromkeys(str(run[key]) for run in runs))
+        return ", ".join(dict.fromkeys(str(run.get(key, "unknown")) for run in runs))
 
     return (
         f"Teacher {each('teacher_top1')} % on {each('images')} images; {each('device')}, threads a run: "

@@ -8,6 +8,7 @@ import torch
 from helpers import images, student_of
 from onnx import TensorProto
 
+from acq.errors import RequestError
 from acq.export.benchmark import benchmark
 from acq.export.engine import Engine
 from acq.export.graph import onnx_model
@@ -54,3 +55,10 @@ def test_every_pair_is_measured(student: Student, tmp_path: Path, raw: bool) -> 
     assert found.size_ratio == made.bytes / found.float_bytes
     assert 20 < found.integer_memory_mb < 500
     assert 20 < found.float_memory_mb < 500
+
+
+def test_a_damaged_file_is_told(student: Student, tmp_path: Path) -> None:
+    """Before anything is measured."""
+    (tmp_path / "model.onnx").write_bytes(b"\0damaged")
+    with pytest.raises(RequestError, match="cannot be run by ONNX Runtime"):
+        benchmark(student, tmp_path / "model.onnx", seconds=0.0)

@@ -30,6 +30,19 @@ from acq.trace import trace
 SHAPE = (3, 8, 12)
 
 
+class Own(nn.Module):
+    """Computes with constants of its own, of awkward names, types and shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(2))
+        self.register_buffer("v0", torch.tensor(0.3, dtype=torch.float64))
+        self.register_buffer("images", torch.rand(3, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x * self.mean + self.v0) * self.images.mean(0)
+
+
 class Net(nn.Module):
     """A convolution, an operator, and a linear layer over all that it gives."""
 
@@ -46,6 +59,7 @@ class Net(nn.Module):
 
 CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "product": lambda x: F.relu(x) * torch.sigmoid(x),
+    "constants of its own": Own(),
     "times a number": lambda x: x * 0.5,
     "quotient": lambda x: x / 2.0,
     "tanh": torch.tanh,
@@ -102,6 +116,7 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "split": lambda x: x.split([1, 3], 1)[1] + 1,
     "split evenly": lambda x: F.relu(x).split(3, 2)[2],
     "chunk": lambda x: torch.cat(F.relu(x).chunk(3, 3)[::-1], 3),
+    "same padding with dilation": nn.Conv2d(4, 2, 3, padding="same", dilation=(2, 1)),
     "upsample": lambda x: F.interpolate(F.relu(x), scale_factor=2, mode="nearest"),
     "logits behind a movement": lambda x: x,
 }
@@ -194,6 +209,31 @@ def test_what_cannot_be_written_is_named() -> None:
     """With its node, and what can be done without a file."""
     with pytest.raises(RequestError, match=r"cumsum.default of node cumsum cannot be exported.*run folder"):
         onnx_model(student_of("unknown operator"))
+
+
+def _indices(x: Tensor) -> Tensor:
+    greatest, places = F.adaptive_max_pool2d(x, (2, 2), return_indices=True)
+    return greatest + places.float()
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        (lambda x: F.interpolate(F.relu(x), scale_factor=2.2, mode="nearest"), "by factors that are no integers"),
+        (lambda x: F.interpolate(F.relu(x), (12, 18), mode="nearest"), "by factors that are no integers"),
+        (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), "with ceil_mode and padding that counts"),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), "whose windows differ"),
+        (lambda x: torch.add(x, x, alpha=2), "with a factor of its own"),
+        (_indices, "for its indices"),
+    ],
+)
+def test_what_means_something_else_in_onnx_is_refused(operator: Callable[[Tensor], Tensor], words: str) -> None:
+    """Rather than written as what it nearly is."""
+    graph = trace(Net(operator), SHAPE)
+    student = build(graph, plan(graph, Bits(4, 4)))
+    calibrate(student, [images(16, SHAPE)])
+    with pytest.raises(RequestError, match=words):
+        onnx_model(student)
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, "INT4"), (4, "INT4"), (5, "INT8"), (8, "INT8")])

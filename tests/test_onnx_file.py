@@ -93,3 +93,26 @@ def test_a_full_disk_leaves_nothing(student: Student, tmp_path: Path, monkeypatc
     with pytest.raises(RequestError, match="No space left on device"):
         export_onnx(student, tmp_path / "model.onnx", images(8))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [images(0), images(3, (3, 8, 8)), images(3, (1, 16, 16))])
+def test_images_that_check_nothing_are_refused(student: Student, tmp_path: Path, wrong: torch.Tensor) -> None:
+    """None, or of another size: the file would be kept unseen."""
+    with pytest.raises(RequestError, match=r"cannot check the file; give at least one of \(3, 16, 16\)"):
+        export_onnx(student, tmp_path / "model.onnx", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_file(student: Student, tmp_path: Path) -> None:
+    """Nor is the current one."""
+    for path in (tmp_path, Path(".")):
+        with pytest.raises(RequestError, match="is a folder; give the name of a file"):
+            export_onnx(student, path, images(8))
+
+
+def test_training_mode_is_left_alone(student: Student, tmp_path: Path) -> None:
+    """As are its parts'."""
+    student.train()
+    export_onnx(student, tmp_path / "model.onnx", images(8))
+    assert all(part.training for part in student.modules())
+    student.eval()

@@ -1,4 +1,4 @@
-"""The public verbs of the library, in plain Python values: quantize, evaluate, export_onnx, load."""
+"""The public verbs of the library, in plain Python values: quantize, evaluate, load, and those of exported files."""
 
 from __future__ import annotations
 
@@ -176,7 +176,10 @@ def _pool_images(run: Path, most: int = 256) -> Tensor | None:
     path = run / STATE
     if not path.is_file():
         return None
-    pool = checkpoint.load(path).get("trainer", {}).get("pool")
+    try:
+        pool = checkpoint.load(path).get("trainer", {}).get("pool")
+    except RequestError:  # a damaged checkpoint; the student, which is not part of it, is whole
+        return None
     return None if pool is None else pool["images"][:most].contiguous()
 
 

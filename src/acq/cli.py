@@ -159,6 +159,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Top-1 accuracy of a run's student, or of a network, on labelled images."""
+    if target.endswith(".onnx") and device not in (None, "auto", "cpu"):
+        raise RequestError(f"{target} runs on the CPU alone here; leave out --device")
     place = choose_device(device or "auto")
     whole = Path(target).is_dir() or target.endswith(".onnx")
     if whole and any((checkpoint, model_args, input_size, mean, std)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx
 
@@ -23,53 +25,79 @@ def freeze(student: Student) -> None:
     count, as in a channel whose weights are all but zero, the channel's scale grows.
 
     Scales of activations move by up to 0.2 % to where no accumulator lies halfway between two levels: halfway, the
-    order of a sum decides where it is rounded to, and 4-bit networks make much of it. Where outputs are too many for
-    that (8 bits), engines may differ by a level here and there. Layers whose input is on no grid stay as they are.
+    order of a sum decides where it is rounded to, and 4-bit networks make much of it. Where a layer can give too many
+    sums for that (8 bits), engines may differ by a level here and there. Layers whose input is on no grid stay as they
+    are.
     """
     roles = {site.node: site.role for site in student.plan.sites}
     passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}
     grids: dict[fx.Node, ActivationQuantizer | None] = {}
-    units: dict[fx.Node, Tensor] = {}  # of a layer's accumulators, one a channel
+    sums: dict[fx.Node, _Sums] = {}
     for node in student.graph.nodes:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
         before = [source for source in node.all_input_nodes if roles.get(source.name) != "shape"]
         found = {grids[source] for source in before}
         grid = found.pop() if len(found) == 1 else None
         if isinstance(module, QuantLayer) and grid is not None:
-            units[node] = _whole_biases(module, grid.scale)
-        elif isinstance(module, ActivationQuantizer) and before[0] in units:
-            _off_ties(module, units[before[0]])
-        elif node.name in passing and len(before) == 1 and before[0] in units:
-            units[node] = units[before[0]]
+            _whole_biases(module, grid.scale)
+            sums[node] = _sums(module, grid)
+        elif isinstance(module, ActivationQuantizer) and before[0] in sums:
+            _off_ties(module, sums[before[0]])
+        elif node.name in passing and len(before) == 1 and before[0] in sums:
+            sums[node] = sums[before[0]]
         own = module if isinstance(module, ActivationQuantizer) else None
         grids[node] = own or (grid if node.name in passing else None)
 
 
-def _whole_biases(layer: QuantLayer, input_scale: Tensor) -> Tensor:
-    """Round a layer's biases to units of its accumulators, which are returned [K]."""
-    weights = layer.weight_quantizer
+@dataclass(frozen=True)
+class _Sums:
+    """What a layer's accumulators can hold: of each channel's ``unit`` [K], whole multiples ``low`` to ``high`` [K]."""
+
+    unit: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def _whole_biases(layer: QuantLayer, input_scale: Tensor) -> None:
+    """Round a layer's biases to units of its accumulators."""
     if layer.bias is not None:
+        weights = layer.weight_quantizer
         weights.freeze(torch.maximum(weights.scale, layer.bias.abs() / (input_scale * _MOST_UNITS)))
         unit = input_scale * weights.scale
         layer.bias.copy_((layer.bias / unit).round() * unit)
-    return input_scale * weights.scale
 
 
-def _off_ties(quantizer: ActivationQuantizer, units: Tensor) -> None:
-    """Move a scale a little, to where sums of ``units`` [K] stay farthest from halfway between two levels."""
-    scale, zero, unit = quantizer.scale.item(), quantizer.zero_point.item(), units.double().cpu()
-    reach = (scale * (quantizer.high + 1) / unit).ceil()  # sums on either side of zero that are not clipped
-    if 2 * reach.sum() > _MOST_SUMS:
+def _sums(layer: QuantLayer, inputs: ActivationQuantizer) -> _Sums:
+    integers = layer.weight_quantizer.integers(layer.weight).flatten(1).double().cpu()
+    unit = (inputs.scale * layer.weight_quantizer.scale).double().cpu()
+    least, most = (bound - inputs.zero_point.item() for bound in (inputs.low, inputs.high))
+    bias = torch.zeros(len(unit)) if layer.bias is None else (layer.bias.double().cpu() / unit).round()
+    below = torch.minimum(integers * least, integers * most).sum(1)
+    above = torch.maximum(integers * least, integers * most).sum(1)
+    return _Sums(unit, bias + below, bias + above)
+
+
+def _off_ties(quantizer: ActivationQuantizer, sums: _Sums) -> None:
+    """Move a scale a little, to where ``sums`` stay farthest from halfway between two levels."""
+    scale, zero = quantizer.scale.item(), quantizer.zero_point.item()
+    reach = (scale * (quantizer.high + 1) / sums.unit).ceil()  # beyond it, on either side of zero, sums are clipped
+    low, high = torch.maximum(sums.low, -reach), torch.minimum(sums.high, reach)
+    if (high - low + 1).clamp_min(0).sum() > _MOST_SUMS:
         return
-    counts = [torch.arange(-n, n + 1, dtype=torch.float64) for n in reach.tolist()]
-    sums = torch.cat([count * one for count, one in zip(counts, unit, strict=True)])
+    ranges = zip(low.tolist(), high.tolist(), sums.unit.tolist(), strict=True)
+    counted = [torch.arange(first, max(last + 1, first), dtype=torch.float64) * unit for first, last, unit in ranges]
+    values = torch.cat(counted)
     best, chosen = -1.0, scale
     for nudge in _NUDGES:
-        levels = sums / (scale * (1 + nudge))
-        levels = levels[(levels > -zero - 1) & (levels < quantizer.high - zero + 1)]
-        nearest = (levels - levels.floor() - 0.5).abs().min().item()
+        levels = values / (scale * (1 + nudge))
+        nearest = _distance_from_ties(levels[(levels > -zero - 1) & (levels < quantizer.high - zero + 1)])
         if nearest > best:
             best, chosen = nearest, scale * (1 + nudge)
         if best >= _ENOUGH:
             break
     quantizer.freeze(quantizer.scale.new_tensor(chosen), quantizer.zero_point)
+
+
+def _distance_from_ties(levels: Tensor) -> float:
+    """How near the nearest of ``levels`` is to halfway between two integers; a half where there are none."""
+    return (levels - levels.floor() - 0.5).abs().min().item() if len(levels) else 0.5

@@ -215,6 +215,7 @@ class _Builder:
             assert value is not None
             name = place(self.built, str(node.target), value.detach().clone())
             self.copies[node] = self.graph.create_node("get_attr", name, name=node.name)
+            self.copies[node].meta = {"shape": tuple(value.shape)}
         return self.copies[node]
 
     def _quantized(self, copy: fx.Node, site: Site) -> fx.Node:

@@ -30,7 +30,7 @@ kind = numpy.uint8 if entrance.type == "tensor(uint8)" else numpy.float32
 engine.run(None, {entrance.name: numpy.zeros((1, *entrance.shape[1:]), kind)})
 try:  # on Linux the figure of getrusage outlives exec: it would be the parent's
     print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-except OSError:
+except (OSError, StopIteration):
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -71,9 +71,10 @@ def benchmark(
     Both engines live in this process and take turns, so that whatever else the machine does befalls both; ``seconds``
     is how long each pair of threads and batch is measured.
     """
+    raw = Engine(file).raw  # before anything else, since it tells what is wrong with the file
     with tempfile.TemporaryDirectory() as folder:
         floats = Path(folder) / "float.onnx"
-        onnx.save(onnx_model(student, floating=True), floats)
+        onnx.save(onnx_model(student, floating=True, raw_images=raw), floats)
         sizes = floats.stat().st_size, file.stat().st_size
         memories = _memory_mb(floats), _memory_mb(file)
         latencies = tuple(_latency(floats, file, count, batch, seconds) for count in threads for batch in batches)

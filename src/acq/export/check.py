@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from acq.evaluate import evaluating
 from acq.export.engine import Engine
 from acq.student import Student
 
@@ -56,12 +57,15 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
         RequestError: the engine does not run it.
     """
     onnx.checker.check_model(str(file), full_check=True)
-    with torch.no_grad():
-        wanted = torch.cat([student(part) for part in images.split(_BATCH)])  # type: ignore[no-untyped-call]
+    device, images = next(student.parameters()).device, images.cpu()
+    with evaluating(student):
+        answers = [student(part.to(device)).cpu() for part in images.split(_BATCH)]  # type: ignore[no-untyped-call]
+    wanted = torch.cat(answers)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "optimised.onnx"
         plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, wanted)
-        optimised = _match(Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph), images, wanted)
+        optimised = _match(Engine(file), images, wanted)
+        Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # beyond this level a graph is one machine's
         kinds = Counter(node.op_type for node in onnx.load(str(graph)).graph.node)
     integer, floating = (sum(kinds[kind] for kind in group) for group in (_INTEGER, _FLOATING))
     return Parity(len(images), plain, optimised, integer, integer + floating)

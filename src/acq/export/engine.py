@@ -33,7 +33,7 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         try:

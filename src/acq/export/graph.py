@@ -42,8 +42,8 @@ def onnx_model(
     entrance, writer.values[image] = _entrance(writer, student, image, raw_images)
     for node in student.graph.nodes:
         if node.op == "get_attr":
-            tensor = student.get_buffer(str(node.target)).cpu().numpy()
-            writer.values[node] = Value(writer.constant(str(node.target), tensor))
+            tensor = student.get_buffer(str(node.target)).cpu().float().numpy()
+            writer.values[node] = Value(writer.constant(f"constant.{node.target}", tensor))
         elif node.op == "call_module":
             writer.values[node] = _module(writer, student, node)
         elif node.op == "call_function" and node.args and node.args[0] in pieces:
@@ -111,9 +111,12 @@ def _geometry(layer: QuantConv2d, around: tuple[int, ...]) -> dict[str, Any]:
             found[name] = value
     if (groups := int(given.get("groups", 1))) != 1:
         found["group"] = groups
-    if padding == "same":  # the odd one goes behind, as in torch
-        return {**found, "auto_pad": "SAME_UPPER"}
-    own = _pair(0 if padding == "valid" else padding) * 2
+    kernel, dilation = layer.weight.shape[2:], _pair(given.get("dilation", 1))
+    if padding == "same":  # stride is 1; the odd one goes behind, as in torch
+        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        own = [*(total // 2 for total in totals), *(total - total // 2 for total in totals)]
+    else:
+        own = _pair(0 if padding == "valid" else padding) * 2
     pads = [mine + theirs for mine, theirs in zip(own, around, strict=True)]
     return {**found, "pads": pads} if any(pads) else found
 
@@ -123,7 +126,7 @@ def _padded_for_convolutions(student: Student) -> set[fx.Node]:
 
     def takes_pads(user: fx.Node) -> bool:
         module = student.get_submodule(str(user.target)) if user.op == "call_module" else None
-        return isinstance(module, QuantConv2d) and module.geometry.get("padding") != "same"
+        return isinstance(module, QuantConv2d)
 
     return {node for node in student.graph.nodes if pads_of(node) and all(map(takes_pads, node.users))}
 

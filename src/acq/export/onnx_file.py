@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import onnx
 from torch import Tensor
 
 from acq.data import normalise, to_bytes
-from acq.errors import RequestError
+from acq.errors import RequestError, first_line
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
 from acq.student import Student
@@ -36,16 +36,22 @@ def export_onnx(
     """Write ``student`` as an ONNX file and check it on normalised ``images`` [N, C, H, W] before it gets its name.
 
     Raises:
-        RequestError: an operator cannot be exported, the place cannot be written, or the file's top-1 classes agree
-            with the student's on fewer than 99 % of the images; no file is left behind.
+        RequestError: the images are none of the student's, an operator cannot be exported, the place cannot be written,
+            or the file's top-1 classes agree with the student's on fewer than 99 % of the images; no file is left.
     """
+    size = next(node.meta["shape"] for node in student.graph.nodes if node.op == "placeholder")[1:]
+    if not len(images) or tuple(images.shape[1:]) != tuple(size):
+        raise RequestError(f"images {tuple(images.shape)} cannot check the file; give at least one of {tuple(size)}")
     if raw_images and student.preprocessing is not None:  # synthetic images are no whole bytes
         images = normalise(to_bytes(images, student.preprocessing), student.preprocessing)
     content = onnx_model(student, raw_images=raw_images, facts=facts).SerializeToString()
+    if path.is_dir() or not path.name:
+        raise RequestError(f"{path} is a folder; give the name of a file as --out")
     partial = path.with_name(f".{path.name}.{os.getpid()}.onnx")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
         parity = check(partial, student, images)
         worst = min(parity.plain.agreement, parity.optimised.agreement)
         if worst < LEAST_AGREEMENT:
@@ -53,12 +59,19 @@ def export_onnx(
                 f"the ONNX file chooses the student's class on {worst:.1f} % of {parity.images} images only, "
                 f"less than {LEAST_AGREEMENT:g} %, so it was not kept"
             )
-        os.replace(partial, path)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
-    except onnx.checker.ValidationError as error:
-        raise RequestError(f"the student gives no valid ONNX file: {' '.join(str(error).split())[:200]}") from error
+        with _writing(path):
+            os.replace(partial, path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RequestError(f"the student gives no valid ONNX file: {first_line(error)[:200]}") from error
     finally:
         with suppress(OSError):
             partial.unlink()
     return Exported(path, len(content), parity)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}; choose another --out") from error

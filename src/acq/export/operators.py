@@ -151,8 +151,8 @@ def _adaptive_average(writer: Writer, node: fx.Node) -> Value:
 @writes("adaptive_max_pool2d.default")
 def _adaptive_greatest(writer: Writer, node: fx.Node) -> list[Value]:
     """The greatest values, which ``getitem`` takes; where they were is not written."""
-    (taken,) = node.users
-    if taken.args[1] != 0:
+    taken, *others = node.users
+    if others or taken.args[1] != 0:
         raise refused(node, " for its indices")
     before, after = list(_source(node).meta["shape"][2:]), list(taken.meta["shape"][2:])
     return [_moved(writer, node, "MaxPool", **_tiles(node, before, after))]
@@ -280,7 +280,7 @@ def _joined(writer: Writer, node: fx.Node) -> Value:
 
 @writes("split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int")
 def _split(writer: Writer, node: fx.Node) -> list[Value]:
-    """Pieces, of which each ``getitem`` takes one; their sizes are those of the nodes that take them."""
+    """Pieces, of which each ``getitem`` takes one."""
     source = _source(node)
     if operator_of(node) == "aten.unbind.int":
         raise refused(node)
@@ -299,7 +299,11 @@ def _split(writer: Writer, node: fx.Node) -> list[Value]:
 def _nearest(writer: Writer, node: fx.Node) -> Value:
     before, after = _source(node).meta["shape"][2:], node.meta["shape"][2:]
     factors = [a // b for a, b in zip(after, before, strict=True)]
-    if [b * factor for b, factor in zip(before, factors, strict=True)] != list(after):
+    given = _given(node, 2) if operator_of(node).endswith("vec") else list(node.args[2:4])
+    exact = [b * factor for b, factor in zip(before, factors, strict=True)] == list(after)
+    if not exact or any(
+        asked is not None and asked != factor for asked, factor in zip(given or [], factors, strict=False)
+    ):
         raise refused(node, " by factors that are no integers")
     scales = writer.constant(f"factors_{factors}", np.array([1, 1, *factors], np.float32))
     return _moved(

@@ -7,6 +7,18 @@ import ctypes
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 
 
+def hand_back_freed_memory() -> bool:
+    """Give the system what was freed and kept: between phases, whose tensors differ in size and share no blocks.
+
+    True if there was something to give, False where the C library has no such call.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(trim(0))
+
+
 def keep_freed_memory(largest: int = 1 << 30) -> bool:
     """Tell the C library to serve blocks of up to ``largest`` bytes from memory that the process already has.
 

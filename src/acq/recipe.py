@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +19,7 @@ from acq.flow import Preprocessing, Record
 from acq.folder import RunFolder, claim
 from acq.generators import GENERATORS
 from acq.interrupt import stop_requested
+from acq.memory import hand_back_freed_memory
 from acq.plan import Bits, plan
 from acq.review import Review, fresh_steps, review
 from acq.student import Student, build
@@ -77,7 +78,7 @@ def run(
     trainer = prepare(request)
     images = None if data is None else _images(request, trainer, data)
     if out is None:
-        for record in train(trainer):
+        for record in _records(trainer):
             _tell(watch, record)
         return Result(trainer.student.eval(), judge(request, trainer, images)[1], None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
@@ -218,10 +219,18 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
     )
 
 
+def _records(trainer: Trainer) -> Iterator[Record]:
+    """The records of the run; between two phases memory that the one has freed is not kept from the other."""
+    for record in train(trainer):
+        if record.step == record.steps:
+            hand_back_freed_memory()
+        yield record
+
+
 def _train_in(folder: RunFolder, trainer: Trainer, watch: Watch | None) -> None:
     saved = time.perf_counter()
     with stop_requested() as stopping:
-        for record in train(trainer):
+        for record in _records(trainer):
             if record.values:
                 folder.log(record)
             _tell(watch, record)

@@ -40,7 +40,7 @@ class Own(nn.Module):
         self.register_buffer("images", torch.rand(3, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x * self.mean + self.v0) * self.images.mean(0)
+        return F.relu(x * self.mean + self.v0) * self.images.mean(0) + self.images[1:2, :4]
 
 
 class Net(nn.Module):

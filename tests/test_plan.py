@@ -12,7 +12,7 @@ from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, Placement, Plan, Site, plan
 from acq.quantizers import WeightQuantizer
-from acq.student import build, stage_ends
+from acq.student import build, quantizers_off, stage_ends
 from acq.trace import shape_of, trace
 
 
@@ -236,3 +236,28 @@ def test_why_weights_keep_to_7_bits(bits: int, saturates: bool) -> None:
     lowest = WeightQuantizer(1, bits).low
     pair = 2 * 255 * lowest
     assert (pair < torch.iinfo(torch.int16).min) == saturates
+
+
+class Scaled(nn.Module):
+    """A factor a channel, cut out of a longer one and reshaped on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x * self.factor[2:10].view(1, -1, 1, 1))
+
+
+def test_a_constant_may_be_moved_first() -> None:
+    """It is no value on a grid: what it multiplies stays float, and the student computes what the network does."""
+    graph = trace(Chain(Scaled(), conv(8, 8), nn.ReLU()), SIZE)
+    found = plan(graph, Bits(4, 4))
+    (product,) = only(found, "float")
+    assert product.operator == "aten.mul.Tensor"
+    assert "floating-point constant" in product.reason
+    assert any(site.reason == "moves values of a constant" for site in found.sites)
+    student = build(graph, found)
+    calibrate(student, [images(8)])
+    with torch.no_grad(), quantizers_off(student):
+        torch.testing.assert_close(student(images(8)), graph(images(8)), rtol=1e-4, atol=1e-4)

@@ -186,7 +186,8 @@ class _Planner:
         if role == "shape" or not _is_float(node):
             return None, "no tensor of values"
         if self._passes(node, role):
-            return None, f"moves values of {self._source(node, role) or _inputs(node)[0]}"
+            source = self._source(node, role) or next(iter(_inputs(node)), "a constant")
+            return None, f"moves values of {source}"
         if not isinstance(node.meta["val"], Tensor):
             return None, "it returns several tensors"
         if node in self.logits:
@@ -277,7 +278,7 @@ def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
         return _norm_role(graph, node)
     if "pad" in operator and _pads_with_values(node):
         return "pad", ""
-    if role in ("sum", "product", "join") and any(value.op == "get_attr" for value in node.all_input_nodes):
+    if role in ("sum", "product", "join") and any(map(_is_constant, node.all_input_nodes)):
         return "float", "one of its operands is a floating-point constant"
     if operator == "aten.div.Tensor" and isinstance(node.args[1], fx.Node):
         return "float", "it divides by computed values"
@@ -311,6 +312,12 @@ def _is_float(node: fx.Node) -> bool:
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.all_input_nodes if value.op != "get_attr" and _is_float(value)]
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node's values come from the network's constants alone."""
+    inputs = node.all_input_nodes
+    return node.op == "get_attr" or (node.op == "call_function" and bool(inputs) and all(map(_is_constant, inputs)))
 
 
 def _sole_user(node: fx.Node) -> fx.Node | None:

@@ -245,20 +245,8 @@ def _columns(layer: QuantLayer, groups: int, x: Tensor, y: Tensor) -> Iterator[t
 
 
 def _unfolded(layer: QuantConv2d, groups: int, x: Tensor) -> Tensor:
-    kernel, geometry = layer.weight.shape[2:], layer.geometry
-    stride, dilation = (_pair(geometry.get(name, 1)) for name in ("stride", "dilation"))
-    columns = F.unfold(_padded(layer, x, dilation), tuple(kernel), dilation, 0, stride)  # [n, G * D, L]
+    above, left, below, right = layer.pads()
+    padded = F.pad(x, (left, right, above, below))
+    kernel, dilation, stride = tuple(layer.weight.shape[2:]), layer.steps("dilation"), layer.steps("stride")
+    columns = F.unfold(padded, kernel, dilation, 0, stride)  # [n, G * D, L]
     return columns.view(len(columns), groups, -1, columns.shape[2]).permute(1, 2, 0, 3).flatten(2)
-
-
-def _padded(layer: QuantConv2d, x: Tensor, dilation: tuple[int, int]) -> Tensor:
-    padding = layer.geometry.get("padding", 0)
-    if padding == "same":  # the odd one goes behind, as in torch
-        both = [d * (size - 1) for d, size in zip(dilation, layer.weight.shape[2:], strict=True)]
-        return F.pad(x, [side for total in reversed(both) for side in (total // 2, total - total // 2)])
-    down, across = _pair(0 if padding == "valid" else padding)
-    return F.pad(x, (across, across, down, down))
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -42,6 +42,20 @@ class QuantConv2d(QuantLayer):
         super().__init__(weight, bias, bits, name)
         self.geometry = geometry
 
+    def steps(self, name: str) -> tuple[int, int]:
+        """``stride`` or ``dilation``, down and across."""
+        return pair(self.geometry.get(name, 1))
+
+    def pads(self) -> tuple[int, int, int, int]:
+        """Zeros around its input: above, left, below, right."""
+        padding = self.geometry.get("padding", 0)
+        if padding == "same":  # stride is 1; the odd one goes behind, as in torch
+            sizes = zip(self.steps("dilation"), self.weight.shape[2:], strict=True)
+            down, across = (step * (size - 1) for step, size in sizes)
+            return down // 2, across // 2, down - down // 2, across - across // 2
+        down, across = pair(0 if padding == "valid" else padding)
+        return down, across, down, across
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, K, H', W']."""
         y: Tensor = F.conv2d(x, self.weight_quantizer(self.weight), self.bias, **self.geometry)
@@ -271,6 +285,11 @@ def _geometry(layer: fx.Node) -> dict[str, Any]:
     names = enumerate(("stride", "padding", "dilation", "groups"), 3)
     given = {name: _argument(layer, position, name) for position, name in names}
     return {name: list(v) if isinstance(v, list | tuple) else v for name, v in given.items() if v is not None}
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """An operator's number for both axes, or one for each, as one for each."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _argument(node: fx.Node, place: int, name: str) -> Any:

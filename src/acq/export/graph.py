@@ -103,22 +103,16 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
 
 
 def _geometry(layer: QuantConv2d, around: tuple[int, ...]) -> dict[str, Any]:
-    given = layer.geometry
-    padding = given.get("padding", 0)
-    found: dict[str, Any] = {"kernel_shape": list(layer.weight.shape[2:])}
-    for name, given_name in (("strides", "stride"), ("dilations", "dilation")):
-        if (value := _pair(given.get(given_name, 1))) != [1, 1]:
-            found[name] = value
-    if (groups := int(given.get("groups", 1))) != 1:
-        found["group"] = groups
-    kernel, dilation = layer.weight.shape[2:], _pair(given.get("dilation", 1))
-    if padding == "same":  # stride is 1; the odd one goes behind, as in torch
-        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        own = [*(total // 2 for total in totals), *(total - total // 2 for total in totals)]
-    else:
-        own = _pair(0 if padding == "valid" else padding) * 2
-    pads = [mine + theirs for mine, theirs in zip(own, around, strict=True)]
-    return {**found, "pads": pads} if any(pads) else found
+    """The attributes that differ from what ONNX takes where there are none."""
+    pads = [own + other for own, other in zip(layer.pads(), around, strict=True)]
+    found: dict[str, tuple[Any, Any]] = {
+        "strides": (layer.steps("stride"), (1, 1)),
+        "dilations": (layer.steps("dilation"), (1, 1)),
+        "group": (int(layer.geometry.get("groups", 1)), 1),
+        "pads": (pads, [0, 0, 0, 0]),
+    }
+    given = {name: value for name, (value, usual) in found.items() if value != usual}
+    return {"kernel_shape": list(layer.weight.shape[2:]), **given}
 
 
 def _padded_for_convolutions(student: Student) -> set[fx.Node]:
@@ -129,10 +123,6 @@ def _padded_for_convolutions(student: Student) -> set[fx.Node]:
         return isinstance(module, QuantConv2d)
 
     return {node for node in student.graph.nodes if pads_of(node) and all(map(takes_pads, node.users))}
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else [value[0], value[-1]]
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from torch import fx
 from acq.errors import RequestError
 from acq.export.writer import Value, Writer
 from acq.plan import operator_of
+from acq.student import pair
 
 Write = Callable[[Writer, fx.Node], Any]
 OPERATORS: dict[str, Write] = {}
@@ -120,7 +121,7 @@ _BOUNDS: dict[str, Callable[[fx.Node], tuple[Any, Any]]] = {
 
 @writes("avg_pool2d.default")
 def _average(writer: Writer, node: fx.Node) -> Value:
-    kernel, padding = _pair(_given(node, 1)), _pair(_given(node, 3, 0))
+    kernel, padding = pair(_given(node, 1)), pair(_given(node, 3, 0))
     rounded_up, counted = bool(_given(node, 4, False)), bool(_given(node, 5, True)) and any(padding)
     if len(node.args) > 6:
         raise refused(node, " with a divisor of its own")
@@ -131,7 +132,7 @@ def _average(writer: Writer, node: fx.Node) -> Value:
             "AveragePool",
             [writer.floats(_source(node))],
             kernel_shape=kernel,
-            strides=_pair(_given(node, 2) or kernel),
+            strides=pair(_given(node, 2) or kernel),
             pads=padding * 2,
             ceil_mode=int(rounded_up),
             count_include_pad=int(counted),
@@ -172,15 +173,15 @@ def _mean(writer: Writer, node: fx.Node) -> Value:
 
 @writes("max_pool2d.default")
 def _greatest(writer: Writer, node: fx.Node) -> Value:
-    kernel = _pair(_given(node, 1))
+    kernel = pair(_given(node, 1))
     return _moved(
         writer,
         node,
         "MaxPool",
         kernel_shape=kernel,
-        strides=_pair(_given(node, 2) or kernel),
-        pads=_pair(_given(node, 3, 0)) * 2,
-        dilations=_pair(_given(node, 4, 1)),
+        strides=pair(_given(node, 2) or kernel),
+        pads=pair(_given(node, 3, 0)) * 2,
+        dilations=pair(_given(node, 4, 1)),
         ceil_mode=int(_given(node, 5, False)),
     )
 
@@ -347,10 +348,6 @@ def _source(node: fx.Node) -> fx.Node:
 def _given(node: fx.Node, place: int, otherwise: Any = None) -> Any:
     """A positional argument, or what the operator takes where it is not given."""
     return node.args[place] if len(node.args) > place else otherwise
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else [value[0], value[-1]]
 
 
 def _tiles(node: fx.Node, before: list[int], after: list[int]) -> dict[str, Any]:

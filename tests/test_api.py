@@ -105,6 +105,15 @@ def test_a_network_is_evaluated_with_its_preprocessing(data: Path) -> None:
     assert model.training
 
 
+def test_a_run_and_its_file_are_evaluated_by_path(data: Path, tmp_path: Path) -> None:
+    """Both are what the student is."""
+    student = quantize(out=tmp_path / "run").student
+    file = acq.export_onnx(student, tmp_path / "model.onnx").path
+    assert acq.evaluate(tmp_path / "run", data) == acq.evaluate(str(file), data) == acq.evaluate(student, data)
+    with pytest.raises(acq.RequestError, match="there is no file"):
+        acq.evaluate("none.onnx", data)
+
+
 def test_a_network_without_preprocessing_is_not_evaluated(data: Path) -> None:
     """How its images are normalised cannot be guessed."""
     with pytest.raises(acq.RequestError, match="give preprocessing"):

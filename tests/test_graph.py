@@ -128,6 +128,10 @@ SPELLINGS = {
     "aten.split.Tensor", "aten.upsample_nearest2d.default", "aten.upsample_nearest2d.vec",
 }  # fmt: skip
 
+# OpenVINO 2026.4 on bytes: zeros around an average pool and values that pad are taken for the byte 0, whatever zero's
+# byte is, and a product with constants differs at 8 bits. `acq export` finds it and says so.
+AMISS_ON_OPENVINO = {"padded average pool", "pad with a value", "constants of its own"}
+
 
 @cache
 def traced(name: str) -> torch.fx.GraphModule:
@@ -161,6 +165,10 @@ def test_an_operator_means_the_same_in_the_file(name: str, bits: Bits, tmp_path:
     for match in (found.plain, found.optimised):
         assert match.equal >= (100 if bits.activation < 8 else 80)
         assert match.difference < 0.05
+    assert found.openvino is not None
+    assert found.openvino.integer >= found.integer
+    if name not in AMISS_ON_OPENVINO:
+        assert found.openvino.match.agreement == 100
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,7 @@ from helpers import SIZE, images, student_of
 
 from acq.errors import RequestError
 from acq.export import onnx_file
-from acq.export.check import Match, Parity
+from acq.export.check import Elsewhere, Match, Parity
 from acq.export.engine import Engine
 from acq.export.onnx_file import export_onnx
 from acq.flow import Preprocessing
@@ -32,7 +32,9 @@ def test_a_checked_file_gets_its_name(student: Student, tmp_path: Path) -> None:
     made = export_onnx(student, tmp_path / "new" / "model.onnx", images(40))
     assert list((tmp_path / "new").iterdir()) == [made.path]
     assert made.bytes == made.path.stat().st_size
-    assert made.parity == Parity(40, Match(100, 100, 0), Match(100, 100, 0), 7, 8)
+    assert made.parity.openvino is not None
+    elsewhere = Elsewhere(Match(100, made.parity.openvino.match.equal, made.parity.openvino.match.difference), 8, 8)
+    assert made.parity == Parity(40, Match(100, 100, 0), Match(100, 100, 0), 7, 8, elsewhere)
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -53,13 +55,17 @@ def test_the_file_gives_the_student_s_logits(student: Student, tmp_path: Path, r
             torch.testing.assert_close(engine.run(pixels[:count].numpy()), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_that_disagrees_is_not_kept(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("runtime", "openvino", "words"), [(97.5, 98, "on ONNX Runtime"), (100, 97.5, "on OpenVINO")])
+def test_a_file_that_disagrees_is_not_kept(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: float, openvino: float, words: str
+) -> None:
     """An earlier file of that name stays as it was."""
     path = tmp_path / "model.onnx"
     path.write_bytes(b"earlier")
-    wrong = Parity(40, Match(100, 100, 0), Match(97.5, 60, 3), 7, 8)
+    elsewhere = Elsewhere(Match(openvino, 60, 3), 8, 8)
+    wrong = Parity(40, Match(100, 100, 0), Match(runtime, 60, 3), 7, 8, elsewhere)
     monkeypatch.setattr(onnx_file, "check", lambda *_: wrong)
-    with pytest.raises(RequestError, match=r"on 97\.5 % of 40 images only, less than 99 %"):
+    with pytest.raises(RequestError, match=words + r" .* on 97\.5 % of 40 images only, less than 99 %"):
         export_onnx(student, path, images(8))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"earlier"

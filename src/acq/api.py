@@ -14,7 +14,7 @@ from acq import artifact, checkpoint
 from acq.config import Config
 from acq.data import batches, read
 from acq.errors import RequestError
-from acq.evaluate import accuracy
+from acq.evaluate import Classifier, accuracy
 from acq.flow import Preprocessing
 from acq.folder import STATE
 from acq.recipe import Request, Result, Watch, run
@@ -71,30 +71,37 @@ def quantize(
 
 
 def evaluate(
-    network: nn.Module,
+    network: nn.Module | str | Path,
     data: str | Path,
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
 ) -> float:
-    """Top-1 accuracy in percent of a student, or of any classifier with its ``preprocessing``, on labelled images.
+    """Top-1 accuracy in percent on labelled images: of a student, of what is at a path (a run folder, or a file of
+    ``acq export``), or of any classifier with its ``preprocessing``.
 
     Raises:
-        RequestError: the data does not fit the network, or its preprocessing is not known.
+        RequestError: the data does not fit the network, its preprocessing is not known, or there is no such run or
+            file.
     """
-    if preprocessing is None and isinstance(network, Student):
-        preprocessing = network.preprocessing
-    if preprocessing is None:
+    if isinstance(network, str | Path):
+        path = Path(network)
+        found = engine(path) if path.suffix == ".onnx" else load(path)
+        return _top1(found, found.classes, preprocessing or found.preprocessing, data, limit)
+    if isinstance(network, Student):
+        return _top1(network, network.classes, preprocessing or network.preprocessing, data, limit)
+    classes = None if preprocessing is None else classes_of(trace(network, preprocessing.input_size))
+    return _top1(network, classes, preprocessing, data, limit)
+
+
+def _top1(
+    network: Classifier, classes: int | None, known: Preprocessing | None, data: str | Path, limit: int | None
+) -> float:
+    if known is None or classes is None:
         raise RequestError("how images are normalised for this network is not known; give preprocessing")
-    device = next(network.parameters()).device
-    known = network.classes if isinstance(network, Student) else None
-    images = read(
-        Path(data),
-        input_size=preprocessing.input_size,
-        classes=known or classes_of(trace(network, preprocessing.input_size)),
-        limit=limit,
-    )
-    return accuracy(network, batches(images, preprocessing), device)
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else "cpu"
+    images = read(Path(data), input_size=known.input_size, classes=classes, limit=limit)
+    return accuracy(network, batches(images, known), device)
 
 
 def export_onnx(

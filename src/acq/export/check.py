@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from acq.evaluate import evaluating
 from acq.export.engine import Engine
+from acq.export.openvino_engine import OpenVINO
 from acq.student import Student
 
 # kinds of operators in an optimised graph: layers on integer kernels, and layers that stayed in floating point
@@ -35,11 +38,20 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A file against its student on another engine; of its ``layers`` there, ``integer`` run on integer kernels."""
+
+    match: Match
+    integer: int
+    layers: int
+
+
+@dataclass(frozen=True)
 class Parity:
-    """A file against its student on ``images`` images, with the engine's optimisations off and on.
+    """A file against its student on ``images`` images, on ONNX Runtime with its optimisations off and on.
 
     ``plain`` is the file's own meaning in floating point, ``optimised`` what integer kernels make of it; of that
-    graph's ``layers``, ``integer`` run on such.
+    graph's ``layers``, ``integer`` run on such. ``openvino`` is None where the extra is not installed.
     """
 
     images: int
@@ -47,6 +59,7 @@ class Parity:
     optimised: Match
     integer: int
     layers: int
+    openvino: Elsewhere | None
 
 
 def check(file: Path, student: Student, images: Tensor) -> Parity:
@@ -63,16 +76,22 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
     wanted = torch.cat(answers)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "optimised.onnx"
+        engine = Engine(file)
         plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, wanted)
-        optimised = _match(Engine(file), images, wanted)
+        optimised = _match(engine, images, wanted)
         Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # beyond this level a graph is one machine's
         kinds = Counter(node.op_type for node in onnx.load(str(graph)).graph.node)
+    elsewhere = None
+    if importlib.util.find_spec("openvino"):
+        other = OpenVINO(file)
+        match = _match(lambda part: other.run(engine.fed(part)), images, wanted)
+        elsewhere = Elsewhere(match, other.integer, other.layers)
     integer, floating = (sum(kinds[kind] for kind in group) for group in (_INTEGER, _FLOATING))
-    return Parity(len(images), plain, optimised, integer, integer + floating)
+    return Parity(len(images), plain, optimised, integer, integer + floating, elsewhere)
 
 
-def _match(engine: Engine, images: Tensor, wanted: Tensor) -> Match:
-    found = torch.cat([engine(part) for part in images.split(_BATCH)])  # type: ignore[no-untyped-call]
+def _match(classify: Callable[[Tensor], Tensor], images: Tensor, wanted: Tensor) -> Match:
+    found = torch.cat([classify(part) for part in images.split(_BATCH)])  # type: ignore[no-untyped-call]
     apart = (found - wanted).abs().amax(1)
     equal = apart <= 1e-4 * wanted.abs().max()
     same = found.argmax(1) == wanted.argmax(1)

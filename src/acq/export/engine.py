@@ -49,10 +49,15 @@ class Engine:
             raise RequestError(f"{file} cannot be run by ONNX Runtime: {first_line(error)[:200]}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of normalised images; a file that takes bytes gets these."""
+        """Logits of normalised images."""
+        return self.run(self.fed(images))
+
+    def fed(self, images: Tensor) -> np.ndarray:
+        """What the file takes for normalised images: themselves, or bytes."""
         if self.raw and self.preprocessing is not None:
-            return self.run(to_bytes(images, self.preprocessing))
-        return self.run(images.numpy())
+            return to_bytes(images, self.preprocessing)
+        fed: np.ndarray = images.numpy()
+        return fed
 
     def run(self, fed: np.ndarray) -> Tensor:
         """Logits of what the file takes; RequestError if the engine fails at it."""

@@ -261,3 +261,23 @@ def test_what_a_teacher_needs_is_named(make: Callable[[], nn.Module], fact: str)
     with pytest.raises(RequestError, match=fact) as caught:
         Teacher(trace(make(), SIZE))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision_reads_nearly_the_same(name: str, batch_statistics: bool) -> None:
+    """In 32 bits whatever the network's products are in, and with gradients that point the same way."""
+    teacher, found = Teacher(traced(name)), []
+    for mixed in (False, True):
+        x = images(16).requires_grad_()
+        reading = teacher.read(x, batch_statistics=batch_statistics, moments=True, mixed=mixed)
+        values = [reading.logits, reading.features, reading.centre, *(m.var for m in reading.moments)]
+        assert {value.dtype for value in values} == {torch.float32}
+        torch.manual_seed(0)  # a sum of squares would be what batch statistics make constant
+        weighed = [(value * torch.randn_like(value)).sum() for value in values]
+        gradients = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in weighed]
+        found.append([*values, *gradients])
+    for full, mixed in zip(*(map(torch.flatten, values) for values in found), strict=True):
+        assert torch.cosine_similarity(full, mixed, dim=0) > 0.99
+        assert (mixed.norm() / full.norm()).item() == pytest.approx(1, abs=0.03)
+    assert not torch.equal(found[0][0], found[1][0])

@@ -198,6 +198,20 @@ def test_the_generator_learns(name: str) -> None:
     assert figures[-1][name] < 0.95 * figures[0][name]
 
 
+def test_mixed_precision_learns_as_well_and_repeats() -> None:
+    """Products in bfloat16 are other ones; what is made of them is in 32 bits, and the same twice."""
+    plans = replace(GENERATOR, mixed=True), replace(IMAGES, mixed=True)
+    first, second, full = made(*plans), made(*plans), made()
+    records = [told(record) for record in train(first)]
+    assert records == [told(record) for record in train(second)]
+    assert records != [told(record) for record in train(full)]
+    assert first.pool is not None
+    assert full.pool is not None
+    assert first.pool.lesson.images.dtype == torch.float32
+    apart = (first.pool.lesson.images - full.pool.lesson.images).abs().mean()
+    assert 0 < apart < 0.1 * full.pool.lesson.images.std()
+
+
 @pytest.mark.parametrize("name", ["classes", "statistics", "centre", "paired", "consistency"])
 def test_images_are_finished(name: str) -> None:
     """On a toy each loss falls when it alone has a weight."""

@@ -14,6 +14,7 @@ from acq.errors import RequestError, nearest
 
 Preset = Literal["fast", "default", "best", "gdfq"]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["full", "mixed"]
 
 
 class Section(BaseModel):
@@ -123,6 +124,9 @@ class Config(Section):
     placement: Literal["deployable", "relu-only"] = "deployable"
     seed: int = Field(0, ge=0, lt=2**63)
     device: Device = "auto"
+    precision: Precision = Field(
+        "full", description="of the teacher and the generator while images are made; mixed: bfloat16 products, on GPUs"
+    )
     generator: Generator = Generator()
     images: Images = Images()
     student: Student = Student()

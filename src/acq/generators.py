@@ -68,7 +68,7 @@ class CanvasGenerator(nn.Module):
     std: Tensor
 
     def __init__(
-        self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int, narrowest: int = 32
+        self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int, narrowest: int = 16
     ) -> None:
         super().__init__()
         channels, height, across = preprocessing.input_size

@@ -34,11 +34,12 @@ def batch_norm_affine(
 class _AffineAndMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         if x.device.type == "cpu":  # a twelfth of var_mean's time on images in channels-last layout
-            mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+            mean, var = torch.batch_norm_update_stats(exact, None, None, 0.0)
         else:
             axes = [axis for axis in range(x.dim()) if axis != 1]
-            var, mean = torch.var_mean(x, axes, correction=0)
+            var, mean = torch.var_mean(exact, axes, correction=0)
         ctx.save_for_backward(x, mean, factor)
         return _columns_back(torch.addcmul(shift, _columns(x), factor), x), mean, var
 
@@ -49,7 +50,7 @@ class _AffineAndMoments(torch.autograd.Function):
         slope = 2 * grad_var / count  # of (x - mean)^2 / count
         constant = grad_mean / count - slope * mean
         result = torch.addcmul(constant, _columns(x), slope).addcmul_(_columns(grad), factor)
-        return _columns_back(result, x), None, None
+        return _columns_back(result.to(x.dtype), x), None, None
 
 
 def _columns(x: Tensor) -> Tensor:

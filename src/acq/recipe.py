@@ -195,6 +195,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
             noise_dim=generator.noise_dim,
             spread=generator.spread,
             consistency_every=generator.consistency_every,
+            mixed=config.precision == "mixed",
         ),
         ImagePlan(
             weights=images.losses.model_dump(),
@@ -203,6 +204,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
             steps=images.steps,
             learning_rate=images.learning_rate,
             scene=images.scene,
+            mixed=config.precision == "mixed",
         ),
         StudentPlan(
             weights=student.losses.model_dump(),

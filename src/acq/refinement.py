@@ -73,14 +73,23 @@ def begin(
 
 
 def refine(
-    draft: Draft, teacher: Teacher, preprocessing: Preprocessing, weights: Mapping[str, float], rng: torch.Generator
+    draft: Draft,
+    teacher: Teacher,
+    preprocessing: Preprocessing,
+    weights: Mapping[str, float],
+    rng: torch.Generator,
+    *,
+    mixed: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted losses of ``acq.losses`` on the images as they stand, a little moved: the sum and its parts."""
+    """The weighted losses of ``acq.losses`` on the images as they stand, a little moved: the sum and its parts.
+
+    ``mixed`` is the precision of the teacher's readings.
+    """
     images, condition = jittered(draft.images(preprocessing), draft.condition, rng)
-    evaluated = teacher.read(images, condition.label, moments=True)
+    evaluated = teacher.read(images, condition.label, moments=True, mixed=mixed)
     trained = None
     if weights.get("consistency"):
-        trained = teacher.read(images, condition.label, batch_statistics=True)
+        trained = teacher.read(images, condition.label, batch_statistics=True, mixed=mixed)
     return total(Step(condition, images, evaluated, trained, teacher.stored), weights)
 
 

@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -98,15 +99,17 @@ class Teacher(nn.Module):
         *,
         batch_statistics: bool = False,
         moments: bool = False,
+        mixed: bool = False,
     ) -> Reading:
         """Read ``images`` [N, C, H, W]; attention is that of ``label`` [N], or of the predicted class without one.
 
         ``batch_statistics`` normalises images by the batch's own moments, as BatchNorm2d does in training, and
-        changes no buffer.
+        changes no buffer. ``mixed`` takes the network's products in bfloat16; what is read is in 32 bits all the same.
         """
         reader = _Reader(self.graph, self.anatomy, batch_statistics=batch_statistics, moments=moments)
-        logits: Tensor = reader.run(images)
-        features = reader.features
+        with mixed_precision(images.device, mixed):
+            found: Tensor = reader.run(images)
+        logits, features = found.float(), reader.features.float()
         if self.anatomy.head is None:
             attention = channel_energy(features)
         else:
@@ -120,6 +123,11 @@ class Teacher(nn.Module):
         if mean is None or var is None:
             raise RequestError(f"batch normalization {norm.name!r} keeps no running statistics to learn from")
         return Moments(mean, var)
+
+
+def mixed_precision(device: torch.device, enabled: bool) -> torch.autocast:
+    """Products in bfloat16 for a while, or nothing changed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 class _Reader(fx.Interpreter):

@@ -26,7 +26,7 @@ from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.refinement import Draft, begin, refine
 from acq.rounding import images_that_fit, round_layers
 from acq.student import Student
-from acq.teacher import Teacher
+from acq.teacher import Teacher, mixed_precision
 
 Phase = Literal["generator", "images", "calibration", "student", "freezing"]
 _REPORT_EVERY = 10
@@ -36,7 +36,8 @@ _REPORT_EVERY = 10
 class GeneratorPlan:
     """How the generator is trained: weights of ``acq.losses`` by name, and an Adam run with a cosine decay.
 
-    Every ``consistency_every`` steps the consistency loss is taken, times that number.
+    Every ``consistency_every`` steps the consistency loss is taken, times that number. ``mixed`` takes products in
+    bfloat16.
     """
 
     weights: Mapping[str, float]
@@ -46,13 +47,15 @@ class GeneratorPlan:
     noise_dim: int
     spread: float
     consistency_every: int = 1
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
 class ImagePlan:
     """How the pool's ``count`` images are finished, ``batch`` at a time: ``steps`` each, 0 to take them as generated.
 
-    ``weights`` are those of ``acq.losses`` by name, ``scene`` is the share of a scene in where images begin.
+    ``weights`` are those of ``acq.losses`` by name, ``scene`` is the share of a scene in where images begin, ``mixed``
+    takes products in bfloat16.
     """
 
     weights: Mapping[str, float]
@@ -61,6 +64,7 @@ class ImagePlan:
     steps: int
     learning_rate: float
     scene: float
+    mixed: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -186,11 +190,12 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
 def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
     plan, teacher = trainer.generator_plan, trainer.teacher
     condition = _condition(trainer, plan.batch // 2)
-    images = trainer.generator(condition)
-    evaluated = teacher.read(images, condition.label, moments=True)
+    with mixed_precision(trainer.rng.device, plan.mixed):
+        images = trainer.generator(condition)
+    evaluated = teacher.read(images, condition.label, moments=True, mixed=plan.mixed)
     weights, trained = _weights_now(plan, trainer.step + 1), None
     if weights.get("consistency"):
-        trained = teacher.read(images, condition.label, batch_statistics=True)
+        trained = teacher.read(images, condition.label, batch_statistics=True, mixed=plan.mixed)
     loss, parts = total(Step(condition, images, evaluated, trained, teacher.stored), weights)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.1)
     _descend(trainer.generator_optimizer, loss, factor)
@@ -214,7 +219,9 @@ def _image_step(trainer: Trainer) -> dict[str, Tensor]:
     if trainer.draft is None:
         trainer.draft = _begun(trainer, min(plan.batch, plan.count - sum(map(len, trainer.finished))))
     step = trainer.step % plan.steps
-    loss, parts = refine(trainer.draft, trainer.teacher, trainer.preprocessing, plan.weights, trainer.rng)
+    loss, parts = refine(
+        trainer.draft, trainer.teacher, trainer.preprocessing, plan.weights, trainer.rng, mixed=plan.mixed
+    )
     _descend(trainer.draft.optimizer, loss, learning_rate_factor(step, plan.steps, rising=0.05))
     if step + 1 == plan.steps:
         trainer.finished.append(trainer.draft.images(trainer.preprocessing).detach())

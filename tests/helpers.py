@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -206,9 +207,11 @@ def traced(name: str) -> fx.GraphModule:
     return trace(network(name), SIZE)
 
 
-def student_of(name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8") -> Student:
+def student_of(
+    name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8", binary: bool = False
+) -> Student:
     """A calibrated student of one of the tiny networks."""
     graph = traced(name)
-    student = build(graph, plan(graph, Bits.parse(bits, ends), placement))
+    student = build(graph, plan(graph, replace(Bits.parse(bits, ends), binary=binary), placement))
     calibrate(student, images(32).split(16))
     return student

@@ -29,10 +29,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("bits", ["w4a4", "w3a8"])
-def test_loaded_student_is_the_saved_one(name: str, bits: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "binary"), [("w4a4", False), ("w3a8", False), ("w3a8", True)])
+def test_loaded_student_is_the_saved_one(name: str, bits: str, binary: bool, tmp_path: Path) -> None:
     """Logits are equal bit for bit, and so are plan and size in bytes."""
-    student, x = student_of(name, bits), images(4)
+    student, x = student_of(name, bits, binary=binary), images(4)
     save(student, tmp_path, FACTS)
     loaded = load(tmp_path)
     with torch.no_grad():

@@ -157,18 +157,26 @@ def compared(student: Student, folder: Path, size: tuple[int, int, int] = SHAPE)
     return check(folder / "model.onnx", student, images(24, size, 5))
 
 
-@pytest.mark.parametrize("bits", [Bits(4, 4), Bits(8, 8)], ids=str)
+@pytest.mark.parametrize("bits", [Bits(4, 4), Bits(8, 8), Bits(8, 8, reduced=True, binary=True)], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_an_operator_means_the_same_in_the_file(name: str, bits: Bits, tmp_path: Path) -> None:
-    """Without an engine's optimisations and with them; at 8 bits a value may be rounded to the level beside."""
+    """Without an engine's optimisations and with them; at 8 bits on any scales a value may be a level beside."""
     found = compared(frozen(name, bits), tmp_path)
     for match in (found.plain, found.optimised):
-        assert match.equal >= (100 if bits.activation < 8 else 80)
+        assert match.equal >= (100 if bits.activation < 8 or bits.binary else 80)
         assert match.difference < 0.05
     assert found.openvino is not None
     assert found.openvino.integer >= found.integer
     if name not in AMISS_ON_OPENVINO:
         assert found.openvino.match.agreement == 100
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(CASES)), weight=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_any_weights_on_binary_grids(tmp_path: Path, name: str, weight: int, seed: int) -> None:
+    """Drawn anew each time, the file's logits are the student's, on integer kernels too."""
+    found = compared(frozen(name, Bits(weight, 8, reduced=True, binary=True), seed), tmp_path)
+    assert found.plain.equal == found.optimised.equal == 100
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

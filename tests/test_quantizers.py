@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acq.quantizers import ActivationQuantizer, WeightQuantizer, fake_quantize, pack, unpack
+from acq.quantizers import ActivationQuantizer, WeightQuantizer, fake_quantize, pack, significant, unpack
 
 ZERO = torch.tensor(0.0)
 
@@ -186,3 +186,49 @@ def test_learned_step_finds_the_least_error(start: float) -> None:
     steps = torch.linspace(0.05, 1.5, 100)
     best = min(((fake_quantize(x, step, ZERO, -4, 3) - x) ** 2).mean() for step in steps)
     assert ((quantizer(x[None]) - x) ** 2).mean() < 1.1 * best
+
+
+@given(st.lists(st.floats(2**-60, 2**60, width=32), min_size=1, max_size=8), st.integers(1, 12))
+def test_significant_digits_are_the_nearest(values: list[float], digits: int) -> None:
+    """A number of so many binary digits, no farther than half a unit of the last; once more changes nothing."""
+    x = torch.tensor(values)
+    rounded = significant(x, digits)
+    unit = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - digits)
+    assert torch.equal(rounded / unit, (rounded / unit).round())
+    assert ((rounded - x).abs() <= unit / 2).all()
+    assert torch.equal(significant(rounded, digits), rounded)
+
+
+def test_significant_digits_let_gradients_through() -> None:
+    """As if nothing had been rounded."""
+    x = torch.rand(5, requires_grad=True)
+    (significant(x, 3) * torch.arange(5.0)).sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(x.grad, torch.arange(5.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("exponent", range(-40, 20))
+def test_a_binary_activation_has_a_power_of_two(exponent: int) -> None:
+    """Exactly, whatever its logarithm lost; it is not learned."""
+    quantizer = ActivationQuantizer(8, binary=True)
+    quantizer.freeze(torch.tensor(2.0**exponent), torch.tensor(128.0))
+    assert quantizer.scale.item() == 2.0**exponent
+    assert not quantizer.scale.requires_grad
+
+
+def test_a_binary_activation_has_an_even_zero_point() -> None:
+    """With an odd one an engine that adds it before it rounds would round ties apart."""
+    quantizer = ActivationQuantizer(8, binary=True)
+    with pytest.raises(ValueError, match="is not an even integer"):
+        quantizer.freeze(torch.tensor(0.5), torch.tensor(127.0))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_binary_weight_has_a_short_scale(bits: int) -> None:
+    """Of twelve binary digits less those of its integers, and it is what it was after its logarithm was taken."""
+    quantizer = WeightQuantizer(200, bits, binary=True)
+    quantizer.freeze(torch.rand(200) + 1e-3)
+    scale = quantizer.scale.detach()
+    assert torch.equal(scale, significant(scale, 12 - bits))
+    quantizer.freeze(scale)
+    assert torch.equal(quantizer.scale, scale)
+    assert quantizer.scale.requires_grad

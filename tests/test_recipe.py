@@ -270,3 +270,22 @@ def test_a_device_that_is_absent_is_told() -> None:
         assert choose_device("auto").type == "cpu"
         with pytest.raises(RequestError, match=r"no CUDA device .*--device cpu"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "binary"),
+    [
+        ({"bits": "w4a8"}, True),
+        ({"bits": "w4a8", "binary_scales": False}, False),
+        ({"bits": "w4a8", "placement": "relu-only"}, False),
+        ({"bits": "w8a4"}, False),
+    ],
+)
+def test_scales_are_binary_where_activations_have_eight_bits(settings: dict[str, Any], binary: bool) -> None:
+    """In the deployable placement; every grid is, or none."""
+    config = Config.create("default", {"device": "cpu"}, settings)
+    preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    student = prepare(Request(network("residual"), preprocessing, config, {})).student
+    assert student.plan.bits.binary == binary
+    assert {quantizer.binary for _, quantizer in student.activations()} == {binary}
+    assert {layer.weight_quantizer.binary for _, layer in student.layers()} == {binary}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import statistics
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -191,11 +192,11 @@ def test_each_phase_trains_its_own_network() -> None:
 
 @pytest.mark.parametrize("name", ["classes", "statistics", "centre", "paired", "consistency"])
 def test_the_generator_learns(name: str) -> None:
-    """On a toy each loss falls when it alone has a weight."""
-    generator = replace(GENERATOR, weights={name: 1.0}, steps=40, batch=16)
+    """On a toy each loss falls when it alone has a weight: the median of later batches, some of which are far off."""
+    generator = replace(GENERATOR, weights={name: 1.0}, steps=60, batch=16)
     phase = itertools.takewhile(lambda record: record.phase == "generator", train(made(generator)))
-    figures = [record.values for record in phase if record.values]
-    assert figures[-1][name] < 0.95 * figures[0][name]
+    first, *others = [record.values[name] for record in phase if record.values]
+    assert statistics.median(others) < 0.95 * first
 
 
 def test_mixed_precision_learns_as_well_and_repeats() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from acq.errors import RequestError
 from acq.flow import Preprocessing
 from acq.plan import VOCABULARY, Plan, operator_of
-from acq.quantizers import ActivationQuantizer, pack, unpack
+from acq.quantizers import ActivationQuantizer, WeightQuantizer, pack, unpack
 from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student, place
 
 WEIGHTS, DOCUMENT = "student.safetensors", "quantization.json"
@@ -293,20 +293,17 @@ class _Loader:
         return constant
 
     def _layer(self, name: str, layer: _Layer) -> nn.Module:
-        scale = self.tensors[f"{name}.log_scale"].exp()
+        quantizer = WeightQuantizer(layer.shape[0], layer.bits, name, binary=self.document.plan.bits.binary)
+        quantizer.load_state_dict({"log_scale": self.tensors[f"{name}.log_scale"]})
         integers = unpack(self.tensors[f"{name}.weight"], layer.bits, layer.shape)
-        weight = integers * scale.view(-1, *(1,) * (len(layer.shape) - 1))
+        weight = integers * quantizer.scale.detach().view(-1, *(1,) * (len(layer.shape) - 1))
         bias = self.tensors.get(f"{name}.bias")
-        made: QuantLayer
         if layer.geometry is None:
-            made = QuantLinear(weight, bias, layer.bits, name)
-        else:
-            made = QuantConv2d(weight, bias, layer.bits, name, layer.geometry)
-        made.weight_quantizer.load_state_dict({"log_scale": self.tensors[f"{name}.log_scale"]})
-        return made
+            return QuantLinear(weight, bias, quantizer)
+        return QuantConv2d(weight, bias, quantizer, layer.geometry)
 
     def _quantizer(self, name: str, bits: int) -> ActivationQuantizer:
-        made = ActivationQuantizer(bits, name.removesuffix("_quantizer"))
+        made = ActivationQuantizer(bits, name.removesuffix("_quantizer"), binary=self.document.plan.bits.binary)
         made.load_state_dict({key: self.tensors[f"{name}.{key}"] for key in ("log_scale", "zero_point")})
         return made
 

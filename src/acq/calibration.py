@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -53,7 +54,8 @@ def calibrate(
 def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """The scale [C] that minimises ``sum((w - s * clip(round(w / s), low, high))^2)`` in each channel.
 
-    The candidates are ``s = r * max|w| / high`` with 100 ratios r from 1.04 down to 0.05. A channel of
+    The candidates are ``s = r * max|w| / high`` with 100 ratios r from 1.04 down to 0.05, or the nearest scale that the
+    quantizer can have. A channel of
     zeros, which any scale represents, takes the mean scale of the others, so that training can still move
     it.
     """
@@ -62,7 +64,7 @@ def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     best = torch.full_like(bound, torch.inf)
     scale = torch.ones_like(bound)
     for ratio in _CLIPS:
-        step = (bound * ratio).clamp_min(torch.finfo(flat.dtype).tiny).unsqueeze(1)
+        step = quantizer.held((bound * ratio).clamp_min(torch.finfo(flat.dtype).tiny)).unsqueeze(1)
         rounded = (flat / step).round_().clamp_(quantizer.low, quantizer.high).mul_(step)
         error = rounded.sub_(flat).square_().sum(1)
         scale = torch.where(error < best, step.squeeze(1), scale)
@@ -77,7 +79,8 @@ def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor,
     The range is ``[r * min(x, 0), t * max(x, 0)]`` with ``s = (t * max - r * min) / high`` and ``z =
     round(-r * min / s)``, so zero is on the grid, and z is 0 where nothing is negative. The ratios r and t
     are searched together on 100 geometric steps from 1 down to 0.01, then each in turn around the best,
-    twice. A tensor of zeros gets scale 1.
+    twice. A tensor of zeros gets scale 1. A binary quantizer takes the better of the two powers of two around that
+    scale, and the nearest even zero point.
 
     Raises:
         RequestError: the sample is empty or not finite.
@@ -93,7 +96,8 @@ def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor,
     for width in (4.0, 1.3):
         for side in (0, 1):
             best = _refined(x, (low, high), best, side, width, quantizer.high)
-    scale, zero = _grid(low * best[0], high * best[1], quantizer.high)
+    low, high = low * best[0], high * best[1]
+    scale, zero = _binary_grid(x, low, high, quantizer.high) if quantizer.binary else _grid(low, high, quantizer.high)
     return x.new_tensor(scale), x.new_tensor(zero)
 
 
@@ -112,6 +116,10 @@ def _refined(
 
 def _error(x: Tensor, low: float, high: float, levels: int) -> float:
     scale, zero = _grid(low, high, levels)
+    return _grid_error(x, scale, zero, levels)
+
+
+def _grid_error(x: Tensor, scale: float, zero: float, levels: int) -> float:
     rounded = (x / scale).round_().clamp_(-zero, levels - zero).mul_(scale)
     return rounded.sub_(x).square_().mean().item()
 
@@ -119,6 +127,13 @@ def _error(x: Tensor, low: float, high: float, levels: int) -> float:
 def _grid(low: float, high: float, levels: int) -> tuple[float, float]:
     scale = max(high - low, torch.finfo(torch.float32).tiny * levels) / levels
     return scale, float(round(-low / scale))
+
+
+def _binary_grid(x: Tensor, low: float, high: float, levels: int) -> tuple[float, float]:
+    scale, _ = _grid(low, high, levels)
+    powers = [2.0 ** (math.floor(math.log2(scale)) + more) for more in (0, 1)]
+    grids = [(power, min(2.0 * round(-low / power / 2), levels - 1.0)) for power in powers]
+    return min(grids, key=lambda grid: _grid_error(x, grid[0], grid[1], levels))
 
 
 def _ratios(low: float, high: float, count: int) -> list[float]:

@@ -121,6 +121,9 @@ class Config(Section):
     ends: Literal["same"] | int = 8
     addends: Literal["same"] | int = 8
     reduce_range: bool = Field(True, description="keep weights of 8 bits to 7 bits' range, for CPUs without VNNI")
+    binary_scales: bool = Field(
+        True, description="powers of two as scales where activations have 8 bits, so that all engines agree to the bit"
+    )
     placement: Literal["deployable", "relu-only"] = "deployable"
     seed: int = Field(0, ge=0, lt=2**63)
     device: Device = "auto"

@@ -26,8 +26,9 @@ def freeze(student: Student) -> None:
 
     Scales of activations move by up to 0.2 % to where no accumulator lies halfway between two levels: halfway, the
     order of a sum decides where it is rounded to, and 4-bit networks make much of it. Where a layer can give too many
-    sums for that (8 bits), engines may differ by a level here and there. Layers whose input is on no grid stay as they
-    are.
+    sums for that (8 bits), engines may differ by a level here and there, unless its grids are binary
+    (``acq.quantizers``): then nothing is rounded on the way, a tie is one for every engine, and no scale has to move.
+    Layers whose input is on no grid stay as they are.
     """
     roles = {site.node: site.role for site in student.plan.sites}
     passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}
@@ -41,7 +42,7 @@ def freeze(student: Student) -> None:
         if isinstance(module, QuantLayer) and grid is not None:
             _whole_biases(module, grid.scale)
             sums[node] = _sums(module, grid)
-        elif isinstance(module, ActivationQuantizer) and before[0] in sums:
+        elif isinstance(module, ActivationQuantizer) and before[0] in sums and not module.binary:
             _off_ties(module, sums[before[0]])
         elif node.name in passing and len(before) == 1 and before[0] in sums:
             sums[node] = sums[before[0]]

@@ -53,6 +53,7 @@ class Bits:
     and ``addend`` that of a layer's output which is added to another value and read by nothing else (None: as the
     other activations): it goes from the accumulator to the sum and feeds no product. With ``reduced`` weights of 8
     bits keep to 7 bits' range: CPUs without VNNI add two products in 16 bits, where two of 255 times 127 saturate.
+    ``binary`` makes scales of activations powers of two, and those of weights short (``acq.quantizers``).
 
     Raises:
         RequestError: one of them is out of range.
@@ -65,10 +66,11 @@ class Bits:
     inner: int = 8
     addend: int | None = 8
     reduced: bool = False
+    binary: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name != "reduced" and value is not None and value not in range(2, 9):
+            if name not in ("reduced", "binary") and value is not None and value not in range(2, 9):
                 raise RequestError(f"bits out of range: {name} {value}; give 2 to 8, for example w4a4")
 
     @classmethod

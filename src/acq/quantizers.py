@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 aten = torch.ops.aten
+_BINARY_DIGITS = 12  # of a weight's scale and integer together: with 8 of an activation 16 products fill 24 bits
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None = None) -> Tensor:
@@ -36,6 +37,13 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: 
     bounds = low - zero_point, high - zero_point
     result: Tensor = _FakeQuantize.apply(x, scale, *bounds)  # type: ignore[no-untyped-call]
     return result
+
+
+def significant(x: Tensor, digits: int) -> Tensor:
+    """``x`` rounded to ``digits`` significant binary digits, with the gradient of ``x`` itself (straight through)."""
+    fraction, exponent = torch.frexp(x.detach())
+    rounded = torch.ldexp((fraction * 2**digits).round() / 2**digits, exponent)
+    return rounded + (x - x.detach())  # what is added is zero, so the sum is exact
 
 
 def pack(integers: Tensor, bits: int) -> Tensor:
@@ -106,15 +114,17 @@ class WeightQuantizer(nn.Module):
     The parameter ``log_scale`` [C] is the natural logarithm of the scale, so that an optimizer's step is a
     relative change. LSQ's gradient factor 1 / sqrt(n * high) is left out: Adam divides by the gradient's
     own size. It is NaN until calibration, and using it then raises RuntimeError. While ``enabled`` is False
-    weights pass through.
+    weights pass through. With ``binary`` a scale has 12 - ``bits`` significant binary digits, so that products with
+    8-bit activations on binary grids are summed without rounding in 32-bit floats (this project's definition).
     """
 
     log_scale: nn.Parameter
     zero: Tensor
 
-    def __init__(self, channels: int, bits: int, name: str = "weight") -> None:
+    def __init__(self, channels: int, bits: int, name: str = "weight", *, binary: bool = False) -> None:
         super().__init__()
         self.bits = bits
+        self.binary = binary
         self.name = name
         self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self.enabled = True
@@ -125,7 +135,11 @@ class WeightQuantizer(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The scale of each channel [C]."""
-        return self.log_scale.exp()
+        return self.held(self.log_scale.exp())
+
+    def held(self, scale: Tensor) -> Tensor:
+        """The nearest scales that it can have."""
+        return significant(scale, _BINARY_DIGITS - self.bits) if self.binary else scale
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weights [C, ...] on their grid."""
@@ -162,15 +176,18 @@ class ActivationQuantizer(nn.Module):
     It is inserted, told to ``observe`` (values pass through and a bounded random sample of them is kept)
     and then told to ``freeze`` a range. Before that, using it raises RuntimeError. ``log_scale`` [] is the
     natural logarithm of the scale and ``zero_point`` [] an integral value in 0..2^bits - 1; both are NaN
-    until frozen. While ``enabled`` is False values pass through.
+    until frozen. While ``enabled`` is False values pass through. With ``binary`` the scale is a power of two, which is
+    not learned, and the zero point even: sums on such grids are rounded alike by every engine, ties too (this project's
+    definition).
     """
 
     log_scale: nn.Parameter
     zero_point: Tensor
 
-    def __init__(self, bits: int, name: str = "activation") -> None:
+    def __init__(self, bits: int, name: str = "activation", *, binary: bool = False) -> None:
         super().__init__()
         self.bits = bits
+        self.binary = binary
         self.name = name
         self.low, self.high = 0, 2**bits - 1
         self.enabled = True
@@ -182,7 +199,8 @@ class ActivationQuantizer(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The scale []."""
-        return self.log_scale.exp()
+        scale = self.log_scale.exp()
+        return significant(scale, 1).detach() if self.binary else scale
 
     def forward(self, x: Tensor) -> Tensor:
         """The values on their grid, or ``x`` itself while observing or not enabled."""
@@ -212,11 +230,12 @@ class ActivationQuantizer(nn.Module):
         """Stop observing and take ``scale`` [] (positive) and ``zero_point`` [] (integral) as calibrated.
 
         Raises:
-            ValueError: the zero point is not an integer of the grid, so zero would not be exact.
+            ValueError: the zero point is no integer of the grid, so zero would not be exact, or odd on a binary one.
         """
         zero = zero_point.item()
-        if zero not in range(self.low, self.high + 1):
-            raise ValueError(f"{self.name}: zero point {zero} is not an integer in {self.low}..{self.high}")
+        if zero not in range(self.low, self.high + 1, 2 if self.binary else 1):
+            kind = "an even" if self.binary else "an"
+            raise ValueError(f"{self.name}: zero point {zero} is not {kind} integer in {self.low}..{self.high}")
         self.log_scale.copy_(scale.log())
         self.zero_point.copy_(zero_point)
         self.calibrated = True

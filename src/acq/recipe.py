@@ -105,8 +105,7 @@ def prepare(request: Request) -> Trainer:
     clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
     graph = trace(request.model, request.preprocessing.input_size)
-    bits = replace(Bits.parse(config.bits, config.ends, config.addends), reduced=config.reduce_range)
-    layout = plan(graph, bits, config.placement)
+    layout = plan(graph, _bits(config), config.placement)
     teacher = Teacher(graph).to(device)
     trainer = Trainer(
         teacher,
@@ -150,6 +149,12 @@ def judge(request: Request, trainer: Trainer, images: LabelledImages | None) -> 
         **run_figures(trainer, seen),
         **accuracy_figures(trainer, request.preprocessing, images),
     }
+
+
+def _bits(config: Config) -> Bits:
+    bits = Bits.parse(config.bits, config.ends, config.addends)
+    binary = config.binary_scales and config.placement == "deployable" and bits.activation == 8
+    return replace(bits, reduced=config.reduce_range, binary=binary)
 
 
 def _images(request: Request, trainer: Trainer, path: Path) -> LabelledImages:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from acq.calibration import weight_scale
+from acq.quantizers import WeightQuantizer
 from acq.student import QuantConv2d, QuantLayer, Student, quantizers_off
 
 _DAMPING = 0.2  # of the mean variance of a layer's inputs: synthetic images show some of it too seldom
@@ -61,8 +62,8 @@ def images_that_fit(student: Student) -> int:
     return max(1, _WIDEST // max(math.prod(shape[1:]) for shape in shapes))
 
 
-def best_grid(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Scales [G, K, 1] around ``scale``, and weights on their grid with a small output error.
+def best_grid(target: Tensor, scale: Tensor, energy: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
+    """Scales [G, K, 1] around ``scale`` that ``quantizer`` can have, and weights on its grid with a small output error.
 
     Weights are ``target`` [G, K, D]; the output error of a difference d is ``d energy d'`` with ``energy`` [G, D, D].
     Each channel takes the multiple of its scale at which ``rounded_columns`` errs least; then scales are refitted and
@@ -70,15 +71,17 @@ def best_grid(target: Tensor, scale: Tensor, energy: Tensor, low: int, high: int
     """
     best = torch.full_like(scale, torch.inf)
     rounded, chosen, order = target, scale, _order(energy)
+    low, high = quantizer.low, quantizer.high
     for ratio in _RATIOS:
-        tried = rounded_columns(target, scale * ratio, order, low, high)
+        step = quantizer.held(scale * ratio)
+        tried = rounded_columns(target, step, order, low, high)
         error = _output_error(target - tried, energy)
         better = error < best
         best, rounded = torch.where(better, error, best), torch.where(better, tried, rounded)
-        chosen = torch.where(better, scale * ratio, chosen)
+        chosen = torch.where(better, step, chosen)
     for _ in range(_SWEEPS):
         integers = (rounded / chosen).round()
-        chosen = _refitted(target, integers, chosen, energy)
+        chosen = quantizer.held(_refitted(target, integers, chosen, energy))
         rounded = _swept(target, integers * chosen, chosen, energy, low, high)
     return chosen, rounded
 
@@ -170,7 +173,7 @@ def _round(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
     target = weight + torch.linalg.solve(energy, weight @ found.error, left=False)
     quantizer = layer.weight_quantizer
     first = weight_scale(target.reshape(layer.weight.shape).to(layer.weight), quantizer)
-    scale, rounded = best_grid(target, first.view(groups, -1, 1).double(), energy, quantizer.low, quantizer.high)
+    scale, rounded = best_grid(target, first.view(groups, -1, 1).double(), energy, quantizer)
     quantizer.freeze(scale.reshape(-1).to(first))
     if layer.bias is not None:
         missed = weight @ (found.mean + found.shift).unsqueeze(2) - rounded @ found.mean.unsqueeze(2)

@@ -20,11 +20,11 @@ from acq.trace import constant
 class QuantLayer(nn.Module):
     """What both kinds share: ``weight``, its ``weight_quantizer``, and a float ``bias`` or None."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, name: str) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, quantizer: WeightQuantizer) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(bias) if bias is not None else None
-        self.weight_quantizer = WeightQuantizer(len(weight), bits, name)
+        self.weight_quantizer = quantizer
 
 
 class QuantLinear(QuantLayer):
@@ -38,8 +38,10 @@ class QuantLinear(QuantLayer):
 class QuantConv2d(QuantLayer):
     """A convolution with quantized weight; ``geometry`` has stride, padding, dilation and groups by name."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, name: str, geometry: dict[str, Any]) -> None:
-        super().__init__(weight, bias, bits, name)
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, quantizer: WeightQuantizer, geometry: dict[str, Any]
+    ) -> None:
+        super().__init__(weight, bias, quantizer)
         self.geometry = geometry
 
     def steps(self, name: str) -> tuple[int, int]:
@@ -234,7 +236,8 @@ class _Builder:
 
     def _quantized(self, copy: fx.Node, site: Site) -> fx.Node:
         assert site.bits is not None
-        name = place(self.built, f"{site.node}_quantizer", ActivationQuantizer(site.bits, site.node))
+        quantizer = ActivationQuantizer(site.bits, site.node, binary=self.built.plan.bits.binary)
+        name = place(self.built, f"{site.node}_quantizer", quantizer)
         node = self.graph.create_node("call_module", name, (copy,), name=f"{site.node}_quantizer")
         node.meta = {"shape": site.shape}
         return node
@@ -246,13 +249,14 @@ class _Builder:
         assert bits is not None
         path = str(layer.args[1].target) if isinstance(layer.args[1], fx.Node) else layer.name
         name = path.removesuffix(".weight") if "." in path else layer.name
+        quantizer = WeightQuantizer(len(weight), bits, name, binary=self.built.plan.bits.binary)
         module: nn.Module
         if site.role == "rescale":
-            module = QuantConv2d(weight, bias, bits, name, {"groups": len(weight)})
+            module = QuantConv2d(weight, bias, quantizer, {"groups": len(weight)})
         elif self.sites[layer.name].role == "linear":
-            module = QuantLinear(weight, bias, bits, name)
+            module = QuantLinear(weight, bias, quantizer)
         else:
-            module = QuantConv2d(weight, bias, bits, name, _geometry(layer))
+            module = QuantConv2d(weight, bias, quantizer, _geometry(layer))
         name = place(self.built, name, module)
         return self.graph.create_node("call_module", name, (self.copies[_input(layer)],), name=node.name)
 

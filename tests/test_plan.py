@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from helpers import NETWORKS, SIZE, Chain, Largest, conv, images, traced
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, Placement, Plan, Site, plan
-from acq.quantizers import WeightQuantizer
 from acq.student import build, quantizers_off, stage_ends
 from acq.trace import shape_of, trace
 
@@ -230,12 +231,27 @@ def test_weights_of_8_bits_may_keep_to_7() -> None:
     assert [site.bits for site in whole.sites] == [site.bits for site in reduced.sites]
 
 
-@pytest.mark.parametrize(("bits", "saturates"), [(8, True), (7, False)])
-def test_why_weights_keep_to_7_bits(bits: int, saturates: bool) -> None:
-    """Kernels without VNNI add two products of a byte and a weight in 16 bits."""
-    lowest = WeightQuantizer(1, bits).low
-    pair = 2 * 255 * lowest
-    assert (pair < torch.iinfo(torch.int16).min) == saturates
+def summed_in_pairs(integers: Tensor, x: Tensor) -> Tensor:
+    """[K, D] times bytes [D] as CPUs without VNNI do it: two products are added in 16 bits, and saturate there."""
+    products = integers.long() * x.long()
+    pairs = F.pad(products, (0, products.shape[1] % 2)).unflatten(1, (-1, 2)).sum(2)
+    return pairs.clamp(-(2**15), 2**15 - 1).sum(1)
+
+
+@given(seed=st.integers(0, 10**6), reduced=st.booleans())
+def test_weights_of_7_bits_do_not_saturate(seed: int, reduced: bool) -> None:
+    """Whatever the weights and the image, where those of 8 bits go wrong at the first bright patch."""
+    rng = torch.Generator().manual_seed(seed)
+    student = build(traced("dense"), plan(traced("dense"), Bits(8, 8, reduced=reduced)))
+    layer = next(layer for _, layer in student.layers())
+    quantizer = layer.weight_quantizer
+    quantizer.freeze(torch.ones(len(layer.weight)))
+    ends = torch.tensor([quantizer.low, quantizer.high])
+    extremes = ends[torch.randint(2, layer.weight.shape, generator=rng)].float()
+    integers = quantizer.integers(extremes).flatten(1)
+    bright = torch.randint(250, 256, (integers.shape[1],), generator=rng)
+    exact = (integers.long() * bright).sum(1)
+    assert torch.equal(summed_in_pairs(integers, bright), exact) == reduced
 
 
 class Scaled(nn.Module):

@@ -40,6 +40,7 @@ def measure(network: zoo.Network, config: Config, steps: int) -> list[dict[str, 
         clock = now
     assert config.images.batch
     assert config.images.count
+    assert config.student.steps is not None
     batches = -(-config.images.count // config.images.batch)
     whole = {
         "generator": config.generator.steps,
@@ -83,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()  # as the command line does
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
-    config = Config.create(args.preset, {"bits": args.bits}).fitted(network.preprocessing.input_size)
+    config = Request(network.model, network.preprocessing, Config.create(args.preset, {"bits": args.bits}), {}).config
     rows = measure(network, config, args.steps)
     hot = hot_spots(network, config, 10)
     memory = peak_memory_mb(torch.device("cpu"))

@@ -66,9 +66,20 @@ def test_batches_left_open_follow_the_size_of_images() -> None:
 def test_wide_formats_take_the_steps_of_the_fast_preset(bits: str, easy: bool) -> None:
     """With the default preset alone, and below what was asked for."""
     steps = Config.create("default", {"bits": bits, "generator": {"steps": 7}})
-    assert steps.student.steps == Config.create("fast" if easy else "default").student.steps
+    assert steps.images == Config.create("fast" if easy else "default").images
+    assert steps.fitted((3, 32, 32)).student.steps == (200 if easy else 600)
     assert steps.generator.steps == 7
-    assert Config.create("best", {"bits": bits}).student == Config.create("best").student
+    assert Config.create("best", {"bits": bits}).fitted((3, 32, 32)).student.steps == 4000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_networks_of_depthwise_convolutions_are_trained_on_demand_alone(preset: str) -> None:
+    """Rounded, they are at their best so far; others take the preset's steps."""
+    size = (3, 32, 32)
+    assert Config.create(preset).fitted(size, depthwise=True).student.steps == 0
+    assert Config.create(preset).fitted(size).student.steps
+    asked = Config.create(preset, {"student": {"steps": 30}})
+    assert asked.fitted(size, depthwise=True).student.steps == asked.fitted(size).student.steps == 30
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def test_other_settings_and_other_weights_are_not_resumed(tmp_path: Path) -> Non
     other = request_()
     with torch.no_grad():
         next(other.model.parameters()).mul_(1.01)
+    other = replace(other)  # a request holds the network as it was when it was made
     with pytest.raises(RequestError, match=r"another teacher .*; .*--overwrite"):
         run(other, folder, resume=True)
     run(request_(), folder, resume=True)
@@ -289,3 +291,10 @@ def test_scales_are_binary_where_activations_have_eight_bits(settings: dict[str,
     assert student.plan.bits.binary == binary
     assert {quantizer.binary for _, quantizer in student.activations()} == {binary}
     assert {layer.weight_quantizer.binary for _, layer in student.layers()} == {binary}
+
+
+@pytest.mark.parametrize(("name", "steps"), [("relu6", 0), ("residual", 600)])
+def test_the_request_knows_its_network(name: str, steps: int) -> None:
+    """What was left open is filled in by what the trace holds."""
+    preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    assert Request(network(name), preprocessing, Config.create(), {}).config.student.steps == steps

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.errors import RequestError
-from acq.trace import constant, fingerprint, shape_of, trace
+from acq.trace import constant, fingerprint, is_depthwise, shape_of, trace
 
 
 class Contiguous(nn.Module):
@@ -270,3 +270,19 @@ def test_two_traces_agree() -> None:
     first, second = trace(network("shuffle"), SIZE), trace(network("shuffle"), SIZE)
     assert first.code == second.code
     assert fingerprint(first) == fingerprint(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "depthwise"), [("relu6", True), ("shuffle", False), ("residual", False), ("bottleneck", False)]
+)
+def test_depthwise_convolutions_are_seen(name: str, depthwise: bool) -> None:
+    """By their groups, whatever module or function makes them."""
+    assert is_depthwise(traced(name)) == depthwise
+
+
+def test_groups_alone_are_not_depthwise() -> None:
+    """Two channels a group, or one channel in all, are ordinary convolutions."""
+    for inputs, groups in ((8, 4), (1, 1)):
+        model = nn.Sequential(nn.Conv2d(inputs, 8, 3, groups=groups), nn.Flatten(), nn.LazyLinear(3))
+        model(torch.zeros(1, inputs, 8, 8))
+        assert not is_depthwise(trace(model, (inputs, 8, 8)))

@@ -101,7 +101,11 @@ class Student(Section):
 
     calibration_images: int = Field(512, ge=1)
     rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
-    steps: int = Field(600, ge=0)
+    steps: int | None = Field(
+        None,
+        ge=0,
+        description="by default 600 (fast 200, best 4000); none where convolutions are depthwise, which lost by it",
+    )
     batch: int | None = Field(None, ge=1, description="images a step; by default up to 64")
     learning_rate: float = Field(
         0.025, gt=0, description="of weights and biases, in mean steps of their layer's grid, at its highest"
@@ -152,20 +156,19 @@ class Config(Section):
         values: dict[str, Any] = {}
         for change in changes:
             values = _laid_over(values, change)
-        below = PRESETS[preset]
-        if preset == "default" and _narrowest(values.get("bits")) >= _EASY_BITS:
-            below = PRESETS["fast"]
+        below = PRESETS[_pace(preset, values.get("bits"))]
         values = _laid_over(_laid_over(below, values), {"preset": preset})
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise RequestError(_first_problem(error)) from error
 
-    def fitted(self, input_size: tuple[int, int, int]) -> Self:
-        """The settings with every number of images that was left open filled in, for ``input_size`` (C, H, W).
+    def fitted(self, input_size: tuple[int, int, int], *, depthwise: bool = False) -> Self:
+        """The settings with what was left open filled in, for ``input_size`` (C, H, W) and the kind of network.
 
-        The usual number, or as many as have a megapixel together (ten for those that are kept) where that is fewer:
-        memory and time are bounded at any image size.
+        Of images the usual number, or as many as have a megapixel together (ten for those that are kept) where that is
+        fewer: memory and time are bounded at any image size. Of student steps the preset's, none for a ``depthwise``
+        network: its rounded student is the best that was found (docs/notes/2026-11-24-imagenet.md).
         """
         _, height, width = input_size
         together = max(4, _PIXELS_AT_ONCE // (height * width) // 2 * 2)
@@ -174,6 +177,8 @@ class Config(Section):
             name: {"batch": getattr(self, name).batch or min(usual, together)} for name, usual in _USUAL_BATCHES.items()
         }
         filled["images"]["count"] = self.images.count or min(_USUAL_COUNT, kept)
+        if self.student.steps is None:
+            filled["student"]["steps"] = 0 if depthwise else _USUAL_STEPS[_pace(self.preset, self.bits)]
         return self.model_copy(
             update={name: getattr(self, name).model_copy(update=values) for name, values in filled.items()}
         )
@@ -185,14 +190,15 @@ class Config(Section):
 
 _USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
 _USUAL_COUNT = 512
+_USUAL_STEPS: dict[Preset, int] = {"default": 600, "fast": 200, "best": 4000, "gdfq": 600}
 _PIXELS_AT_ONCE, _PIXELS_KEPT = 1 << 20, 10 << 20
 _EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
 
 # one line a preset: what differs from the defaults above
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "default": {},
-    "fast": {"generator": {"steps": 200}, "images": {"count": 256, "steps": 60}, "student": {"steps": 200}},
-    "best": {"generator": {"steps": 1500}, "images": {"count": 2048, "steps": 200}, "student": {"steps": 4000}},
+    "fast": {"generator": {"steps": 200}, "images": {"count": 256, "steps": 60}},
+    "best": {"generator": {"steps": 1500}, "images": {"count": 2048, "steps": 200}},
     "gdfq": {
         "generator": {"spread": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}},
         "images": {"count": 4096, "steps": 0, "renew_count": 128},
@@ -236,6 +242,12 @@ def _laid_over(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged
+
+
+def _pace(preset: Any, bits: Any) -> Preset:
+    """The preset whose steps are taken: wide formats take no more than the fast one's."""
+    found: Preset = "fast" if preset == "default" and _narrowest(bits) >= _EASY_BITS else preset
+    return found
 
 
 def _narrowest(bits: Any) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from acq import artifact
 from acq.config import Config, Device
@@ -25,7 +25,7 @@ from acq.review import Review, fresh_steps, review
 from acq.student import Student, build
 from acq.summary import accuracy_figures, run_figures, sample_rows
 from acq.teacher import Teacher
-from acq.trace import fingerprint, trace
+from acq.trace import fingerprint, is_depthwise, trace
 from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, train
 
 Watch = Callable[[Record], None]
@@ -36,16 +36,25 @@ _SAVE_EVERY = 60.0  # seconds between checkpoints: bounds both what a crash lose
 @dataclass(frozen=True)
 class Request:
     """A network, what its images are like and how to quantize it; ``origin`` says in JSON values where the network
-    came from, for the record."""
+    came from, for the record. ``graph`` is the network's trace, with the weights that it has now."""
 
     model: nn.Module
     preprocessing: Preprocessing
     config: Config
     origin: Mapping[str, Any]
 
+    graph: fx.GraphModule = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
-        """Numbers of images that were left open follow their size, so that the record holds what was used."""
-        object.__setattr__(self, "config", self.config.fitted(self.preprocessing.input_size))
+        """Trace the model; settings that were left open follow it and its images, so that the record holds what was
+        used.
+
+        Raises:
+            RequestError: the network cannot be traced.
+        """
+        size = self.preprocessing.input_size
+        object.__setattr__(self, "graph", trace(self.model, size))
+        object.__setattr__(self, "config", self.config.fitted(size, depthwise=is_depthwise(self.graph)))
 
 
 @dataclass(frozen=True)
@@ -100,11 +109,11 @@ def prepare(request: Request) -> Trainer:
     """Everything up to the first step: the teacher read, the student planned and built, the generator made.
 
     Raises:
-        RequestError: the network cannot be traced or lacks what is needed, or a setting is not known.
+        RequestError: the network lacks what is needed, or a setting is not known.
     """
     clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
-    graph = trace(request.model, request.preprocessing.input_size)
+    graph = request.graph
     layout = plan(graph, _bits(config), config.placement)
     teacher = Teacher(graph).to(device)
     trainer = Trainer(
@@ -191,6 +200,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
     assert images.batch is not None
     assert images.count is not None
     assert student.batch is not None
+    assert student.steps is not None
     return (
         GeneratorPlan(
             weights=generator.losses.model_dump(),

@@ -50,6 +50,14 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else -1 for size in value.shape)
 
 
+def is_depthwise(graph: fx.GraphModule) -> bool:
+    """Whether any convolution of the network has a group for each of its input's channels."""
+    convolutions = [node for node in graph.graph.nodes if node.target is aten.conv2d.default]
+    groups = [node.args[6] if len(node.args) > 6 else 1 for node in convolutions]
+    channels = [shape_of(node.args[0])[1] for node in convolutions]
+    return any(count > 1 and count == there for count, there in zip(groups, channels, strict=True))
+
+
 def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
     """The tensor that a ``get_attr`` node stands for, or None for any other node or argument."""
     if not (isinstance(node, fx.Node) and node.op == "get_attr"):

@@ -36,14 +36,15 @@ _SAVE_EVERY = 60.0  # seconds between checkpoints: bounds both what a crash lose
 @dataclass(frozen=True)
 class Request:
     """A network, what its images are like and how to quantize it; ``origin`` says in JSON values where the network
-    came from, for the record. ``graph`` is the network's trace, with the weights that it has now."""
+    came from, for the record. ``graph`` is the network's trace, with the weights that it has now, and ``seconds`` what
+    that took."""
 
     model: nn.Module
     preprocessing: Preprocessing
     config: Config
     origin: Mapping[str, Any]
-
     graph: fx.GraphModule = field(init=False, repr=False)
+    seconds: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Trace the model; settings that were left open follow it and its images, so that the record holds what was
@@ -52,8 +53,9 @@ class Request:
         Raises:
             RequestError: the network cannot be traced.
         """
-        size = self.preprocessing.input_size
+        clock, size = time.perf_counter(), self.preprocessing.input_size
         object.__setattr__(self, "graph", trace(self.model, size))
+        object.__setattr__(self, "seconds", time.perf_counter() - clock)
         object.__setattr__(self, "config", self.config.fitted(size, depthwise=is_depthwise(self.graph)))
 
 
@@ -124,7 +126,7 @@ def prepare(request: Request) -> Trainer:
         _plans(config),
         torch.Generator(device).manual_seed(config.seed),
     )
-    trainer.seconds = time.perf_counter() - clock
+    trainer.seconds = request.seconds + time.perf_counter() - clock
     return trainer
 
 

@@ -19,7 +19,7 @@ from acq import zoo
 from acq.config import Config, assignment, read_yaml
 from acq.data import read
 from acq.folder import write_text
-from acq.recipe import Request, judge, prepare
+from acq.recipe import Request, look, prepare, summarise
 from acq.trainer import train
 
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -46,7 +46,7 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
                 imagined.setdefault(key, copy.deepcopy(trainer.state()))
         images = read(data, input_size=network.preprocessing.input_size, classes=trainer.teacher.classes)
         settings = {"settings": _digest(request.config)}
-        yield {"commit": COMMIT, **settings, **judge(request, trainer, images)[1]}
+        yield {"commit": COMMIT, **settings, **summarise(request, trainer, look(request, trainer), images)}
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

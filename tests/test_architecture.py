@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 ORDER = [
     "errors", "flow", "trace", "attention", "moments", "teacher", "condition", "generators", "losses", "scenes",
     "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding", "freezing",
-    "artifact", "evaluate", "review", "pool", "trainer", "checkpoint", "folder", "interrupt", "memory", "data",
-    "export", "summary", "zoo", "config", "recipe", "progress", "api", "cli",
+    "artifact", "evaluate", "sensitivity", "review", "insight", "pool", "trainer", "checkpoint", "folder", "interrupt",
+    "memory", "data", "export", "report", "summary", "zoo", "config", "recipe", "progress", "api", "cli",
 ]
 # fmt: on
 EXEMPT = {"__init__", "__main__"}

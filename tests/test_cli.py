@@ -279,6 +279,26 @@ def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> Non
     assert (folder / "other.onnx").exists()
 
 
+def test_every_run_ends_with_a_report(acq: Acq, folder: Path) -> None:
+    """Which can be written again from the folder alone, and differs in nothing."""
+    assert acq("quantize", *NETWORK, "--bits", "w4a4", "--out", "run").code == 0
+    page = (folder / "run" / "report.html").read_text()
+    (folder / "run" / "report.html").unlink()
+    assert json.loads(acq("report", "run", "--json").out) == {"report": "run/report.html"}
+    assert (folder / "run" / "report.html").read_text() == page
+
+
+def test_a_run_without_the_extra_says_so(acq: Acq, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is finished all the same; asked for by itself, a report that cannot be made is an error."""
+    monkeypatch.setitem(sys.modules, "acq.report.page", None)
+    answer = acq("quantize", *NETWORK, "--bits", "w4a4", "--out", "run", "--json")
+    assert answer.code == 0
+    assert answer.json()["report"] is None
+    assert "note: no report" in answer.err
+    assert "pip install 'acq[report]'" in " ".join(answer.err.split())
+    assert acq("report", "run").code == 2
+
+
 def test_a_folder_that_was_used_is_not_used_again(acq: Acq, folder: Path) -> None:
     """Without a word about it; ``--resume`` returns a finished run, ``--overwrite`` makes it anew."""
     assert acq(*quantize()).code == 0
@@ -310,7 +330,8 @@ def test_json_is_all_there_is_on_stdout(acq: Acq, folder: Path) -> None:
     figures = answer.json()
     assert figures.keys() >= CONTRACT | {"run"}
     assert figures["attention"].keys() >= {"correlation", "spread", "eval_train_similarity"}
-    assert figures == json.loads((folder / "run" / "summary.json").read_text()) | {"run": "run"}
+    places = {"run": "run", "report": "run/report.html"}
+    assert figures == json.loads((folder / "run" / "summary.json").read_text()) | places
     assert "train the generator" in answer.err
     assert "building" in answer.err
     for arguments in (

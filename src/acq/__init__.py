@@ -1,6 +1,6 @@
 """Quantize a trained image classifier to low-bit integers without its training data."""
 
-from acq.api import evaluate, export_onnx, load, quantize
+from acq.api import evaluate, export_onnx, load, quantize, report
 from acq.config import Config
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
@@ -19,5 +19,6 @@ __all__ = [
     "export_onnx",
     "load",
     "quantize",
+    "report",
 ]
 __version__ = "0.1.0"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from acq.data import batches, read
 from acq.errors import RequestError
 from acq.evaluate import Classifier, accuracy
 from acq.flow import Preprocessing
-from acq.folder import STATE
+from acq.folder import REPORT, STATE, write_text
 from acq.recipe import Request, Result, Watch, run
 from acq.scenes import scenes
 from acq.student import Student
@@ -151,6 +153,49 @@ def engine(file: str | Path) -> Engine:
         RequestError: the extra ``onnx`` is not installed, or the file is none of ``acq export``.
     """
     return _onnx()[1](Path(file))
+
+
+def report(run: str | Path) -> Path:
+    """Write a finished run's page, ``RUN/report.html``: one file that needs nothing else.
+
+    Raises:
+        RequestError: the extra ``report`` is not installed, the run is not finished or damaged, or the page cannot be
+            written.
+    """
+    try:
+        from acq.report.page import render
+    except ModuleNotFoundError as error:
+        raise RequestError(f"the report needs {error.name}; install it with pip install 'acq[report]'") from error
+    folder = Path(run)
+    page = render(folder, artifact.load_plan(folder).rows(), _command(artifact.load_facts(folder), folder))
+    try:
+        write_text(folder / REPORT, page)
+    except OSError as error:
+        raise RequestError(f"{folder / REPORT} cannot be written: {error.strerror}") from error
+    return folder / REPORT
+
+
+def _command(facts: Mapping[str, Any], run: Path) -> str:
+    """The command that makes a run again, with the settings that differ from its preset's."""
+    origin, known = facts["origin"], facts["preprocessing"]
+    config = Config.model_validate(facts["config"])
+    usual = Config.create(config.preset, {"bits": config.bits}).fitted(known["input_size"])
+    parts = ["acq", "quantize", str(origin["model"]), "--preset", config.preset, "--bits", config.bits]
+    for option, value in (("checkpoint", origin.get("checkpoint")), ("model-args", origin.get("arguments"))):
+        parts += [f"--{option}", value if isinstance(value, str) else json.dumps(value)] if value else []
+    for option, name in (("input-size", "input_size"), ("mean", "mean"), ("std", "std")):
+        parts += [f"--{option}", ",".join(map(str, known[name]))]
+    for key, value in _differences(config.model_dump(mode="json"), usual.model_dump(mode="json")):
+        parts += ["--set", f"{key}={json.dumps(value)}"]
+    return shlex.join([*parts, "--out", str(run)])
+
+
+def _differences(found: Mapping[str, Any], usual: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in found.items():
+        if isinstance(value, dict) and isinstance(usual.get(name), dict) and usual[name]:
+            yield from _differences(value, usual[name], f"{above}{name}.")
+        elif value != usual.get(name):
+            yield f"{above}{name}", value
 
 
 def benchmark_run(run: str | Path, *, seconds: float = 5.0) -> Benchmark:

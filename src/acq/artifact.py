@@ -107,6 +107,11 @@ def load(folder: Path) -> Student:
     return student
 
 
+def load_plan(folder: Path) -> Plan:
+    """The plan of the student in ``folder``; RequestError as for ``load``."""
+    return _read(folder).plan
+
+
 def load_facts(folder: Path) -> dict[str, Any]:
     """The facts that were saved with the student in ``folder``; RequestError as for ``load``."""
     return _read(folder).facts

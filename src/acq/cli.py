@@ -142,7 +142,8 @@ def quantize(
             overwrite=overwrite,
             watch=watch,
         )
-    _finish(result.summary | {"run": str(out)}, as_json)
+    figures = result.summary | {"run": str(out), "report": _reported(out)}
+    _finish(figures, as_json)
 
 
 @app.command()
@@ -200,6 +201,15 @@ def export(
     made = api.export_run(run_folder, out, raw_images=raw_images)
     figures = {"file": str(made.path), "bytes": made.bytes, **asdict(made.parity)}
     _finish({key: _rounded(value) for key, value in figures.items()}, as_json)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    as_json: AsJson = False,
+) -> None:
+    """Write RUN/report.html: what happened in the run, on one page that needs nothing else."""
+    _finish({"report": str(api.report(run_folder))}, as_json)
 
 
 @app.command()
@@ -292,6 +302,15 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         return _error(str(error) or "interrupted", 130)
     return 0
+
+
+def _reported(run_folder: Path) -> str | None:
+    """Where the page of a run went; a run without one is as good, so what is missing is told in a note."""
+    try:
+        return str(api.report(run_folder))
+    except RequestError as error:
+        _console().print(Text(f"note: no report, {error}"), soft_wrap=True)
+        return None
 
 
 def _error(message: str, code: int) -> int:

@@ -125,6 +125,9 @@ class Config(Section):
     ends: Literal["same"] | int = 8
     addends: Literal["same"] | int = 8
     reduce_range: bool = Field(True, description="keep weights of 8 bits to 7 bits' range, for CPUs without VNNI")
+    layers: dict[str, int] = Field(
+        {}, description="bits of single layers' weights, by node as `acq inspect` names them"
+    )
     binary_scales: bool = Field(
         True, description="powers of two as scales where activations have 8 bits, so that all engines agree to the bit"
     )

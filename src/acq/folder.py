@@ -22,10 +22,11 @@ from acq.errors import RequestError
 from acq.flow import Record
 
 CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
+INSIGHT, REPORT = "insight.json", "report.html"
 STATE = "checkpoint/state.pt"
 FORMAT = 1  # of the checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
-_CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx", "report.html")
+_CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, INSIGHT, REPORT, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx")
 
 
 class RunFolder:
@@ -71,6 +72,10 @@ class RunFolder:
             shown = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
             Image.fromarray(np.ascontiguousarray(shown)).save(folder / f"{index:03d}.png")
         write_text(folder / "samples.json", json.dumps(rows, indent=1) + "\n")
+
+    def write_insight(self, found: Mapping[str, Any]) -> None:
+        """Write ``insight.json``, what the report shows beyond the summary."""
+        write_text(self.path / INSIGHT, json.dumps(found) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, whose presence says that the run is finished."""

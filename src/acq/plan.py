@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from torch import Tensor, fx
 
-from acq.errors import RequestError
+from acq.errors import RequestError, nearest
 from acq.trace import constant, shape_of
 
 Placement = Literal["deployable", "relu-only"]
@@ -128,21 +129,38 @@ class Plan:
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def plan(graph: fx.GraphModule, bits: Bits, placement: Placement = "deployable") -> Plan:
+def plan(
+    graph: fx.GraphModule,
+    bits: Bits,
+    placement: Placement = "deployable",
+    layers: Mapping[str, int] = MappingProxyType({}),
+) -> Plan:
     """Decide what is quantized in a traced network; nothing is changed.
 
     ``deployable`` quantizes whatever an integer engine computes: the image, and the output of every operator
     that makes new values, once, after the batch norm and the rectifier that belong to it; what moves values
     without changing them passes them through. ``relu-only`` is the setting of the data-free literature:
-    rectifiers' outputs alone. Weights are quantized in both, the logits in neither.
+    rectifiers' outputs alone. Weights are quantized in both, the logits in neither. ``layers`` are bits of single
+    layers' weights, by node, in place of those that ``bits`` has for all.
 
     Raises:
-        RequestError: the placement is not known.
+        RequestError: the placement is not known, or a layer, or its bits are out of range.
     """
     if placement not in get_args(Placement):
         known = ", ".join(get_args(Placement))
         raise RequestError(f"placement not known: {placement!r}; give one of {known}")
-    return Plan(bits, placement, tuple(_Planner(graph, bits, placement).sites()))
+    found = tuple(_Planner(graph, bits, placement, layers).sites())
+    _require_layers(layers, [site.node for site in found if site.weight_bits is not None])
+    return Plan(bits, placement, found)
+
+
+def _require_layers(layers: Mapping[str, int], known: Sequence[str]) -> None:
+    for name, width in layers.items():
+        if name not in known:
+            hint = nearest(name, known) or f"; known here: {', '.join(known)}"
+            raise RequestError(f"layer {name!r} has no weights to quantize{hint}")
+        if width not in range(2, 9):
+            raise RequestError(f"bits out of range: layers.{name} {width}; give 2 to 8")
 
 
 def operator_of(node: fx.Node) -> str:
@@ -157,9 +175,10 @@ def operator_of(node: fx.Node) -> str:
 class _Planner:
     """One walk over the graph; ``grids`` says which node's quantizer each node's values come from."""
 
-    def __init__(self, graph: fx.GraphModule, bits: Bits, placement: Placement) -> None:
+    def __init__(self, graph: fx.GraphModule, bits: Bits, placement: Placement, layers: Mapping[str, int]) -> None:
         self.graph = graph
         self.bits = bits
+        self.layers = layers
         self.relu_only = placement == "relu-only"
         self.nodes = [n for n in graph.graph.nodes if n.op in ("placeholder", "call_function")]
         self.roles: dict[fx.Node, tuple[str, str]] = {node: _role(graph, node) for node in self.nodes}
@@ -251,6 +270,8 @@ class _Planner:
     def _weight_bits(self, node: fx.Node, role: str) -> int | None:
         if role not in ("convolution", "linear", "rescale"):
             return None
+        if node.name in self.layers:
+            return self.layers[node.name]
         # an end has no layer before it (it reads the image) or none after it (it makes the logits)
         is_end = role != "rescale" and (node not in self.before or node not in self.after)
         return self.bits.ends or self.bits.weight if is_end else self.bits.weight

@@ -18,6 +18,7 @@ from acq.errors import Interrupted, RequestError, nearest
 from acq.flow import Preprocessing, Record
 from acq.folder import RunFolder, claim
 from acq.generators import GENERATORS
+from acq.insight import insight
 from acq.interrupt import stop_requested
 from acq.memory import hand_back_freed_memory
 from acq.plan import Bits, plan
@@ -91,7 +92,7 @@ def run(
     if out is None:
         for record in _records(trainer):
             _tell(watch, record)
-        return Result(trainer.student.eval(), judge(request, trainer, images)[1], None)
+        return Result(trainer.student.eval(), summarise(request, trainer, look(request, trainer), images), None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
         if finished is not None:
@@ -100,9 +101,11 @@ def run(
         if state is not None:
             trainer.restore(state)
         _train_in(folder, trainer, watch)
-        seen, summary = judge(request, trainer, images)
-        artifact.save(trainer.student, out, _facts(request, trainer))
+        seen = look(request, trainer)
         folder.write_samples(*sample_rows(seen.samples, request.preprocessing))
+        folder.write_insight(_insight(request, trainer, seen))
+        summary = summarise(request, trainer, seen, images)
+        artifact.save(trainer.student, out, _facts(request, trainer))
         folder.write_summary(summary)
     return Result(trainer.student.eval(), summary, out)
 
@@ -116,7 +119,7 @@ def prepare(request: Request) -> Trainer:
     clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
     graph = request.graph
-    layout = plan(graph, _bits(config), config.placement)
+    layout = plan(graph, _bits(config), config.placement, config.layers)
     teacher = Teacher(graph).to(device)
     trainer = Trainer(
         teacher,
@@ -130,26 +133,28 @@ def prepare(request: Request) -> Trainer:
     return trainer
 
 
-def judge(request: Request, trainer: Trainer, images: LabelledImages | None) -> tuple[Review, dict[str, Any]]:
-    """What came of a trained run: its generator and student on fresh images, and the summary of it all.
-
-    ``images`` are real ones, on which accuracy is reported where they are given.
-    """
-    config, device = request.config, trainer.rng.device
-    clock = time.perf_counter()
+def look(request: Request, trainer: Trainer) -> Review:
+    """The generator and the student of a trained run on fresh images."""
+    settings, device, clock = request.config.generator, trainer.rng.device, time.perf_counter()
     seen = review(
         fresh_steps(
             trainer.generator,
             trainer.teacher,
             _FRESH,
-            noise_dim=config.generator.noise_dim,
-            spread=config.generator.spread,
-            rng=torch.Generator(device).manual_seed(config.seed + 1),
+            noise_dim=settings.noise_dim,
+            spread=settings.spread,
+            rng=torch.Generator(device).manual_seed(request.config.seed + 1),
         ),
         trainer.student,
     )
     trainer.seconds += time.perf_counter() - clock
-    return seen, {
+    return seen
+
+
+def summarise(request: Request, trainer: Trainer, seen: Review, images: LabelledImages | None) -> dict[str, Any]:
+    """What came of a run in figures; ``images`` are real ones, on which accuracy is reported where they are given."""
+    config = request.config
+    return {
         "model": request.origin.get("model"),
         "bits": config.bits,
         "placement": config.placement,
@@ -166,6 +171,14 @@ def _bits(config: Config) -> Bits:
     bits = Bits.parse(config.bits, config.ends, config.addends)
     binary = config.binary_scales and config.placement == "deployable" and bits.activation == 8
     return replace(bits, reduced=config.reduce_range, binary=binary)
+
+
+def _insight(request: Request, trainer: Trainer, seen: Review) -> dict[str, Any]:
+    assert trainer.pool is not None
+    clock = time.perf_counter()
+    found = insight(request.graph, trainer.student.plan, trainer.teacher, trainer.pool.lesson.images, seen)
+    trainer.seconds += time.perf_counter() - clock
+    return found
 
 
 def _images(request: Request, trainer: Trainer, path: Path) -> LabelledImages:

@@ -35,12 +35,23 @@ class Control:
 
 @dataclass(frozen=True)
 class Samples:
-    """Some images [N, C, H, W], what was asked of them, the class found [N] and the realised centre [N, 2]."""
+    """Some images [N, C, H, W], what was asked of them, the class found [N], and the attention [N, H, W] and its
+    centre [N, 2] that came of it."""
 
     images: Tensor
     condition: Condition
     found: Tensor
+    attention: Tensor
     centre: Tensor
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Of each image its label [N], and the requested and the realised centre [N, 2]."""
+
+    label: Tensor
+    requested: Tensor
+    realised: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Review:
     control: Control
     agreement: float | None
     samples: Samples
+    centres: Centres
 
 
 def fresh_steps(
@@ -81,8 +93,8 @@ def review(steps: Iterator[Step], student: nn.Module | None = None) -> Review:
         for name, value in _measured(step, student).items():
             columns.setdefault(name, []).append(value)
         if first is None:
-            logits, centre = step.evaluated.logits, step.evaluated.centre
-            first = Samples(step.images, step.condition, logits.argmax(1), centre)
+            found = step.evaluated
+            first = Samples(step.images, step.condition, found.logits.argmax(1), found.attention, found.centre)
     if first is None:
         raise ValueError("a review needs at least one step")
     seen = {name: torch.cat(values) for name, values in columns.items()}
@@ -94,7 +106,8 @@ def review(steps: Iterator[Step], student: nn.Module | None = None) -> Review:
         pair_distance=seen["apart"].mean().item(),
     )
     same = (seen["student"] == seen["found"]).float().mean().item() if student is not None else None
-    return Review(figures, None if same is None else 100 * same, first)
+    centres = Centres(seen["label"], seen["requested"], seen["realised"])
+    return Review(figures, None if same is None else 100 * same, first, centres)
 
 
 def _measured(step: Step, student: nn.Module | None) -> dict[str, Tensor]:

@@ -217,7 +217,7 @@ class _Builder:
             copy = self._layer(node, site)
         else:
             copy = self.graph.node_copy(node, self._copied)
-        copy.meta = {"shape": site.shape}
+        copy.meta = {"shape": site.shape, **{name: copy.meta[name] for name in ("layer",) if name in copy.meta}}
         return self._quantized(copy, site) if site.bits else copy
 
     def _folds(self, node: fx.Node) -> bool:
@@ -258,7 +258,9 @@ class _Builder:
         else:
             module = QuantConv2d(weight, bias, quantizer, _geometry(layer))
         name = place(self.built, name, module)
-        return self.graph.create_node("call_module", name, (self.copies[_input(layer)],), name=node.name)
+        made = self.graph.create_node("call_module", name, (self.copies[_input(layer)],), name=node.name)
+        made.meta = {"layer": layer.name}
+        return made
 
     def _weights(self, node: fx.Node, layer: fx.Node, site: Site) -> tuple[Tensor, Tensor | None]:
         if site.role == "rescale":

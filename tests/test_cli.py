@@ -288,6 +288,18 @@ def test_every_run_ends_with_a_report(acq: Acq, folder: Path) -> None:
     assert (folder / "run" / "report.html").read_text() == page
 
 
+def test_runs_are_compared(acq: Acq, folder: Path) -> None:
+    """On the terminal, as JSON, and as a page; one alone is an error."""
+    for name, bits in (("one", "w4a4"), ("two", "w8a8")):
+        assert acq(*quantize("--bits", bits, "--out", name)).code == 0
+    assert "w8a8" in acq("compare", "one", "two", "--html", "both.html").err
+    assert "w8a8" in (folder / "both.html").read_text()
+    answer = acq("compare", "one", "two", "--json").json()
+    assert answer["figures"]["bits"] == ["w4a4", "w8a8"]
+    assert acq("compare", "one").code == 2
+    assert acq("compare", "one", "two", "--html", "none/both.html").code == 2
+
+
 def test_a_run_without_the_extra_says_so(acq: Acq, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is finished all the same; asked for by itself, a report that cannot be made is an error."""
     monkeypatch.setitem(sys.modules, "acq.report.page", None)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import SIZE, network
+from PIL import Image
 from test_recipe import SETTINGS, quick
 
 from acq import artifact
@@ -173,3 +176,32 @@ def test_a_damaged_run_is_told(folder: Path, name: str, content: str) -> None:
     with pytest.raises(RequestError, match="damaged") as caught:
         page_of(folder)
     assert "\n" not in str(caught.value)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here to look at the page")
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int) -> None:
+    """The real page, drawn: without a word on the console, with text and pictures from edge to edge."""
+    page, shot = tmp_path / "page.html", tmp_path / "shot.png"
+    page.write_text(page_of(folder))
+    options = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1200", f"--screenshot={shot}"]
+    done = subprocess.run(
+        [str(CHROMIUM), *QUIET, "--enable-logging=stderr", *options, page.as_uri()],
+        check=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr
+    with Image.open(shot) as image:
+        assert image.width == width
+        pixels = np.asarray(image.convert("RGB"))
+    ground = pixels[2, 2]
+    drawn = (np.abs(pixels.astype(int) - ground).sum(2) > 60).any(0).nonzero()[0]
+    assert drawn.min() < width * 0.15
+    assert width * 0.8 < drawn.max() < width - 4  # nothing is cut off at the right
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500  # pictures, not text alone

@@ -1,6 +1,6 @@
 """Quantize a trained image classifier to low-bit integers without its training data."""
 
-from acq.api import evaluate, export_onnx, load, quantize, report
+from acq.api import compare, evaluate, export_onnx, load, quantize, report
 from acq.config import Config
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
@@ -15,6 +15,7 @@ __all__ = [
     "RequestError",
     "Result",
     "Student",
+    "compare",
     "evaluate",
     "export_onnx",
     "load",

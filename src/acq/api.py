@@ -175,6 +175,27 @@ def report(run: str | Path) -> Path:
     return folder / REPORT
 
 
+def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[tuple[str, list[str]]]:
+    """Each figure of the runs' summaries and every run's value of it, as text; as a page too where ``html`` says so.
+
+    Raises:
+        RequestError: the extra ``report`` is not installed, fewer than two runs are given, one is not finished, or the
+            page cannot be written.
+    """
+    try:
+        from acq.report.comparison import render, rows_of
+    except ModuleNotFoundError as error:
+        raise RequestError(f"comparing needs {error.name}; install it with pip install 'acq[report]'") from error
+    folders = list(map(Path, runs))
+    rows = rows_of(folders)
+    if html is not None:
+        try:
+            write_text(Path(html), render(folders))
+        except OSError as error:
+            raise RequestError(f"{html} cannot be written: {error.strerror}") from error
+    return rows
+
+
 def _command(facts: Mapping[str, Any], run: Path) -> str:
     """The command that makes a run again, with the settings that differ from its preset's."""
     origin, known = facts["origin"], facts["preprocessing"]

@@ -213,6 +213,25 @@ def report(
 
 
 @app.command()
+def compare(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="the folders of finished runs")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the table as a page too")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the figures of several runs side by side, what differs first."""
+    rows = api.compare(run_folders, html)
+    if as_json:
+        _print_json({"runs": list(map(str, run_folders)), "figures": dict(rows)})
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("", *map(str, run_folders)):
+        table.add_column(title, overflow="fold")
+    for name, values in rows:
+        table.add_row(name, *values)
+    _console().print(table)
+
+
+@app.command()
 def benchmark(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
     seconds: Annotated[float, typer.Option(help="how long each latency is measured", min=0.0)] = 5.0,

@@ -32,47 +32,57 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
     Raises:
         RequestError: the run is not finished, was made by a version without insight, or a file is damaged.
     """
-    summary, insight = _json(run / SUMMARY), _json(run / INSIGHT)
-    environment = Environment(
-        loader=PackageLoader("acq.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    summary, insight = read_json(run / SUMMARY), read_json(run / INSIGHT)
     try:
         records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
         settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         layers = sorted(insight["layers"], key=lambda row: float(row["logits_db"]))
         spread = _spread(insight["centres"])
-        return environment.get_template("template.html").render(
-            run=run.name,
-            summary=summary,
-            insight=insight,
-            headline=_headline(summary),
-            caveats=_caveats(summary),
-            samples=_samples(run, insight["attention"]),
-            scatter=figures.scatter(insight["centres"]),
-            spreads=figures.spreads(spread),
-            spread=spread,
-            statistics=figures.statistics(insight["statistics"]),
-            worst_statistics=max(insight["statistics"], key=lambda row: float(row["mean"] + row["deviation"])),
-            curves={
-                phase: figures.curves(phase, list(rows)) for phase, rows in groupby(records, lambda row: row["phase"])
-            },
-            layers=layers,
-            relief=_relief(layers, plan),
-            plan=plan,
-            settings=yaml.safe_dump(settings["config"], sort_keys=False),
-            command=command,
-            versions={"acq": version("acq"), "torch": summary["torch"]},
+        return (
+            environment()
+            .get_template("template.html")
+            .render(
+                run=run.name,
+                summary=summary,
+                insight=insight,
+                headline=_headline(summary),
+                caveats=_caveats(summary),
+                samples=_samples(run, insight["attention"]),
+                scatter=figures.scatter(insight["centres"]),
+                spreads=figures.spreads(spread),
+                spread=spread,
+                statistics=figures.statistics(insight["statistics"]),
+                worst_statistics=max(insight["statistics"], key=lambda row: float(row["mean"] + row["deviation"])),
+                curves={
+                    phase: figures.curves(phase, list(rows))
+                    for phase, rows in groupby(records, lambda row: row["phase"])
+                },
+                layers=layers,
+                relief=_relief(layers, plan),
+                plan=plan,
+                settings=yaml.safe_dump(settings["config"], sort_keys=False),
+                command=command,
+                versions={"acq": version("acq"), "torch": summary["torch"]},
+            )
         )
     except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         raise RequestError(f"the run in {run} is damaged ({what}); quantize again") from error
 
 
+def environment() -> Environment:
+    """Templates of this folder, which escape what they are given and know no undefined names."""
+    return Environment(
+        loader=PackageLoader("acq.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+
+
 def _phase(record: Mapping[str, Any]) -> str:
     return str(record["phase"])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a finished run's folder; RequestError where it is missing or damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -31,7 +31,7 @@ def rows_of(runs: Sequence[Path]) -> Rows:
 
 def render(runs: Sequence[Path]) -> str:
     """The table as a page of its own; whatever comes from the runs is escaped."""
-    return environment().get_template("compare.html").render(runs=[run.name for run in runs], rows=rows_of(runs))
+    return environment().get_template("comparison.html").render(runs=[run.name for run in runs], rows=rows_of(runs))
 
 
 def _flat(figures: dict[str, Any], above: str = "") -> dict[str, str]:

@@ -40,7 +40,7 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
         spread = _spread(insight["centres"])
         return (
             environment()
-            .get_template("template.html")
+            .get_template("run.html")
             .render(
                 run=run.name,
                 summary=summary,

@@ -107,9 +107,9 @@ class Writer:
         """The bytes of a value, clipped to the quantizer's width and to the bounds of the rectifier before it."""
         if self.floating:
             return source
-        zero = int(quantizer.zero_point.item())
+        scale, zero = quantizer.scale.item(), int(quantizer.zero_point.item())
         grid = (
-            self.constant(f"{name}.step", np.float32(quantizer.scale.item())),
+            self.constant(f"step_{scale!r}", np.float32(scale)),  # by value: grids that are alike share them
             self.constant(f"{name}.zero", np.uint8(zero)),
         )
         unclipped = source.floats if source.floats is not None else self._dequantized(source)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -18,7 +19,7 @@ def test_statistics_of_the_images_that_were_stored_are_met() -> None:
     """A network that remembers exactly these images is at no distance; others are at the distance of their moments."""
     graph, x = traced("residual"), images(24)
     teacher = Teacher(graph)
-    remembered = Teacher(traced("residual"))
+    remembered = Teacher(copy.deepcopy(traced("residual")))  # the traced one is everybody's
     norms = [node for node in remembered.graph.graph.nodes if node.name in remembered.anatomy.norms]
     with torch.no_grad():
         for node in norms:  # each layer after the other: what it sees depends on those before

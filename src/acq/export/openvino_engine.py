@@ -33,7 +33,10 @@ class OpenVINO:
         try:
             self._compiled = core.compile_model(str(file), "CPU", settings)
         except RuntimeError as error:
-            raise RequestError(f"{file} cannot be run by OpenVINO: {first_line(error)[:200]}") from error
+            raise RequestError(
+                f"OpenVINO cannot run the file ({first_line(error)[:120]}); "
+                "without the extra openvino it is checked on ONNX Runtime alone"
+            ) from error
         running = [operator.get_rt_info() for operator in self._compiled.get_runtime_model().get_ops()]
         kinds = [(facts["layerType"].value, facts["runtimePrecision"].value) for facts in running]
         self.layers = sum(kind in _LAYERS for kind, _ in kinds)

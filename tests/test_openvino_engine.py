@@ -55,7 +55,7 @@ def test_a_sum_takes_what_the_layer_before_it_gives_unrounded(student: Student, 
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     """In a line."""
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(RequestError, match="OpenVINO cannot run the file .*; without the extra openvino") as caught:
+    with pytest.raises(RequestError, match=r"OpenVINO cannot run the file .*; without the extra openvino") as caught:
         OpenVINO(tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from acq.calibration import calibrate
 from acq.flow import Moments
+from acq.losses import unit_variance
 from acq.plan import Plan
 from acq.review import Review
 from acq.sensitivity import sensitivities
@@ -63,7 +64,7 @@ def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, An
 def _distances(found: Tensor, stored: Moments) -> dict[str, float]:
     mean, square = found
     expected, var = stored.mean.double().cpu(), stored.var.double().cpu()
-    unit = (var + 0.01 * var.mean() + 1e-12).sqrt()  # as in the statistics loss: some channels hardly vary
+    unit = unit_variance(var).sqrt()
     deviation = (square - mean.square()).clamp_min(0).sqrt()
     apart = {"mean": (mean - expected) / unit, "deviation": (deviation - var.sqrt()) / unit}
     return {name: round(value.square().mean().sqrt().item(), 4) for name, value in apart.items()}

@@ -106,9 +106,16 @@ def _fingerprint(reading: Reading) -> Tensor:
     return torch.cat((pooled, F.normalize(reading.attention.flatten(1))), 1)
 
 
+def unit_variance(var: Tensor) -> Tensor:
+    """The squared unit in which a layer's channels are compared, from their stored variances [C].
+
+    A channel that never fires has no deviation of its own: a hundredth of its layer's keeps the quotient finite.
+    """
+    return var + 0.01 * var.mean() + 1e-12
+
+
 def _relative_distance(found: Moments, stored: Moments) -> Tensor:
-    # a channel that never fires has no deviation of its own: a hundredth of its layer's keeps the quotient finite
-    scale = stored.var + 0.01 * stored.var.mean() + 1e-12
+    scale = unit_variance(stored.var)
     mean = (found.mean - stored.mean).square()
     deviation = ((found.var + 1e-12).sqrt() - (stored.var + 1e-12).sqrt()).square()
     return ((mean + deviation) / scale).mean()

@@ -277,3 +277,31 @@ def test_a_constant_may_be_moved_first() -> None:
     calibrate(student, [images(8)])
     with torch.no_grad(), quantizers_off(student):
         torch.testing.assert_close(student(images(8)), graph(images(8)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_layer_may_have_other_bits() -> None:
+    """Over those of all and of ends; 8 are reduced like any 8, and nothing else changes."""
+    graph = traced("dense")
+    usual = plan(graph, Bits(4, 4, 8, reduced=True))
+    layers = [site.node for site in usual.sites if site.weight_bits]
+    found = plan(graph, Bits(4, 4, 8, reduced=True), layers={layers[0]: 2, layers[1]: 8})
+    widths = {site.node: site.weight_bits for site in found.sites if site.weight_bits}
+    assert [widths[name] for name in layers] == [2, 7, 7]
+    assert [site.bits for site in found.sites] == [site.bits for site in usual.sites]
+    student = build(graph, found)
+    assert [layer.weight_quantizer.bits for _, layer in student.layers()] == [2, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"conv2d_11": 4}, "layer 'conv2d_11' has no weights to quantize .*did you mean 'conv2d_1'"),
+        ({"relu": 4}, "layer 'relu' has no weights to quantize"),
+        ({"conv2d": 1}, r"bits out of range: layers\.conv2d 1; give 2 to 8"),
+        ({"conv2d": 9}, "bits out of range"),
+    ],
+)
+def test_a_wrong_layer_is_told(layers: dict[str, int], words: str) -> None:
+    """By name, with the nearest that there is."""
+    with pytest.raises(RequestError, match=words):
+        plan(traced("dense"), Bits(4, 4), layers=layers)

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from acq import recipe
 from acq.artifact import load_facts
-from acq.config import Config
+from acq.config import Config, assignment
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
 from acq.recipe import Request, Result, choose_device, prepare, run
@@ -298,3 +298,11 @@ def test_the_request_knows_its_network(name: str, steps: int) -> None:
     """What was left open is filled in by what the trace holds."""
     preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
     assert Request(network(name), preprocessing, Config.create(), {}).config.student.steps == steps
+
+
+def test_bits_of_a_layer_reach_the_student() -> None:
+    """Set as on the command line; the report's own advice has this form."""
+    config = Config.create("default", assignment("layers.conv2d_1=6"))
+    preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    sites = prepare(Request(network("residual"), preprocessing, config, {})).student.plan.sites
+    assert {site.node: site.weight_bits for site in sites}["conv2d_1"] == 6

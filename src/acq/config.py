@@ -129,7 +129,7 @@ class Config(Section):
         {}, description="bits of single layers' weights, by node as `acq inspect` names them"
     )
     binary_scales: bool = Field(
-        True, description="powers of two as scales where activations have 8 bits, so that all engines agree to the bit"
+        True, description="powers of two as scales where activations have 8 bits, so that engines round alike"
     )
     placement: Literal["deployable", "relu-only"] = "deployable"
     seed: int = Field(0, ge=0, lt=2**63)

@@ -91,14 +91,16 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
     if isinstance(module, ActivationQuantizer):
         return writer.on_grid(source.name, writer.values[source], module)
     assert isinstance(module, QuantLayer)
-    bias = writer.bias(node.name, module)
-    x, weight = writer.floats(source), writer.weight(node.name, module)
+    bias, x = writer.bias(node.name, module), writer.floats(source)
     if isinstance(module, QuantConv2d):
+        weight = writer.weight(node.name, module)
         return Value(writer.add("Conv", [x, weight, *bias], **_geometry(module, writer.values[source].pads)))
     assert isinstance(module, QuantLinear)
     if len(node.meta["shape"]) == 2:
-        return Value(writer.add("Gemm", [x, weight, *bias], transB=1))
-    product = writer.add("MatMul", [x, writer.add("Transpose", [weight], perm=[1, 0])])
+        product = writer.add("Gemm", [x, writer.weight(node.name, module)], transB=1)
+    else:
+        product = writer.add("MatMul", [x, writer.weight(node.name, module, turned=True)])
+    # added apart: a bias of floats inside the product keeps it from an engine's integer kernel
     return Value(writer.add("Add", [product, *bias]) if bias else product)
 
 

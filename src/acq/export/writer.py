@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
 from acq.quantizers import ActivationQuantizer, pack
-from acq.student import QuantLayer
+from acq.student import QuantLayer, QuantLinear
 
 NO_BOUNDS = (-math.inf, math.inf)
 NO_PADS = (0, 0, 0, 0)
@@ -75,15 +75,18 @@ class Writer:
         """The name of a 32-bit float."""
         return self.constant(f"number_{value!r}", np.float32(value))
 
-    def weight(self, name: str, layer: QuantLayer) -> str:
+    def weight(self, name: str, layer: QuantLayer, *, turned: bool = False) -> str:
         """The name of a layer's weight, stored in 4 bits a value where these hold it and in 8 otherwise.
 
-        Engines fold the widening to 8 bits, for which they have kernels, when they load the file.
+        Engines fold the widening to 8 bits, for which they have kernels, when they load the file. A ``turned`` one is
+        a matrix [inputs, outputs].
         """
         quantizer = layer.weight_quantizer
         if self.floating:
-            return self.constant(f"{name}.weight", quantizer(layer.weight).detach().cpu().numpy())
+            weight = quantizer(layer.weight).detach().cpu()
+            return self.constant(f"{name}.weight", (weight.T if turned else weight).numpy())
         integers = quantizer.integers(layer.weight.detach()).cpu()
+        integers = integers.T.contiguous() if turned else integers
         stored = f"{name}.weight"
         if quantizer.bits <= 4:
             raw = pack(integers, 4).numpy().tobytes()
@@ -92,7 +95,11 @@ class Writer:
         else:
             self.constant(stored, integers.numpy())
         scale = self.constant(f"{name}.scale", quantizer.scale.detach().cpu().numpy())
-        return self.add("DequantizeLinear", [stored, scale], axis=0)
+        grid = [scale]
+        if isinstance(layer, QuantLinear):  # without a zero point engines have no integer kernel for products
+            zeros = np.zeros(quantizer.scale.shape, np.int8)
+            grid.append(self.constant(f"zeros_{zeros.size}", zeros))
+        return self.add("DequantizeLinear", [stored, *grid], axis=1 if turned else 0)
 
     def bias(self, name: str, layer: QuantLayer) -> list[str]:
         """The name of a layer's bias, if it has one.

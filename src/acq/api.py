@@ -20,7 +20,7 @@ from acq.evaluate import Classifier, accuracy
 from acq.flow import Preprocessing
 from acq.folder import REPORT, STATE, write_text
 from acq.recipe import Request, Result, Watch, run
-from acq.scenes import scenes
+from acq.scenes import normalised_scenes
 from acq.student import Student
 from acq.trace import classes_of, trace
 from acq.zoo import preprocessing_of
@@ -260,8 +260,7 @@ def _pictures(student: Student, count: int = 64) -> Tensor:
     known = student.preprocessing
     if known is None:
         raise RequestError("how images are normalised for this student is not known; give images to check the file on")
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (known.mean, known.std))
-    return (scenes(count, known.input_size, torch.Generator().manual_seed(0)) - mean) / std
+    return normalised_scenes(count, known, torch.Generator().manual_seed(0))
 
 
 def load(run: str | Path) -> Student:

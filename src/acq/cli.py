@@ -60,7 +60,15 @@ Std = Annotated[
 ]
 Bits = Annotated[
     str | None,
-    typer.Option(metavar="wNaM", help="bits of weights and activations, 2 to 8 [w4a4]", rich_help_panel=_RUN),
+    typer.Option(
+        metavar="wNaM|auto",
+        help="bits of weights and activations, 2 to 8 [w4a4]; auto, or wautoaM: bits of its own for each layer",
+        rich_help_panel=_RUN,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(metavar="MEAN", help="mean bits of weights under --bits auto [4]", rich_help_panel=_RUN),
 ]
 Ends = Annotated[
     str | None,
@@ -82,6 +90,7 @@ def quantize(
     model: Model,
     out: Annotated[Path, typer.Option(help="the run folder", rich_help_panel=_RUN)],
     bits: Bits = None,
+    budget: Budget = None,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
     input_size: InputSize = None,
@@ -115,7 +124,7 @@ def quantize(
     if resume and overwrite:
         raise RequestError("--resume and --overwrite contradict each other; give one of them")
     widths = _widths(bits, ends, addends)
-    given = {**widths, "placement": placement, "device": device, "seed": seed}
+    given = {**widths, "budget": budget, "placement": placement, "device": device, "seed": seed}
     settings = Config.create(
         preset or "default",
         read_yaml(config) if config else {},
@@ -256,6 +265,7 @@ def benchmark(
 def inspect(
     model: Model,
     bits: Bits = None,
+    budget: Budget = None,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
     input_size: InputSize = None,
@@ -269,7 +279,7 @@ def inspect(
     """Print what would become of every operator of MODEL, and what would stay in floating point."""
     network = _network(model, checkpoint, model_args, input_size, mean, std)
     widths = _widths(bits, ends, addends)
-    given = {**widths, "placement": placement, "device": "cpu"}
+    given = {**widths, "budget": budget, "placement": placement, "device": "cpu"}
     settings = Config.create("default", {key: value for key, value in given.items() if value is not None})
     trainer = prepare(Request(network.model, network.preprocessing, settings, {"model": model}))
     layout = trainer.student.plan

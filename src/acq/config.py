@@ -122,6 +122,9 @@ class Config(Section):
 
     preset: Preset = "default"
     bits: str = "w4a4"
+    budget: float | None = Field(
+        None, ge=2, le=8, description="mean bits of weights where bits are auto, the ends' apart; by default 4"
+    )
     ends: Literal["same"] | int = 8
     addends: Literal["same"] | int = 8
     reduce_range: bool = Field(True, description="keep weights of 8 bits to 7 bits' range, for CPUs without VNNI")
@@ -162,7 +165,7 @@ class Config(Section):
         below = PRESETS[_pace(preset, values.get("bits"))]
         values = _laid_over(_laid_over(below, values), {"preset": preset})
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(values)._spelled_out()
         except ValidationError as error:
             raise RequestError(_first_problem(error)) from error
 
@@ -186,6 +189,18 @@ class Config(Section):
             update={name: getattr(self, name).model_copy(update=values) for name, values in filled.items()}
         )
 
+    @property
+    def automatic(self) -> bool:
+        """Whether layers get bits of their own, from what each costs."""
+        return "auto" in self.bits
+
+    def _spelled_out(self) -> Self:
+        bits = "wautoa4" if self.bits.strip().lower() == "auto" else self.bits
+        if self.budget is not None and "auto" not in bits:
+            raise RequestError(f"a budget is for bits that are chosen; give bits auto, not {self.bits}, or no budget")
+        budget = (self.budget or _USUAL_BUDGET) if "auto" in bits else None
+        return self.model_copy(update={"bits": bits, "budget": budget})
+
     def to_yaml(self) -> str:
         """The whole tree as YAML, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -193,6 +208,7 @@ class Config(Section):
 
 _USUAL_BATCHES = {"generator": 64, "images": 256, "student": 64}
 _USUAL_COUNT = 512
+_USUAL_BUDGET = 4.0
 _USUAL_STEPS: dict[Preset, int] = {"default": 600, "fast": 200, "best": 4000, "gdfq": 600}
 _PIXELS_AT_ONCE, _PIXELS_KEPT = 1 << 20, 10 << 20
 _EASY_BITS = 7  # from here on the default preset takes no more steps than the fast one: calibration does most
@@ -254,8 +270,10 @@ def _pace(preset: Any, bits: Any) -> Preset:
 
 
 def _narrowest(bits: Any) -> int:
-    """The smallest number in a text such as ``w4a8``; 0 if it is no such text, which the plan then refuses."""
-    return min(map(int, re.findall(r"[0-9]+", str(bits))), default=0)
+    """The smallest number in a text such as ``w4a8``; 0 if some are chosen, or if it is no such text, which the plan
+    then refuses."""
+    found = [0 if width == "auto" else int(width) for width in re.findall(r"[0-9]+|auto", str(bits).lower())]
+    return min(found, default=0)
 
 
 def _first_problem(error: ValidationError) -> str:

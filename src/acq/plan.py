@@ -42,6 +42,7 @@ _OPERATORS["_operator.getitem"] = "move"
 VOCABULARY = frozenset(_OPERATORS)
 _GATES = ("aten.silu.default", "aten.hardswish.default")
 _REDUCED = "weights keep to 7 of their 8 bits, which no CPU's kernels saturate"
+_COMPARED = 4
 _RELU_ONLY = "the relu-only placement quantizes the outputs of rectifiers alone"
 
 
@@ -76,16 +77,23 @@ class Bits:
 
     @classmethod
     def parse(cls, text: str, ends: str | int = "same", addends: str | int = 8) -> Bits:
-        """``"w4a4"`` and, twice, ``"8"`` or ``"same"`` as bit-widths; RequestError if they are not of that form."""
-        match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
+        """``"w4a4"`` and, twice, ``"8"`` or ``"same"`` as bit-widths; RequestError if they are not of that form.
+
+        Where weights are ``auto``, as in ``"wautoa4"``, each layer gets bits of its own (``acq.allocation``); here they
+        have 4, at which layers are compared.
+        """
+        match = re.fullmatch(r"w(auto|\d+)a(\d+)", text.strip().lower())
         if match is None:
-            raise RequestError(f"bits not understood: {text!r}; write weights and activations as in w4a4")
+            raise RequestError(
+                f"bits not understood: {text!r}; write weights and activations as in w4a4, or auto for the weights"
+            )
         widths = {"ends": ends, "addends": addends}
         for name, width in widths.items():
             if not re.fullmatch(r"same|\d+", str(width)):
                 raise RequestError(f"{name} not understood: {width!r}; give a bit-width such as 8, or same")
         end, addend = (None if width == "same" else int(width) for width in widths.values())
-        return cls(int(match[1]), int(match[2]), end, addend=addend)
+        weight = _COMPARED if match[1] == "auto" else int(match[1])
+        return cls(weight, int(match[2]), end, addend=addend)
 
 
 @dataclass(frozen=True)

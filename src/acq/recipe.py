@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from acq import artifact
+from acq.allocation import allocate, costs
 from acq.config import Config, Device
 from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
@@ -23,6 +24,7 @@ from acq.interrupt import stop_requested
 from acq.memory import hand_back_freed_memory
 from acq.plan import Bits, plan
 from acq.review import Review, fresh_steps, review
+from acq.scenes import normalised_scenes
 from acq.student import Student, build
 from acq.summary import accuracy_figures, run_figures, sample_rows
 from acq.teacher import Teacher
@@ -31,6 +33,7 @@ from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, train
 
 Watch = Callable[[Record], None]
 _FRESH = 1024  # images of no pool, on which agreement and control are measured
+_FEWEST_PICTURES, _PIXELS_OF_PICTURES = 8, 1 << 17  # on which layers' bits are chosen
 _SAVE_EVERY = 60.0  # seconds between checkpoints: bounds both what a crash loses and what saving costs
 
 
@@ -48,16 +51,20 @@ class Request:
     seconds: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Trace the model; settings that were left open follow it and its images, so that the record holds what was
-        used.
+        """Trace the model; settings that were left open follow it and its images, bits that are ``auto`` too, so that
+        the record holds what was used.
 
         Raises:
             RequestError: the network cannot be traced.
         """
         clock, size = time.perf_counter(), self.preprocessing.input_size
-        object.__setattr__(self, "graph", trace(self.model, size))
-        object.__setattr__(self, "seconds", time.perf_counter() - clock)
-        object.__setattr__(self, "config", self.config.fitted(size, depthwise=is_depthwise(self.graph)))
+        graph = trace(self.model, size)
+        config = self.config.fitted(size, depthwise=is_depthwise(graph))
+        if config.automatic:
+            layers = _allocated(graph, self.preprocessing, config)
+            config = config.model_copy(update={"layers": layers | config.layers})
+        for name, value in (("graph", graph), ("config", config), ("seconds", time.perf_counter() - clock)):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,20 @@ def _bits(config: Config) -> Bits:
     bits = Bits.parse(config.bits, config.ends, config.addends)
     binary = config.binary_scales and config.placement == "deployable" and bits.activation == 8
     return replace(bits, reduced=config.reduce_range, binary=binary)
+
+
+def _allocated(graph: fx.GraphModule, preprocessing: Preprocessing, config: Config) -> dict[str, int]:
+    """Bits of the layers whose bits nothing else says, by what each costs on procedural pictures."""
+    bits = _bits(config)
+    layout, other = (plan(graph, each, config.placement, config.layers) for each in (bits, replace(bits, weight=2)))
+    pairs = zip(layout.sites, other.sites, strict=True)
+    free = {site.node for site, changed in pairs if site.weight_bits != changed.weight_bits}
+    _, height, width = preprocessing.input_size
+    count = max(_FEWEST_PICTURES, _PIXELS_OF_PICTURES // (height * width))
+    pictures = normalised_scenes(count, preprocessing, torch.Generator().manual_seed(0))
+    found = costs(build(graph, layout), torch.split(pictures, _FEWEST_PICTURES), free, reduced=bits.reduced)
+    assert config.budget is not None
+    return allocate(found, config.budget)
 
 
 def _insight(request: Request, trainer: Trainer, seen: Review) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acq.attention import cell_middles
+from acq.flow import Preprocessing
 
 _SHAPES = 12
 _CHUNK = 256  # scenes drawn at once: bounds memory
@@ -21,6 +22,13 @@ def scenes(count: int, size: tuple[int, int, int], rng: torch.Generator) -> Tens
     the details are this project's definition.
     """
     return torch.cat([_drawn(min(_CHUNK, count - start), size, rng) for start in range(0, count, _CHUNK)])
+
+
+def normalised_scenes(count: int, preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
+    """``scenes`` [count, C, H, W] as the network takes images."""
+    pictures = scenes(count, preprocessing.input_size, rng)
+    mean, std = (pictures.new_tensor(v).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (pictures - mean) / std
 
 
 def texture(

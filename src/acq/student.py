@@ -185,6 +185,12 @@ def quantized_bytes(student: Student) -> int:
     return total
 
 
+def mean_weight_bits(student: Student) -> float:
+    """Mean bit-width over all weights of the layers."""
+    counts = [(layer.weight.numel(), layer.weight_quantizer.bits) for _, layer in student.layers()]
+    return sum(count * bits for count, bits in counts) / sum(count for count, _ in counts)
+
+
 def _bias_count(layer: QuantLayer) -> int:
     return layer.bias.numel() if layer.bias is not None else 0
 

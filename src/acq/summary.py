@@ -14,7 +14,7 @@ from acq.data import LabelledImages, batches, to_bytes
 from acq.evaluate import accuracy
 from acq.flow import Preprocessing
 from acq.review import Review, Samples
-from acq.student import float_bytes, quantized_bytes
+from acq.student import float_bytes, mean_weight_bits, quantized_bytes
 from acq.trainer import Trainer
 
 
@@ -36,6 +36,7 @@ def run_figures(trainer: Trainer, seen: Review) -> dict[str, Any]:
         "attention": {name: round(value, 4) for name, value in asdict(seen.control).items()},
         "float_bytes": float_bytes(student),
         "quantized_bytes": quantized_bytes(student),
+        "mean_weight_bits": round(mean_weight_bits(student), 3),
         "floating": len(student.plan.floating),
     }
 

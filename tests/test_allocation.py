@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from helpers import images, student_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acq.allocation import WIDTHS, Cost, allocate, costs
+from acq.calibration import weight_scale
+from acq.quantizers import ActivationQuantizer, WeightQuantizer
+from acq.student import Student, mean_weight_bits, quantizers_off
+
+
+def falling(unit: float) -> dict[int, float]:
+    """Noise as of a uniform grid: a quarter for every bit more."""
+    return {width: unit * 4.0**-width for width in WIDTHS}
+
+
+GIVEN = st.lists(
+    st.tuples(st.integers(1, 50), st.floats(1e-3, 1e3)).map(lambda pair: (pair[0], falling(pair[1]))),
+    min_size=1,
+    max_size=4,
+).map(lambda rows: [Cost(str(place), weights, noise) for place, (weights, noise) in enumerate(rows)])
+
+
+def stored(given: list[Cost], widths: dict[str, int]) -> int:
+    return sum(cost.weights * widths[cost.layer] for cost in given)
+
+
+def noise(given: list[Cost], widths: dict[str, int]) -> float:
+    return sum(cost.noise[widths[cost.layer]] for cost in given)
+
+
+@given(given=GIVEN, mean=st.floats(2, 8))
+def test_the_mean_is_kept(given: list[Cost], mean: float) -> None:
+    """Over all weights, within 2 to 8 bits, and no layer could still be wider by one."""
+    widths = allocate(given, mean)
+    room = mean * sum(cost.weights for cost in given) - stored(given, widths)
+    assert room >= -1e-6
+    assert set(widths.values()) <= set(WIDTHS)
+    assert all(widths[cost.layer] == 8 or cost.weights > room - 1e-6 for cost in given)
+
+
+@given(given=GIVEN, mean=st.floats(2, 8))
+def test_it_is_the_best_there_is_for_what_it_stores(given: list[Cost], mean: float) -> None:
+    """No widths at all that store as little or less have less noise, up to the last layer that did not fit."""
+    widths = allocate(given, mean)
+    every = (dict(zip(widths, choice, strict=True)) for choice in itertools.product(WIDTHS, repeat=len(given)))
+    biggest = max(cost.weights for cost in given)
+    room = mean * sum(cost.weights for cost in given)
+    inside = [noise(given, other) for other in every if stored(given, other) <= room - 6 * biggest]
+    assert noise(given, widths) <= min(inside, default=torch.inf) * (1 + 1e-9)
+
+
+def test_layers_alike_are_treated_alike() -> None:
+    """And one that costs nothing takes nothing."""
+    alike = [Cost(name, 10, falling(1.0)) for name in "abcd"]
+    assert allocate(alike, 4.0) == dict.fromkeys("abcd", 4)
+    free = Cost("e", 40, dict.fromkeys(WIDTHS, 0.0))
+    assert allocate([*alike, free], 3.0) == {**dict.fromkeys("abcd", 4), "e": 2}
+
+
+def test_a_mean_below_the_narrowest_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mean of 1\.9 bits is below 2"):
+        allocate([], 1.9)
+
+
+def measured(student: Student, x: torch.Tensor, layer: int, bits: int) -> float:
+    """The squared error of the logits with one layer rounded by hand."""
+    with torch.no_grad(), quantizers_off(student):
+        wanted = student(x)
+        module = list(student.layers())[layer][1]
+        before = module.weight.detach().clone()
+        quantizer = WeightQuantizer(len(before), bits)
+        quantizer.freeze(weight_scale(before, quantizer))
+        module.weight.copy_(quantizer(before))
+        found = student(x)
+        module.weight.copy_(before)
+    return float((found - wanted).double().square().sum())
+
+
+def test_costs_are_those_of_layers_rounded_by_hand() -> None:
+    """Exactly at the student's own width, of that size two bits further; only those that were asked for."""
+    student, x = student_of("residual", "w4a4", ends="same"), images(12)
+    names = [str(node.meta.get("layer", node.name)) for node, _ in student.placed()]
+    found = costs(student, x.split(5), names[:-1])
+    layers = list(student.layers())
+    assert [cost.weights for cost in found] == [layer.weight.numel() for _, layer in layers[:-1]]
+    for place, cost in enumerate(found):
+        assert cost.noise[4] == pytest.approx(measured(student, x, place, 4), rel=1e-3)
+        assert list(cost.noise.values()) == sorted(cost.noise.values(), reverse=True)
+    finer = sum(measured(student, x, place, 6) for place in range(len(found)))
+    assert 0.5 < sum(cost.noise[6] for cost in found) / finer < 2
+    (last,) = costs(student, [x], names[-1:], reduced=True)
+    assert last.noise[8] == last.noise[7] < last.noise[6]
+
+
+def test_the_student_is_as_before() -> None:
+    """Every quantizer on again."""
+    student, x = student_of("residual"), images(4)
+    with torch.no_grad():
+        before = student(x)
+        costs(student, [x], {str(node.meta.get("layer", node.name)) for node, _ in student.placed()})
+        assert torch.equal(student(x), before)
+    kinds = WeightQuantizer | ActivationQuantizer
+    assert all(module.enabled for module in student.modules() if isinstance(module, kinds))
+
+
+def test_mean_bits_count_weights() -> None:
+    """Those of wide ends too."""
+    student = student_of("residual", "w4a4", ends="8")
+    counts = [layer.weight.numel() for _, layer in student.layers()]
+    ends = counts[0] + counts[-1]
+    assert mean_weight_bits(student) == pytest.approx((8 * ends + 4 * (sum(counts) - ends)) / sum(counts))

@@ -72,6 +72,15 @@ def test_wide_formats_take_the_steps_of_the_fast_preset(bits: str, easy: bool) -
     assert Config.create("best", {"bits": bits}).fitted((3, 32, 32)).student.steps == 4000
 
 
+def test_auto_is_spelled_out() -> None:
+    """Activations of 4 bits and a mean of 4 where nothing else is said; some layers are narrow, so steps are full."""
+    config = Config.create("default", {"bits": "AUTO"})
+    assert (config.bits, config.budget, config.automatic) == ("wautoa4", 4.0, True)
+    config = Config.create("default", {"bits": "wautoa8", "budget": 2.5}).fitted((3, 32, 32))
+    assert (config.bits, config.budget, config.student.steps) == ("wautoa8", 2.5, 600)
+    assert Config.create("default", {"bits": "w4a4"}).budget is None
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_networks_of_depthwise_convolutions_are_trained_on_demand_alone(preset: str) -> None:
     """Rounded, they are at their best so far; others take the preset's steps."""
@@ -113,6 +122,9 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"ends": "some"}, "setting 'ends': give a bit-width such as 8, or same, got 'some'"),
         ({"addends": 2.5}, "setting 'addends': give a bit-width such as 8, or same, got 2.5"),
         ({"bits": 4}, "'bits'"),
+        ({"budget": 3}, "a budget is for bits that are chosen; give bits auto, not w4a4, or no budget"),
+        ({"bits": "auto", "budget": 1.5}, "'budget'"),
+        ({"bits": "auto", "budget": float("nan")}, "'budget'"),
         ({"generator": {"batch": 7}}, "'generator.batch'"),
         ({"generator": {"batch": 2}}, "'generator.batch'"),
         ({"generator": {"steps": 0}}, "'generator.steps'"),

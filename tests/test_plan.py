@@ -34,7 +34,12 @@ def only(found: Plan, role: str) -> list[Site]:
 
 @pytest.mark.parametrize(
     ("text", "ends", "wanted"),
-    [("w4a4", "8", Bits(4, 4, 8)), ("W3A5", "same", Bits(3, 5)), (" w8a8 ", 4, Bits(8, 8, 4))],
+    [
+        ("w4a4", "8", Bits(4, 4, 8)),
+        ("wautoa3", "same", Bits(4, 3)),
+        ("W3A5", "same", Bits(3, 5)),
+        (" w8a8 ", 4, Bits(8, 8, 4)),
+    ],
 )
 def test_bits_are_parsed(text: str, ends: str | int, wanted: Bits) -> None:
     """Weights and activations are read in either case, and ends as a number or same."""

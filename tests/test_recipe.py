@@ -20,6 +20,7 @@ from acq.config import Config, assignment
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
 from acq.recipe import Request, Result, choose_device, prepare, run
+from acq.student import QuantLayer
 from acq.trace import fingerprint, trace
 
 SETTINGS: dict[str, Any] = {
@@ -298,6 +299,23 @@ def test_the_request_knows_its_network(name: str, steps: int) -> None:
     """What was left open is filled in by what the trace holds."""
     preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
     assert Request(network(name), preprocessing, Config.create(), {}).config.student.steps == steps
+
+
+def test_layers_get_bits_of_their_own() -> None:
+    """At most the mean over those that nothing else gives bits, which the settings then record; twice the same."""
+    settings = {"bits": "auto", "budget": 3.5, "layers": {"conv2d_2": 8}}
+    made = [request_(name="resnet", ends=8, **settings) for _ in range(2)]
+    assert made[0].config == made[1].config
+    layers = made[0].config.layers
+    student = prepare(made[0]).student
+    widths = {site.node: site.weight_bits for site in student.plan.sites if site.weight_bits}
+    counts = {str(node.meta.get("layer", node.name)): module.weight.numel() for node, module in student.placed()
+              if isinstance(module, QuantLayer)}  # fmt: skip
+    assert widths.items() >= {name: 7 if bits == 8 else bits for name, bits in layers.items()}.items()
+    chosen = layers.keys() - {"conv2d_2"}
+    assert {name for name in widths if name not in layers} == {"conv2d", "linear"}  # the ends
+    mean = sum(counts[name] * layers[name] for name in chosen) / sum(counts[name] for name in chosen)
+    assert 3.0 < mean <= 3.5
 
 
 def test_bits_of_a_layer_reach_the_student() -> None:

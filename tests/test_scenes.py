@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acq.scenes import scenes, texture
+from acq.flow import Preprocessing
+from acq.scenes import normalised_scenes, scenes, texture
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -45,6 +46,15 @@ def test_one_seed_one_set_of_pictures() -> None:
         torch.manual_seed(99)
         assert torch.equal(made(3, (3, 9, 12), rng(5)), first)
         assert not torch.equal(made(3, (3, 9, 12), rng(6)), first)
+
+
+def test_a_network_takes_them_normalised() -> None:
+    """As its preprocessing says."""
+    known = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.25, 0.5, 1.0))
+    found = normalised_scenes(3, known, rng(2))
+    pixels = scenes(3, (3, 8, 8), rng(2))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (known.mean, known.std))
+    torch.testing.assert_close(found * std + mean, pixels)
 
 
 @pytest.mark.parametrize("count", [255, 256, 257, 600])

@@ -195,7 +195,8 @@ class Config(Section):
         return "auto" in self.bits
 
     def _spelled_out(self) -> Self:
-        bits = "wautoa4" if self.bits.strip().lower() == "auto" else self.bits
+        bits = self.bits.strip().lower()
+        bits = "wautoa4" if bits == "auto" else bits
         if self.budget is not None and "auto" not in bits:
             raise RequestError(f"a budget is for bits that are chosen; give bits auto, not {self.bits}, or no budget")
         budget = (self.budget or _USUAL_BUDGET) if "auto" in bits else None

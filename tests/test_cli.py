@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a configuration of words": (quantize("--config", "tinynet.py"), "tinynet.py"),
     "nothing to resume": (quantize("--resume"), "no run in run"),
     "resuming and overwriting": (quantize("--resume", "--overwrite"), "contradict"),
+    "quiet and verbose": (quantize("--quiet", "--verbose"), "contradict"),
+    "a budget without auto": (quantize("--budget", "3"), "give bits auto, not w4a4"),
     "a folder of other files": (quantize("--out", "."), "holds other files"),
     "a file for a folder": (quantize("--out", "data.npz"), "is a file"),
     "a folder below a file": (quantize("--out", "data.npz/run"), "--out"),
@@ -265,7 +268,9 @@ def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> Non
         made = json.loads(acq("export", "run", *option, "--json").out)
         assert made["file"] == "run/model.onnx"
         assert made["bytes"] == (folder / "run" / "model.onnx").stat().st_size
-        assert made["optimised"] == made["plain"] == {"agreement": 100.0, "equal": 100.0, "difference": 0.0}
+        for match in (made["optimised"], made["plain"]):
+            assert (match["agreement"], match["equal"]) == (100.0, 100.0)
+            assert match["difference"] < 1e-5
         ours, theirs = (
             json.loads(acq("evaluate", target, "--data", "data.npz", "--json").out)
             for target in ("run", "run/model.onnx")
@@ -365,6 +370,22 @@ def test_text_goes_to_the_terminal(acq: Acq) -> None:
         assert words in answer.err
 
 
+def test_quiet_prints_nothing(acq: Acq) -> None:
+    """But errors; --json still has its object."""
+    answer = acq(*quantize("--quiet"))
+    assert (answer.code, answer.out, answer.err.replace("building\n", "")) == (0, "", "")
+    assert acq(*quantize("--quiet", "--overwrite", "--json")).json()["run"] == "run"
+    assert acq(*quantize("-q")).err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_run_ends_with_a_line(acq: Acq) -> None:
+    """Where it is, how large and how long it took; --verbose has every loss line by line."""
+    *_, last = acq(*quantize("--verbose")).err.splitlines()
+    assert re.fullmatch(r"run: w4a4 student, \d+ kB of weights and scales, \d+ s", last)
+    *_, last = acq("export", "run").err.splitlines()
+    assert re.fullmatch(r"run/model.onnx: \d+ kB, (\d+) of \1 layers on integer kernels, \d+ s", last)
+
+
 def test_one_s_own_network_goes_through(acq: Acq, folder: Path) -> None:
     """A callable in the current folder with arguments and a nested checkpoint: quantized, evaluated, the same."""
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights(width=6).items()}}, "wide.pt")
@@ -393,9 +414,11 @@ def test_a_dry_run_writes_nothing(acq: Acq, folder: Path) -> None:
     assert "conv2d" in answer.out
     assert "preset: fast" in answer.out
     assert "nothing was written" in answer.out
+    assert re.search(r"it would take about [\d.]+ min here \(generator \d+ s, images \d+ s, cal", answer.out)
     described = acq(*quantize("--dry-run", "--json", "--seed", "5")).json()
     assert described["config"]["seed"] == 5
     assert described["plan"][0]["role"] == "image"
+    assert all(value >= 0 for value in described["seconds"].values())
     assert files(folder) == before
 
 

@@ -74,6 +74,19 @@ def test_a_resumed_run_is_shown_from_where_it_is(terminal: bool) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
+def test_verbose_gives_all_figures_a_line(terminal: bool) -> None:
+    """On a terminal too; records without figures have one at the end of a phase alone."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160, color_system=None)
+    with watching(console, verbose=True) as watch:
+        for record in [*records(3), Record("student", 2, 4, 9.0, {})]:
+            watch(record)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["1/3", "2/3", "3/3"] * 2 + ["1/1"] + [
+        "1/3", "2/3", "3/3"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", [False, True])
 def test_nothing_to_watch_is_no_error(terminal: bool) -> None:
     """A finished run that is resumed has no records."""
     shown([], terminal)

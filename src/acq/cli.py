@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from acq import api, artifact, zoo
 from acq.config import Config, assignment, read_yaml
 from acq.data import LabelledImages, batches, read
 from acq.errors import Interrupted, RequestError
+from acq.estimate import estimate
 from acq.evaluate import accuracy
 from acq.memory import keep_freed_memory
 from acq.plan import Plan
@@ -82,10 +84,19 @@ Placement = Annotated[
     str | None, typer.Option(help="deployable, or relu-only as in the literature", rich_help_panel=_RUN)
 ]
 DeviceName = Annotated[str | None, typer.Option(help="auto, cpu or cuda", rich_help_panel=_RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors", rich_help_panel=_RUN)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="print losses line by line, no bars", rich_help_panel=_RUN)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n"
+    "acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/first\n\n"
+    "acq quantize mypackage.nets:build --checkpoint weights.pth --input-size 3,32,32 --bits w4a8 --out runs/mine\n\n"
+    "acq quantize resnet20-cifar10 --bits auto --budget 3.5 --out runs/mixed"
+)
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option(help="the run folder", rich_help_panel=_RUN)],
@@ -117,12 +128,20 @@ def quantize(
     seed: Annotated[int | None, typer.Option(help="of everything random [0]", rich_help_panel=_RUN)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run", rich_help_panel=_RUN)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start the run again", rich_help_panel=_RUN)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen", rich_help_panel=_RUN)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would happen and how long it would take", rich_help_panel=_RUN)
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL without its data and keep the result in the folder --out."""
-    if resume and overwrite:
-        raise RequestError("--resume and --overwrite contradict each other; give one of them")
+    for one, other, names in (
+        (resume, overwrite, "--resume and --overwrite"),
+        (quiet, verbose, "--quiet and --verbose"),
+    ):
+        if one and other:
+            raise RequestError(f"{names} contradict each other; give one of them")
     widths = _widths(bits, ends, addends)
     given = {**widths, "budget": budget, "placement": placement, "device": device, "seed": seed}
     settings = Config.create(
@@ -142,7 +161,7 @@ def quantize(
     if dry_run:
         _describe(request, out, as_json)
         return
-    with watching(_console()) as watch:
+    with watching(_console(quiet), verbose=verbose) as watch:
         result = run(
             request,
             out,
@@ -152,7 +171,10 @@ def quantize(
             watch=watch,
         )
     figures = result.summary | {"run": str(out), "report": _reported(out)}
-    _finish(figures, as_json)
+    _finish(figures, as_json, quiet)
+    size = f"{figures['quantized_bytes'] / 1e3:,.0f} kB of weights and scales"
+    if not as_json:
+        _console(quiet).print(f"{out}: {figures['bits']} student, {size}, {figures['seconds']:.0f} s", soft_wrap=True)
 
 
 @app.command()
@@ -207,9 +229,14 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write RUN's student as an ONNX file of integers, checked against the student on ONNX Runtime."""
+    clock = time.perf_counter()
     made = api.export_run(run_folder, out, raw_images=raw_images)
     figures = {"file": str(made.path), "bytes": made.bytes, **asdict(made.parity)}
     _finish({key: _rounded(value) for key, value in figures.items()}, as_json)
+    if not as_json:
+        parity, took = made.parity, time.perf_counter() - clock
+        kernels = f"{parity.integer} of {parity.layers} layers on integer kernels"
+        _console().print(f"{made.path}: {made.bytes / 1e3:,.0f} kB, {kernels}, {took:.0f} s", soft_wrap=True)
 
 
 @app.command()
@@ -348,8 +375,8 @@ def _error(message: str, code: int) -> int:
     return code
 
 
-def _console() -> Console:
-    return Console(stderr=True)
+def _console(quiet: bool = False) -> Console:
+    return Console(stderr=True, quiet=quiet)
 
 
 def _network(
@@ -420,16 +447,20 @@ def _labelled(data: str, model: str, size: tuple[int, int, int], classes: int, l
 
 def _describe(request: Request, out: Path, as_json: bool) -> None:
     trainer = prepare(request)
-    config = request.config
+    config, layout = request.config, trainer.student.plan
+    seconds = {phase: round(value, 1) for phase, value in estimate(trainer).items()}
     if as_json:
-        _print_json({"run": str(out), "config": config.model_dump(mode="json"), "plan": trainer.student.plan.rows()})
+        settings = config.model_dump(mode="json")
+        _print_json({"run": str(out), "config": settings, "plan": layout.rows(), "seconds": seconds})
         return
-    _show_plan(trainer.student.plan)
+    _show_plan(layout)
     print(config.to_yaml(), end="")
     print(
         f"would train the generator for {config.generator.steps} steps and the student for "
         f"{config.student.steps} on {trainer.rng.device}, and write {out}; nothing was written"
     )
+    parts = ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items())
+    print(f"it would take about {sum(seconds.values()) / 60:.1f} min here ({parts}), a tenth more with the report")
 
 
 def _show_plan(layout: Plan) -> None:
@@ -439,7 +470,7 @@ def _show_plan(layout: Plan) -> None:
         print(f"  {site.node} ({site.operator}): {site.reason}")
 
 
-def _finish(figures: dict[str, Any], as_json: bool) -> None:
+def _finish(figures: dict[str, Any], as_json: bool, quiet: bool = False) -> None:
     if as_json:
         _print_json(figures)
         return
@@ -447,7 +478,7 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
     for name, value in figures.items():
         shown = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name, shown if value is not None else "-")
-    _console().print(table)
+    _console(quiet).print(table)
 
 
 def _rounded(value: Any) -> Any:

@@ -31,9 +31,12 @@ _TITLES = {
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Callable[[Record], None]]:
-    """A function that takes every record of a run and shows it on ``console``."""
-    if console.is_terminal:
+def watching(console: Console, *, verbose: bool = False) -> Iterator[Callable[[Record], None]]:
+    """A function that takes every record of a run and shows it on ``console``; ``verbose`` gives each one that has
+    figures a line."""
+    if verbose:
+        yield _Lines(console, every=0.0)
+    elif console.is_terminal:
         with _bars(console) as progress:
             yield _Bars(progress)
     else:
@@ -72,18 +75,19 @@ class _Bars:
 
 
 class _Lines:
-    """A line at the end of each phase and every few seconds within one."""
+    """A line at the end of each phase and every few seconds in one; with ``every`` 0, whenever there are figures."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, every: float = _LINE_EVERY) -> None:
         self.console = console
-        self.last = -_LINE_EVERY
+        self.every = every
+        self.last = -every
         self.began: dict[str, tuple[int, float]] = {}
 
     def __call__(self, record: Record) -> None:
         step, clock = self.began.setdefault(record.phase, (record.step, record.seconds))
         ended = record.step == record.steps
         now = time.monotonic()
-        if not ended and now - self.last < _LINE_EVERY:
+        if not ended and (now - self.last < self.every or not (self.every or record.values)):
             return
         self.last = now
         pace = (record.seconds - clock) / max(1, record.step - step)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import SIZE, network, traced
+
+from acq import estimate as estimating
+from acq.config import Config
+from acq.estimate import estimate
+from acq.flow import Preprocessing, Record
+from acq.recipe import Request, prepare
+from acq.trainer import Trainer, train
+
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "generator": {"steps": 40, "batch": 8, "noise_dim": 4, "width": 8},
+    "images": {"count": 32, "batch": 8, "steps": 20},
+    "student": {"steps": 30, "batch": 8, "calibration_images": 32},
+}
+
+
+def trainer(**student: Any) -> Trainer:
+    config = Config.create("default", SETTINGS, {"student": student})
+    return prepare(Request(network("residual"), Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3), config, {}))
+
+
+def test_steps_are_counted_at_the_pace_of_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of the test's own: a first step of 9 seconds, others of 2."""
+
+    def paced(shortened: Trainer) -> Any:
+        plans = shortened.generator_plan, shortened.image_plan, shortened.student_plan
+        assert [plan.steps for plan in plans] == [3, 3, 3]
+        assert (shortened.image_plan.count, shortened.student_plan.calibration_images) == (8, 8)
+        clock = 0.0
+        for phase, steps in (("generator", 3), ("images", 3), ("calibration", 1), ("student", 3), ("freezing", 1)):
+            for step in range(steps):
+                clock += 2.0 if step else 9.0
+                yield Record(phase, step + 1, steps, clock, {})
+
+    monkeypatch.setattr(estimating, "train", paced)
+    spent = trainer()
+    spent.seconds = 0.0
+    expected = {"generator": 2 * 40, "images": 2 * 80, "calibration": 9 * 4, "student": 2 * 30, "freezing": 9}
+    assert estimate(spent) == expected
+
+
+def test_the_real_run_is_of_the_size_foretold() -> None:
+    """Within a factor of four on a toy, whose steps take milliseconds."""
+    torch.manual_seed(0)
+    traced("residual")
+    foretold = sum(estimate(trainer()).values())
+    run = trainer()
+    run.seconds = 0.0
+    for _ in train(run):
+        pass
+    assert foretold / 4 < run.seconds < foretold * 4
+
+
+def test_no_student_steps_take_no_time() -> None:
+    """As for networks that are rounded alone."""
+    assert estimate(trainer(steps=0))["student"] == 0

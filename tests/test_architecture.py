@@ -14,8 +14,8 @@ ORDER = [
     "errors", "flow", "trace", "attention", "moments", "teacher", "condition", "generators", "losses", "scenes",
     "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding", "freezing",
     "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "trainer", "estimate",
-    "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "summary", "zoo", "config", "recipe",
-    "progress", "api", "cli",
+    "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "tensorboard", "summary", "zoo",
+    "config", "recipe", "progress", "api", "cli",
 ]
 # fmt: on
 EXEMPT = {"__init__", "__main__"}

@@ -45,13 +45,15 @@ def quantize(
     resume: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
+    tensorboard: bool = False,
 ) -> Result:
     """Quantize a trained classifier without its training data.
 
     ``input_size`` is (C, H, W); ``mean`` and ``std`` are those of the network's normalisation of pixels in [0, 1]
     (ImageNet's where not given, for three channels). ``bits`` are such as ``"w4a4"``, the default. ``settings`` are
     nested as in a configuration file, for example ``{"placement": "relu-only", "student": {"steps": 1000}}``. ``data``
-    (an ``.npz`` or a folder of classes) is read at the end, to report. ``model`` is left exactly as it was.
+    (an ``.npz`` or a folder of classes) is read at the end, to report. With ``tensorboard`` losses, images and weights
+    go to ``out/tensorboard`` while it runs (extra ``tensorboard``). ``model`` is left exactly as it was.
 
     Raises:
         RequestError: what was asked for cannot be done; nothing was written.
@@ -69,6 +71,7 @@ def quantize(
         resume=resume,
         overwrite=overwrite,
         watch=watch,
+        tensorboard=tensorboard,
     )
 
 

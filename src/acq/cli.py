@@ -131,6 +131,9 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would happen and how long it would take", rich_help_panel=_RUN)
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write RUN/tensorboard while it runs", rich_help_panel=_RUN)
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -169,6 +172,7 @@ def quantize(
             resume=resume,
             overwrite=overwrite,
             watch=watch,
+            tensorboard=tensorboard,
         )
     figures = result.summary | {"run": str(out), "report": _reported(out)}
     _finish(figures, as_json, quiet)

@@ -22,11 +22,11 @@ from acq.errors import RequestError
 from acq.flow import Record
 
 CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
-INSIGHT, REPORT = "insight.json", "report.html"
+INSIGHT, REPORT, BOARD = "insight.json", "report.html", "tensorboard"
 STATE = "checkpoint/state.pt"
 FORMAT = 1  # of the checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
-_CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, INSIGHT, REPORT, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx")
+_CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, INSIGHT, REPORT, BOARD, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx")
 
 
 class RunFolder:

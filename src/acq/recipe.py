@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from acq.config import Config, Device
 from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
 from acq.flow import Preprocessing, Record
-from acq.folder import RunFolder, claim
+from acq.folder import BOARD, RunFolder, claim
 from acq.generators import GENERATORS
 from acq.insight import insight
 from acq.interrupt import stop_requested
@@ -28,6 +29,7 @@ from acq.scenes import normalised_scenes
 from acq.student import Student, build
 from acq.summary import accuracy_figures, run_figures, sample_rows
 from acq.teacher import Teacher
+from acq.tensorboard import board, require
 from acq.trace import fingerprint, is_depthwise, trace
 from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, train
 
@@ -84,21 +86,28 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
+    tensorboard: bool = False,
 ) -> Result:
     """Quantize ``request.model`` without its data; the labelled images at ``data`` only report, at the end.
 
     With ``out`` the run can be interrupted (Ctrl-C, SIGTERM) and resumed exactly; resuming a finished run returns
-    it. ``watch`` is called with every record. The model itself is left as it was.
+    it. ``watch`` is called with every record, and with ``tensorboard`` they go to ``out/tensorboard`` too. The model
+    itself is left as it was.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
         Interrupted: the run was told to stop and its state is saved.
     """
+    if tensorboard:
+        require()
+        if out is None:
+            raise RequestError("TensorBoard's files are kept in the run folder; give out")
     trainer = prepare(request)
     images = None if data is None else _images(request, trainer, data)
+    watches = [] if watch is None else [watch]
     if out is None:
         for record in _records(trainer):
-            _tell(watch, record)
+            _tell(watches, record)
         return Result(trainer.student.eval(), summarise(request, trainer, look(request, trainer), images), None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
@@ -107,7 +116,8 @@ def run(
         state = folder.load_state() if resume else None
         if state is not None:
             trainer.restore(state)
-        _train_in(folder, trainer, watch)
+        with board(out / BOARD, trainer) if tensorboard else nullcontext() as show:
+            _train_in(folder, trainer, [*watches, *([] if show is None else [show])])
         seen = look(request, trainer)
         folder.write_samples(*sample_rows(seen.samples, request.preprocessing))
         folder.write_insight(_insight(request, trainer, seen))
@@ -280,13 +290,13 @@ def _records(trainer: Trainer) -> Iterator[Record]:
         yield record
 
 
-def _train_in(folder: RunFolder, trainer: Trainer, watch: Watch | None) -> None:
+def _train_in(folder: RunFolder, trainer: Trainer, watches: Sequence[Watch]) -> None:
     saved = time.perf_counter()
     with stop_requested() as stopping:
         for record in _records(trainer):
             if record.values:
                 folder.log(record)
-            _tell(watch, record)
+            _tell(watches, record)
             if stopping() or time.perf_counter() - saved > _SAVE_EVERY:
                 folder.save_state(trainer.state())
                 saved = time.perf_counter()
@@ -317,6 +327,6 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _tell(watch: Watch | None, record: Record) -> None:
-    if watch is not None:
+def _tell(watches: Sequence[Watch], record: Record) -> None:
+    for watch in watches:
         watch(record)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint types check clean
+.PHONY: setup demo test lint types docs check clean
 
 setup: $(READY)
 
@@ -28,7 +28,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-check: lint types test
+# a site in build/site; warnings are errors
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+check: lint types docs test
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,145 @@
+"""Every command and example of the README and the documentation is run as it stands, on recipes of a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from acq import cli, config, recipe, zoo
+from acq.config import Config
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")], key=lambda page: page.name)
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NETWORK = """
+from torch import nn
+
+
+def build(classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
+"""
+FEW: dict[str, Any] = {
+    "generator": {"steps": 2, "batch": 8, "noise_dim": 4, "width": 8},
+    "images": {"count": 16, "batch": 8, "steps": 1},
+    "student": {"batch": 8, "calibration_images": 8},
+}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder: a package with a network, its weights and labelled images; presets of a few steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "nets.py").write_text(NETWORK)
+    space: dict[str, Any] = {}
+    exec(NETWORK, space)
+    torch.save(space["build"]().state_dict(), tmp_path / "weights.pth")
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(20) % 10)
+    monkeypatch.setattr(config, "PRESETS", dict.fromkeys(config.PRESETS, FEW))
+    monkeypatch.setattr(config, "_USUAL_STEPS", dict.fromkeys(config._USUAL_STEPS, 2))
+    monkeypatch.setattr(recipe, "_FRESH", 64)
+    # of 16 images one that OpenVINO, which sums otherwise, takes for another class would be more than a hundredth
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name, *more)
+    )
+    monkeypatch.setattr(zoo, "sample_of", lambda _: tmp_path / "test.npz")
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "mypackage"]:
+        del sys.modules[name]
+
+
+def run_acq(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    short = [re.sub(r"(student\.steps)=\d+", r"\1=2", word) for word in words]  # whose number is an example's
+    monkeypatch.setattr(sys, "argv", short)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def extras(words: list[str]) -> set[str]:
+    named = re.findall(r"acq\[([\w,]+)\]", " ".join(words))
+    return {extra for names in named for extra in names.split(",")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_is_what_happens(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands and Python from top to bottom in one folder, each without an error."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for language, text in blocks(page):
+        if language == "python":
+            exec(compile(text, f"{page.name}", "exec"), space)
+        elif language == "yaml":
+            assert Config.create("default", yaml.safe_load(text))
+        elif language == "sh":
+            for words in commands(text):
+                if words[0] == "acq":
+                    assert run_acq(words, monkeypatch) == 0, (words, capsys.readouterr().err)
+                elif words[0] == "make":
+                    subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+                else:
+                    assert words[:2] == ["pip", "install"], f"{page.name} shows a command that nothing runs: {words}"
+                    assert extras(words) <= set(known)
+        else:
+            assert language in ("text", "bibtex"), f"{page.name} has a block of {language}, which nothing checks"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_in_fences(page: Path) -> None:
+    """Where the test above finds them: no indented block begins with a command."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if re.match(r"    (acq|make|pip|python) ", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file of the repository, those that leave it apart."""
+    text = re.sub(r"`[^`\n]+`", "", re.sub(FENCE, "", page.read_text(encoding="utf-8")))
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_examples_of_help_are_those_of_the_documentation(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """Each example of ``acq quantize --help`` is a request that works, as far as the plan."""
+    examples = [shlex.split(line) for line in (cli.app.registered_commands[0].epilog or "").split("\n\n")[1:]]
+    assert len(examples) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        for words in examples:
+            assert run_acq([*words, "--dry-run"], patch) == 0, capsys.readouterr().err

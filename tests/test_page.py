@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -179,29 +179,73 @@ def test_a_damaged_run_is_told(folder: Path, name: str, content: str) -> None:
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here to look at the page")
-@pytest.mark.parametrize("width", [500, 1280])
-def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int) -> None:
-    """The real page, drawn: without a word on the console, with text and pictures from edge to edge."""
-    page, shot = tmp_path / "page.html", tmp_path / "shot.png"
-    page.write_text(page_of(folder))
-    options = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1200", f"--screenshot={shot}"]
-    done = subprocess.run(
-        [str(CHROMIUM), *QUIET, "--enable-logging=stderr", *options, page.as_uri()],
-        check=True,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr
-    with Image.open(shot) as image:
-        assert image.width == width
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real one, where the extra ``browser`` and a Chromium are installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here to look at the page")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme", "media"),
+    [
+        (360, "light", "screen"),
+        (360, "dark", "screen"),
+        (1280, "light", "screen"),
+        (1280, "dark", "screen"),
+        (794, "light", "print"),  # a sheet of A4
+    ],
+)
+def test_a_browser_shows_it(browser: Any, made: Path, tmp_path: Path, width: int, scheme: str, media: str) -> None:
+    """The real page, drawn: no word on the console, no request, nothing wider than the screen, text and pictures from
+    edge to edge, and nothing that axe-core finds wanting."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra browser is not installed")
+    file = tmp_path / "page.html"
+    file.write_text(page_of(made))
+    page = browser.new_page(viewport={"width": width, "height": 1200}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    page.emulate_media(media=media, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = axe.Axe().run(page).response["violations"]
+    assert not found, [(rule["id"], rule["impact"], rule["nodes"][0]["html"][:200]) for rule in found]
+    page.screenshot(path=tmp_path / "shot.png")
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    with Image.open(tmp_path / "shot.png") as image:
         pixels = np.asarray(image.convert("RGB"))
-    ground = pixels[2, 2]
-    drawn = (np.abs(pixels.astype(int) - ground).sum(2) > 60).any(0).nonzero()[0]
+    assert (pixels[2, 2].mean() < 128) == (scheme == "dark")
+    drawn = (np.abs(pixels.astype(int) - pixels[2, 2]).sum(2) > 60).any(0).nonzero()[0]
     assert drawn.min() < width * 0.15
     assert width * 0.8 < drawn.max() < width - 4  # nothing is cut off at the right
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500  # pictures, not text alone
+
+
+def test_a_keyboard_reaches_all_that_can_be_used(browser: Any, made: Path, tmp_path: Path) -> None:
+    """Tab goes through every link, fold and scrolling table, and the place where it is can be seen."""
+    file = tmp_path / "page.html"
+    file.write_text(page_of(made))
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true })")
+    usable = page.evaluate("document.querySelectorAll('a[href], summary, [tabindex=\"0\"]').length")
+    reached = set()
+    for _ in range(usable + 2):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.outerHTML"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none" or page.evaluate("document.activeElement === document.body")
+    page.close()
+    assert len([element for element in reached if not element.startswith("<body")]) >= usable > 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import os
 import pickle
@@ -279,7 +280,10 @@ def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> Non
     measured = json.loads(acq("benchmark", "run", "--seconds", "0", "--json").out)
     assert measured["integer_bytes"] == made["bytes"]
     assert [(row["threads"], row["batch"]) for row in measured["latencies"]] == [(1, 1), (1, 32), (2, 1), (2, 32)]
+    assert json.loads((folder / "run" / "latency.json").read_text()).keys() == measured.keys()
     assert "ratio" in acq("benchmark", "run", "--seconds", "0").err
+    assert acq("report", "run").code == 0
+    assert "of floating point's latency" in html.unescape((folder / "run" / "report.html").read_text())
     assert "100" in acq("export", "run", "--out", "other.onnx").err
     assert (folder / "other.onnx").exists()
 

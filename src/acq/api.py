@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from acq.data import batches, read
 from acq.errors import RequestError
 from acq.evaluate import Classifier, accuracy
 from acq.flow import Preprocessing
-from acq.folder import REPORT, STATE, write_text
+from acq.folder import LATENCY, REPORT, STATE, write_text
 from acq.recipe import Request, Result, Watch, run
 from acq.scenes import normalised_scenes
 from acq.student import Student
@@ -128,7 +129,8 @@ def export_onnx(
 def export_run(run: str | Path, path: str | Path | None = None, *, raw_images: bool = False) -> Exported:
     """Write a finished run's student as an ONNX file, by default ``RUN/model.onnx``; see ``export_onnx``.
 
-    The check uses up to 256 of the run's own synthetic images, procedural pictures where these are gone.
+    The check uses up to 256 of the run's own synthetic images, procedural pictures where these are gone. Latencies that
+    were measured on an earlier ``RUN/model.onnx`` go with it.
 
     Raises:
         RequestError: as ``export_onnx`` does, or there is no finished run.
@@ -140,6 +142,8 @@ def export_run(run: str | Path, path: str | Path | None = None, *, raw_images: b
     origin = facts.get("origin", {}) | facts.get("config", {})
     known = {key: origin[key] for key in ("model", "ends", "addends", "preset", "seed") if key in origin}
     images = _pool_images(folder)
+    if path is None:
+        (folder / LATENCY).unlink(missing_ok=True)
     return export(
         student,
         folder / "model.onnx" if path is None else Path(path),
@@ -225,10 +229,11 @@ def _differences(found: Mapping[str, Any], usual: Mapping[str, Any], above: str 
 def benchmark_run(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
     """Latency, size and memory of a run's ONNX file against the same network in floating point, on this machine.
 
-    Measured on ``RUN/model.onnx``, which is written first where it is missing.
+    Measured on ``RUN/model.onnx``, which is written first where it is missing. The figures are kept in
+    ``RUN/latency.json``, from where the report takes them.
 
     Raises:
-        RequestError: as ``export_run`` does.
+        RequestError: as ``export_run`` does, or the folder cannot be written.
     """
     _onnx()
     from acq.export.benchmark import benchmark
@@ -236,7 +241,12 @@ def benchmark_run(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
     file = Path(run) / "model.onnx"
     if not file.exists():
         export_run(run)
-    return benchmark(artifact.load(Path(run)).eval(), file, seconds=seconds)
+    found = benchmark(artifact.load(Path(run)).eval(), file, seconds=seconds)
+    try:
+        write_text(Path(run) / LATENCY, json.dumps(asdict(found), indent=1) + "\n")
+    except OSError as error:
+        raise RequestError(f"{Path(run) / LATENCY} cannot be written: {error.strerror}") from error
+    return found
 
 
 def _onnx() -> tuple[Callable[..., Exported], type[Engine]]:

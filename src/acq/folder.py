@@ -23,10 +23,24 @@ from acq.flow import Record
 
 CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
 INSIGHT, REPORT, BOARD = "insight.json", "report.html", "tensorboard"
+LATENCY = "latency.json"
 STATE = "checkpoint/state.pt"
 FORMAT = 1  # of the checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
-_CONTENTS = (CONFIG, METRICS, SUMMARY, SAMPLES, INSIGHT, REPORT, BOARD, "checkpoint", WEIGHTS, DOCUMENT, "model.onnx")
+_CONTENTS = (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    SAMPLES,
+    INSIGHT,
+    REPORT,
+    BOARD,
+    LATENCY,
+    "checkpoint",
+    WEIGHTS,
+    DOCUMENT,
+    "model.onnx",
+)
 
 
 class RunFolder:

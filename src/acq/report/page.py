@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from acq.errors import RequestError, first_line
-from acq.folder import CONFIG, INSIGHT, METRICS, SAMPLES, SUMMARY
+from acq.folder import CONFIG, INSIGHT, LATENCY, METRICS, SAMPLES, SUMMARY
 from acq.report import figures
 
 _SHOWN, _PIXELS = 40, 112  # samples, and the longest side of one
@@ -33,6 +33,7 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
         RequestError: the run is not finished, was made by a version without insight, or a file is damaged.
     """
     summary, insight = read_json(run / SUMMARY), read_json(run / INSIGHT)
+    latency = read_json(run / LATENCY) if (run / LATENCY).exists() else None
     try:
         records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
         settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
@@ -45,7 +46,7 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
                 run=run.name,
                 summary=summary,
                 insight=insight,
-                headline=_headline(summary),
+                headline=_headline(summary, latency),
                 caveats=_caveats(summary),
                 samples=_samples(run, insight["attention"]),
                 scatter=figures.scatter(insight["centres"]),
@@ -77,10 +78,6 @@ def environment() -> Environment:
     )
 
 
-def _phase(record: Mapping[str, Any]) -> str:
-    return str(record["phase"])
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """An object of a finished run's folder; RequestError where it is missing or damaged."""
     try:
@@ -91,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} is damaged; quantize again") from error
 
 
-def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _headline(summary: Mapping[str, Any], latency: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """Figure, unit and what it is."""
     shown: list[tuple[str, str, str]] = []
     if summary["top1"] is not None:
@@ -100,9 +97,17 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     shown.append((f"{summary['agreement']:.2f}", "%", "agreement with the network on fresh synthetic images"))
     ratio = summary["quantized_bytes"] / summary["float_bytes"]
     shown.append((f"{ratio:.3f}", "", f"of the size, {summary['quantized_bytes'] / 1e3:.0f} kB of weights and scales"))
+    for row in [] if latency is None else latency["latencies"]:
+        if row["batch"] == 1:
+            took = f"{row['integer_ms']:.3g} ms an image on {_threads(row['threads'])} of this CPU"
+            shown.append((f"{row['ratio']:.2f}", "", f"of floating point's latency, {took}"))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    shown.append((f"{minutes}:{seconds:02d}", "min", f"on {summary['device']}, {summary['threads']} threads"))
+    shown.append((f"{minutes}:{seconds:02d}", "min", f"on {summary['device']}, {_threads(summary['threads'])}"))
     return shown
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _caveats(summary: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import json
 import os
 import pickle
@@ -468,6 +469,23 @@ def test_built_in_networks_are_listed(acq: Acq) -> None:
     """By name, as a table and as JSON."""
     assert "resnet20-cifar10" in acq("models").out
     assert acq("models", "--json").json()["models"][0]["input_size"] == [3, 32, 32]
+
+
+def test_the_version_is_told(acq: Acq) -> None:
+    assert acq("--version").out == f"acq {importlib.metadata.version('acq')}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("acq qu", "quantize"), ("acq quantize --bu", "--budget"), ("acq inspect resn", "resnet20-cifar10")],
+)
+def test_a_shell_completes(typed: str, offered: str) -> None:
+    """Commands, options and built-in networks."""
+    environment = {**os.environ, "_ACQ_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+    environment["COMP_CWORD"] = str(len(typed.split()) - 1)
+    command = [sys.executable, "-c", "import sys; sys.argv = ['acq']; from acq.cli import main; main()"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    assert done.stdout.split() == [offered]
 
 
 def test_help_is_no_error(acq: Acq) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -32,14 +33,20 @@ _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="acq",
-    help="Quantize a trained image classifier to low-bit integers without its training data.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
 _NETWORK, _RUN = "The network", "The run"
 MODEL_HELP = "a built-in name (see `acq models`), torchvision:NAME, timm:NAME or package.module:callable"
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=MODEL_HELP,
+        autocompletion=lambda incomplete: [name for name in zoo.builtin_names() if name.startswith(incomplete)],
+    ),
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="weights: .safetensors, .pth, .pt or .th", rich_help_panel=_NETWORK),
@@ -91,11 +98,31 @@ Verbose = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["Examples:", *lines])
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"acq {version('acq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _acq(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Quantize a trained image classifier to low-bit integers without its training data."""
+
+
 @app.command(
-    epilog="Examples:\n\n"
-    "acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/first\n\n"
-    "acq quantize mypackage.nets:build --checkpoint weights.pth --input-size 3,32,32 --bits w4a8 --out runs/mine\n\n"
-    "acq quantize resnet20-cifar10 --bits auto --budget 3.5 --out runs/mixed"
+    epilog=_examples(
+        "acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/first",
+        "acq quantize mypackage.nets:build --checkpoint weights.pth --input-size 3,32,32 --bits w4a8 --out runs/mine",
+        "acq quantize resnet20-cifar10 --bits auto --budget 3.5 --out runs/mixed",
+    )
 )
 def quantize(
     model: Model,
@@ -181,7 +208,12 @@ def quantize(
         _console(quiet).print(f"{out}: {figures['bits']} student, {size}, {figures['seconds']:.0f} s", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "acq evaluate runs/first --data sample",
+        "acq evaluate resnet20-cifar10 --data test.npz --limit 1000",
+    )
+)
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help=f"a run folder, or {MODEL_HELP}")],
     data: Annotated[str, typer.Option(metavar="PATH", help=".npz or folder of classes; or `sample`")],
@@ -223,7 +255,9 @@ def evaluate(
     _finish({"target": target, "data": data, "images": len(images), "top1": round(top1, 2)}, as_json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples("acq export runs/first", "acq export runs/mine --raw-images --out deploy.onnx"),
+)
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
     out: Annotated[Path | None, typer.Option(metavar="FILE.onnx", help="where to write it [RUN/model.onnx]")] = None,
@@ -252,7 +286,7 @@ def report(
     _finish({"report": str(api.report(run_folder))}, as_json)
 
 
-@app.command()
+@app.command(epilog=_examples("acq compare runs/first runs/mixed --html both.html"))
 def compare(
     run_folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="the folders of finished runs")],
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the table as a page too")] = None,
@@ -292,7 +326,12 @@ def benchmark(
     _console().print(table)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "acq inspect resnet20-cifar10 --bits w4a4 --ends same",
+        "acq inspect mypackage.nets:build --input-size 3,32,32 --bits w4a8",
+    )
+)
 def inspect(
     model: Model,
     bits: Bits = None,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from acq import checkpoint
+from acq.checkpoint import CheckpointWarning
 from acq.errors import RequestError
 
 STATE = {"step": 3, "seconds": 0.1 + 0.2, "phase": "student", "pool": None, "weights": {"a": torch.arange(5.0)}}
@@ -33,10 +35,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_the_next_save_replaces_the_last(tmp_path: Path) -> None:
-    """One file is there, and it is the newest."""
+    """The newest is there, and the one before it."""
     for step in range(3):
         checkpoint.save(tmp_path / "state.pt", {"step": step})
     assert checkpoint.load(tmp_path / "state.pt") == {"step": 2}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["state.pt", "state.pt.previous"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -48,17 +51,62 @@ def test_a_failing_write_leaves_the_old_file(
     checkpoint.save(path, STATE)
     before = path.read_bytes()
 
-    def half(state: Any, file: Any) -> None:
-        file.write(before[: len(before) // 2])
+    def full(_: int) -> None:
         raise error
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(type(error)):
         checkpoint.save(path, STATE)
     assert path.read_bytes() == before
     monkeypatch.undo()
     checkpoint.save(path, {"step": 9})
     assert checkpoint.load(path) == {"step": 9}
+
+
+def test_what_reads_otherwise_than_it_was_written_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses a bit at once: the new file goes, the old one stays."""
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, {"step": 1})
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self)[:-1] + b"?")
+    with pytest.raises(OSError, match="what was written reads otherwise"):
+        checkpoint.save(path, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [torn, flipped, Path.unlink])
+def test_the_one_before_is_used(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    """Where the newest is torn, one bit of it is another, or a process was killed between two renames; it is said."""
+    path = tmp_path / "state.pt"
+    for step in range(3):
+        checkpoint.save(path, {"step": step, "weights": torch.arange(1000.0)})
+    harm(path)
+    assert checkpoint.exists(path)
+    with pytest.warns(CheckpointWarning, match=r"state\.pt.*; the one before it is used"):
+        assert checkpoint.load(path)["step"] == 1
+    flipped(checkpoint.previous(path))
+    with pytest.raises(RequestError, match=r"state\.pt .*--overwrite"):
+        checkpoint.load(path)
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """It had no digest."""
+    torch.save({"step": 4}, tmp_path / "state.pt")
+    assert checkpoint.load(tmp_path / "state.pt") == {"step": 4}
 
 
 class Trap:

@@ -2,7 +2,7 @@
 
 from acq.api import compare, evaluate, export_onnx, load, quantize, report
 from acq.config import Config
-from acq.errors import Interrupted, RequestError
+from acq.errors import Interrupted, RequestError, RunError
 from acq.flow import Preprocessing, Record
 from acq.recipe import Result
 from acq.student import Student
@@ -14,6 +14,7 @@ __all__ = [
     "Record",
     "RequestError",
     "Result",
+    "RunError",
     "Student",
     "compare",
     "evaluate",

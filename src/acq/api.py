@@ -260,7 +260,7 @@ def _onnx() -> tuple[Callable[..., Exported], type[Engine]]:
 
 def _pool_images(run: Path, most: int = 256) -> Tensor | None:
     path = run / STATE
-    if not path.is_file():
+    if not checkpoint.exists(path):
         return None
     try:
         pool = checkpoint.load(path).get("trainer", {}).get("pool")

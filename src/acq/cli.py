@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from rich.text import Text
 from acq import api, artifact, zoo
 from acq.config import Config, assignment, read_yaml
 from acq.data import LabelledImages, batches, read
-from acq.errors import Interrupted, RequestError
+from acq.errors import Interrupted, RequestError, RunError
 from acq.estimate import estimate
 from acq.evaluate import accuracy
 from acq.memory import keep_freed_memory
@@ -388,6 +389,7 @@ def models(as_json: AsJson = False) -> None:
 def main() -> NoReturn:
     """Run the command; exit code 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted."""
     keep_freed_memory()
+    warnings.showwarning = _warned
     sys.exit(_exit_code(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False)))
 
 
@@ -398,6 +400,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _error(error.format_message(), 2)  # type: ignore[attr-defined]
     except RequestError as error:
         return _error(str(error), 2)
+    except RunError as error:
+        return _error(str(error), 1)
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         return _error(str(error) or "interrupted", 130)
     return 0
@@ -412,9 +416,14 @@ def _reported(run_folder: Path) -> str | None:
         return None
 
 
+def _warned(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a line without the place in the code."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def _error(message: str, code: int) -> int:
     line = " ".join(message.split())
-    print(f"error: {line}" if code == 2 else line, file=sys.stderr)
+    print({1: "failed: ", 2: "error: "}.get(code, "") + line, file=sys.stderr)
     return code
 
 

@@ -1,4 +1,4 @@
-"""The two ways in which a request ends early."""
+"""The ways in which a request ends early."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from difflib import get_close_matches
 
 class RequestError(Exception):
     """What was asked for cannot be done; the message is one line with the fact and the way out (exit code 2)."""
+
+
+class RunError(Exception):
+    """The run failed for a cause that no other request would mend; the message is one line with what happened and how
+    to go on (exit code 1)."""
 
 
 class Interrupted(Exception):

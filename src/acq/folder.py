@@ -18,7 +18,7 @@ from PIL import Image
 
 from acq import checkpoint
 from acq.artifact import DOCUMENT, WEIGHTS
-from acq.errors import RequestError
+from acq.errors import RequestError, RunError, first_line
 from acq.flow import Record
 
 CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
@@ -66,7 +66,7 @@ class RunFolder:
             RequestError: the checkpoint is damaged.
         """
         log, path = self.path / METRICS, self.path / STATE
-        if not path.exists():
+        if not checkpoint.exists(path):
             log.unlink(missing_ok=True)
             return None
         state = checkpoint.load(path)
@@ -108,6 +108,7 @@ def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: b
     Raises:
         RequestError: another process holds it, it holds a run already (and neither ``resume`` nor ``overwrite``),
             there is nothing to resume or the settings differ, or it is not a run folder.
+        RunError: something could not be written within the block, such as on a full disk.
     """
     _check(path, resume=resume, overwrite=overwrite)
     fresh = not path.exists()
@@ -127,6 +128,11 @@ def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: b
     except (PermissionError, NotADirectoryError) as error:
         raise RequestError(
             f"the run folder {path} cannot be written: {error.strerror}; choose another --out"
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"the run in {path} stopped ({error.strerror or first_line(error)}); its last checkpoint is whole: "
+            "mend the cause and go on with --resume"
         ) from error
     finally:
         if fresh and path.exists() and not any(name != _LOCK for name in os.listdir(path)):

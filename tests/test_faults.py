@@ -1,0 +1,196 @@
+"""Whole runs to which something happens; the table in docs/reliability.md has a row for each test here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_recipe import quick, request_
+
+from acq import checkpoint, recipe
+from acq.checkpoint import CheckpointWarning
+from acq.errors import Interrupted, RequestError, RunError
+from acq.flow import Record
+from acq.folder import STATE, RunFolder
+from acq.recipe import run
+
+KILLS = 20
+# One process that forks: it has one thread and traces once. Each child is killed after a random time and the run resumed.
+KILLED = """
+import hashlib, json, os, random, signal, sys, time
+from pathlib import Path
+
+sys.path[:0] = [sys.argv[1]]
+from test_recipe import quick, request_
+import pytest
+from acq import recipe
+from acq.recipe import run
+
+quick(pytest.MonkeyPatch())
+recipe._SAVE_EVERY = 0.0
+request = request_()
+
+
+def child(folder, resume, watch=None):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run(request, folder, resume=resume, watch=watch)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(3)
+        os._exit(0)
+    return pid
+
+
+def ended(pid):
+    _, status = os.waitpid(pid, 0)
+    return status
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
+
+
+here = Path(sys.argv[2])
+clock = time.monotonic()
+assert ended(child(here / "whole", False)) == 0
+took = time.monotonic() - clock
+rng, found = random.Random(0), []
+for place in range(int(sys.argv[3])):
+    folder = here / str(place)
+    pid = child(folder, False)
+    time.sleep(rng.uniform(0.02, 0.95) * took)
+    os.kill(pid, signal.SIGKILL)
+    killed = ended(pid) != 0
+    begun = (folder / "config.yaml").exists()
+    assert ended(child(folder, begun)) == 0, place
+    found.append({"killed": killed, "begun": begun, "same": digest(folder) == digest(here / "whole")})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The student of a run to which nothing happened."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        run(request_(), folder)
+    return (folder / "student.safetensors").read_bytes()
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """SIGKILL at 20 random points: all resume, and end with the same bytes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), str(KILLS)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == KILLS
+    assert all(row["same"] for row in found)
+    assert sum(row["killed"] for row in found) > KILLS // 2
+    assert sum(row["begun"] for row in found) > KILLS // 2
+
+
+def stopped_late(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with two checkpoints that stopped while its student learned."""
+    monkeypatch.setattr(recipe, "_SAVE_EVERY", 0.0)
+
+    def watch(record: Record) -> None:
+        if (record.phase, record.step) == ("student", 3):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(request_(), folder, watch=watch)
+
+
+@pytest.mark.parametrize("harm", ["torn", "flipped"])
+def test_a_damaged_checkpoint(harm: str, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one before it is used, it is said, and the run ends with the same bytes."""
+    folder = tmp_path / "run"
+    stopped_late(folder, monkeypatch)
+    content = bytearray((folder / STATE).read_bytes())
+    if harm == "torn":
+        del content[len(content) // 3 :]
+    else:
+        content[len(content) // 3] ^= 1
+    (folder / STATE).write_bytes(content)
+    with pytest.warns(CheckpointWarning, match="the one before it is used"):
+        run(request_(), folder, resume=True)
+    assert (folder / "student.safetensors").read_bytes() == whole
+
+
+def test_both_checkpoints_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to go on from, and nothing is pretended."""
+    folder = tmp_path / "run"
+    stopped_late(folder, monkeypatch)
+    for path in (folder / STATE, checkpoint.previous(folder / STATE)):
+        path.write_bytes(b"0" * 1000)
+    with pytest.raises(RequestError, match=r"cannot be read .*--overwrite"):
+        run(request_(), folder, resume=True)
+
+
+@pytest.mark.parametrize("place", ["save_state", "log", "write_samples", "write_summary"])
+def test_a_full_disk(place: str, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is being written: a line that says so, and after room was made the run ends with the same bytes."""
+    folder = tmp_path / "run"
+    monkeypatch.setattr(recipe, "_SAVE_EVERY", 0.0)
+    calls = [0]
+    real = getattr(RunFolder, place)
+
+    def full(*arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] >= {"save_state": 4, "log": 2}.get(place, 1):
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(RunFolder, place, full)
+    with pytest.raises(RunError, match=r"stopped \(No space left on device\).*go on with --resume"):
+        run(request_(), folder)
+    assert not (folder / "summary.json").exists()
+    monkeypatch.setattr(RunFolder, place, real)
+    run(request_(), folder, resume=True)
+    assert (folder / "student.safetensors").read_bytes() == whole
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """A file system of 200 kB, where one may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        with pytest.raises(RunError, match="No space left on device"):
+            run(request_(), disk / "run")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """Told before anything is trained; root may write anywhere, so a file stands in the way."""
+    (tmp_path / "file").write_text("")
+    seen: list[Record] = []
+    with pytest.raises(RequestError, match=r"cannot be written|is a file"):
+        run(request_(), tmp_path / "file" / "run", watch=seen.append)
+    assert not seen
+
+
+def test_a_clock_that_goes_backwards(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall clock decides nothing: times are those of a clock that only rises."""
+    hours = iter(range(10**6, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(hours, 0)))
+    run(request_(), tmp_path / "run")
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == whole

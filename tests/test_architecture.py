@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 ORDER = [
     "errors", "flow", "trace", "attention", "moments", "teacher", "condition", "generators", "losses", "scenes",
     "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding", "freezing",
-    "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "trainer", "estimate",
-    "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "tensorboard", "summary", "zoo",
-    "config", "recipe", "progress", "api", "cli",
+    "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "soundness", "trainer",
+    "estimate", "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "tensorboard", "summary",
+    "zoo", "config", "recipe", "progress", "api", "cli",
 ]
 # fmt: on
 EXEMPT = {"__init__", "__main__"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_recipe import quick, request_
 
-from acq import checkpoint, recipe
+from acq import checkpoint, distillation, recipe, trainer
 from acq.checkpoint import CheckpointWarning
 from acq.errors import Interrupted, RequestError, RunError
 from acq.flow import Record
@@ -20,7 +22,7 @@ from acq.folder import STATE, RunFolder
 from acq.recipe import run
 
 KILLS = 20
-# One process that forks: it has one thread and traces once. Each child is killed after a random time and the run resumed.
+# One process that forks, with one thread and one trace. Each child is killed after a random time, the run resumed.
 KILLED = """
 import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
@@ -186,6 +188,68 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"cannot be written|is a file"):
         run(request_(), tmp_path / "file" / "run", watch=seen.append)
     assert not seen
+
+
+class Poison:
+    """A function that gives NaN in place of its result at some of its calls."""
+
+    def __init__(self, real: Any, calls: set[int]) -> None:
+        self.real, self.calls, self.count = real, calls, 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.count += 1
+        loss, parts = self.real(*arguments, **named)
+        if self.count in self.calls:
+            loss = loss * torch.nan
+            parts = dict.fromkeys(parts, loss)
+        return loss, parts
+
+
+@pytest.mark.parametrize(("phase", "name"), [("generator", "total"), ("images", "refine")])
+def test_a_loss_that_is_no_number(phase: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back to the last good state, it is said, and the run ends as one that never saw it, but for a smaller rate."""
+    poison = Poison(getattr(trainer, name), {3})
+    monkeypatch.setattr(trainer, name, poison)
+    with pytest.warns(UserWarning, match=rf"went wrong at {phase} step 3: losses .*nan.*; back to step 0 with 0\.3"):
+        result = run(request_(), tmp_path / "run")
+    assert all(layer.weight.isfinite().all() for _, layer in result.student.layers())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for row in rows for value in row["values"].values())
+
+
+def test_a_student_that_goes_wrong_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fails with the figures, and no student is left."""
+    monkeypatch.setattr(distillation, "feature_match", lambda *_: torch.tensor(torch.nan, requires_grad=True))
+    with (
+        pytest.warns(UserWarning, match="went wrong at student step 1"),
+        pytest.raises(RunError, match=r"student step 1: losses .*features nan; .*student\.learning_rate=0\.005"),
+    ):
+        run(request_(), tmp_path / "run")
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a gradient that was none: found at the next step."""
+
+    def watch(record: Record) -> None:
+        if (record.phase, record.step) == ("generator", 2) and not spoilt:
+            spoilt.append(True)
+            parameter = next(held[0].generator.parameters())
+            parameter.data.fill_(torch.nan)
+
+    spoilt: list[bool] = []
+    held: list[trainer.Trainer] = []
+    real = recipe.prepare
+
+    def prepare(request: Any) -> trainer.Trainer:
+        held.append(real(request))
+        return held[-1]
+
+    monkeypatch.setattr(recipe, "prepare", prepare)
+    with pytest.warns(UserWarning, match="went wrong at generator step 3"):
+        result = run(request_(), tmp_path / "run", watch=watch)
+    assert all(layer.weight.isfinite().all() for _, layer in result.student.layers())
 
 
 def test_a_clock_that_goes_backwards(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

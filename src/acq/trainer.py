@@ -5,8 +5,10 @@ It yields, others watch.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,9 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from acq import distillation
+from acq import distillation, soundness
 from acq.calibration import calibrate
 from acq.condition import draw
+from acq.errors import RunError
 from acq.evaluate import evaluating
 from acq.flow import Condition, Preprocessing, Record, Step
 from acq.freezing import freeze
@@ -25,11 +28,20 @@ from acq.pool import Lesson, Pool, read, synthesise, viewed
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.refinement import Draft, begin, refine
 from acq.rounding import images_that_fit, round_layers
+from acq.soundness import Control
 from acq.student import Student
 from acq.teacher import Teacher, mixed_precision
 
 Phase = Literal["generator", "images", "calibration", "student", "freezing"]
 _REPORT_EVERY = 10
+_KEEP_EVERY = 50  # steps between the states to which a run that goes wrong goes back
+_CHECK_EVERY = {"cpu": 1}  # steps; elsewhere reading a number makes the device wait
+_RATES = {
+    "generator": "generator.learning_rate=3e-4",
+    "images": "images.learning_rate=0.03",
+    "student": "student.learning_rate=0.005",
+}
+_CAUTION = 0.3  # of the rate, after going back
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,9 @@ class Trainer:
         self.draft: Draft | None = None
         self.finished: list[Tensor] = []
         self.pool: Pool | None = None
+        self.control = Control()
+        self.cautious: list[str] = []  # phases that went back once
+        self.wrong: str | None = None  # with what was just done
         self.generator_optimizer = torch.optim.Adam(
             generator.parameters(), self.generator_plan.learning_rate, betas=(0.5, 0.999), fused=True
         )
@@ -137,6 +152,8 @@ class Trainer:
             "student_optimizer": self.student_optimizer.state_dict(),
             "draft": None if self.draft is None else self.draft.state(),
             "finished": list(self.finished),
+            "control": self.control.state(),
+            "cautious": list(self.cautious),
             "pool": None if pool is None else {**vars(pool.lesson), "oldest": pool.oldest},
         }
 
@@ -148,6 +165,9 @@ class Trainer:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.student.load_state_dict(state["student"])
         self.student_optimizer.load_state_dict(state["student_optimizer"])
+        if "control" in state:  # checkpoints had none before
+            self.control.restore(state["control"])
+            self.cautious = list(state["cautious"])
         draft, pool, device = state["draft"], state["pool"], self.rng.device
         self.draft = None if draft is None else Draft.restored(draft, device)
         self.finished = [images.to(device) for images in state["finished"]]
@@ -179,12 +199,54 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
     for place, (phase, steps, take) in enumerate(phases):
         if phase != trainer.phase:
             continue  # done before a resumption
+        kept = _kept(trainer)
         while trainer.step < steps:
+            if trainer.step % _KEEP_EVERY == 0:
+                kept = _kept(trainer)
             parts = take(trainer)
             trainer.step += 1
+            wrong = _wrong(trainer, parts, kept, steps)
+            if wrong is not None:
+                _go_back(trainer, kept, wrong)
+                continue
             yield phase, steps, _figures(parts, trainer.step, steps)
         for following, _, _ in phases[place + 1 : place + 2]:
             trainer.phase, trainer.step = following, 0
+
+
+def _kept(trainer: Trainer) -> dict[str, Any]:
+    """The state as it is now: copies of what training changes in place."""
+    state = trainer.state()
+    shared = {"pool", "finished"}  # tensors that are replaced and never changed
+    return {name: value if name in shared else copy.deepcopy(value) for name, value in state.items()}
+
+
+def _wrong(trainer: Trainer, parts: Mapping[str, Tensor], kept: Mapping[str, Any], steps: int) -> str | None:
+    """What went wrong in the last step, or since the last look; None if nothing did."""
+    seen, trainer.wrong = trainer.wrong, None
+    if trainer.step % _CHECK_EVERY.get(trainer.rng.device.type, _REPORT_EVERY) and trainer.step != steps:
+        return seen
+    found = soundness.unfinite(parts) or seen
+    if found is None and trainer.phase == "student" and (trainer.step % _REPORT_EVERY == 0 or trainer.step == steps):
+        found = soundness.blown(kept["student"], trainer.student.state_dict())
+    return found
+
+
+def _go_back(trainer: Trainer, kept: Mapping[str, Any], wrong: str) -> None:
+    """To the last good state, to go on with a smaller rate; once in a phase, else the run has failed."""
+    place = f"{trainer.phase} step {trainer.step}: {wrong}"
+    if trainer.phase in trainer.cautious:
+        raise RunError(
+            f"training went wrong at {place}; going back once with {_CAUTION} of the rate did not help. "
+            f"Give a smaller rate, such as --set {_RATES[trainer.phase]}, and look at what was logged"
+        )
+    warnings.warn(
+        f"training went wrong at {place}; back to step {kept['step']} with {_CAUTION} of the rate", stacklevel=2
+    )
+    phase, seconds = trainer.phase, trainer.seconds
+    trainer.restore(copy.deepcopy(dict(kept)))  # optimizers take the tensors themselves
+    trainer.seconds = seconds
+    trainer.cautious.append(phase)
 
 
 def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
@@ -198,7 +260,9 @@ def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
         trained = teacher.read(images, condition.label, batch_statistics=True, mixed=plan.mixed)
     loss, parts = total(Step(condition, images, evaluated, trained, teacher.stored), weights)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.1)
-    _descend(trainer.generator_optimizer, loss, factor)
+    _descend(trainer.generator_optimizer, loss, factor * _pace(trainer))
+    if trainer.rng.device.type in _CHECK_EVERY or trainer.step % _REPORT_EVERY == 0:
+        trainer.wrong = trainer.control.see(condition.label, condition.centre, evaluated)
     return parts
 
 
@@ -222,7 +286,8 @@ def _image_step(trainer: Trainer) -> dict[str, Tensor]:
     loss, parts = refine(
         trainer.draft, trainer.teacher, trainer.preprocessing, plan.weights, trainer.rng, mixed=plan.mixed
     )
-    _descend(trainer.draft.optimizer, loss, learning_rate_factor(step, plan.steps, rising=0.05))
+    factor = learning_rate_factor(step, plan.steps, rising=0.05)
+    _descend(trainer.draft.optimizer, loss, factor * _pace(trainer))
     if step + 1 == plan.steps:
         trainer.finished.append(trainer.draft.images(trainer.preprocessing).detach())
         trainer.draft = None
@@ -273,7 +338,7 @@ def _student_step(trainer: Trainer) -> dict[str, Tensor]:
     lesson = viewed(trainer.pool.sample(plan.batch, trainer.rng), trainer.teacher, plan.views, trainer.rng)
     parts = _compare(trainer, lesson)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.02)
-    _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor)
+    _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor * _pace(trainer))
     return parts
 
 
@@ -321,6 +386,11 @@ def _groups(student: Student, plan: StudentPlan) -> list[dict[str, Any]]:
             scales.setdefault(quantizer.high, []).append(quantizer.log_scale)
     widths = [{"params": params, "lr": plan.scale_learning_rate / high} for high, params in scales.items()]
     return [*layers, *widths]
+
+
+def _pace(trainer: Trainer) -> float:
+    """1, or less after the phase went wrong."""
+    return _CAUTION if trainer.phase in trainer.cautious else 1.0
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, factor: float) -> None:

@@ -377,7 +377,7 @@ def test_text_goes_to_the_terminal(acq: Acq) -> None:
 
 def test_quiet_prints_nothing(acq: Acq) -> None:
     """But errors; --json still has its object."""
-    answer = acq(*quantize("--quiet"))
+    answer = acq(*quantize("--quiet", network=["tinynet:network", *SIZE]))  # no --mean, of which a note tells
     assert (answer.code, answer.out, answer.err.replace("building\n", "")) == (0, "", "")
     assert acq(*quantize("--quiet", "--overwrite", "--json")).json()["run"] == "run"
     assert acq(*quantize("-q")).err.splitlines()[-1].startswith("error: ")

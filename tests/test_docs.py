@@ -17,12 +17,12 @@ import pytest
 import torch
 import yaml
 
-from acq import cli, config, recipe, zoo
+from acq import cli, config, generators, losses, recipe, zoo
 from acq.config import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")], key=lambda page: page.name)
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NETWORK = """
 from torch import nn
 
@@ -78,7 +78,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name, *more)
     )
     monkeypatch.setattr(zoo, "sample_of", lambda _: tmp_path / "test.npz")
+    registries: list[dict[str, Any]] = [losses.LOSSES, generators.GENERATORS]  # examples add to them
+    before = [dict(registry) for registry in registries]
     yield tmp_path
+    for registry, names in zip(registries, before, strict=True):
+        for name in registry.keys() - names.keys():
+            del registry[name]
     for name in [name for name in sys.modules if name.split(".")[0] == "mypackage"]:
         del sys.modules[name]
 
@@ -112,6 +117,8 @@ def test_what_a_page_shows_is_what_happens(
             for words in commands(text):
                 if words[0] == "acq":
                     assert run_acq(words, monkeypatch) == 0, (words, capsys.readouterr().err)
+                elif words == [".", ".venv/bin/activate"]:
+                    continue
                 elif words[0] == "make":
                     subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
                 else:

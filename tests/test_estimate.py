@@ -27,22 +27,22 @@ def trainer(**student: Any) -> Trainer:
 
 
 def test_steps_are_counted_at_the_pace_of_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock of the test's own: a first step of 9 seconds, others of 2."""
+    """A clock of the test's own: a first step of 9 seconds, others of 2, one with the consistency loss of 4.5."""
 
     def paced(shortened: Trainer) -> Any:
         plans = shortened.generator_plan, shortened.image_plan, shortened.student_plan
-        assert [plan.steps for plan in plans] == [3, 3, 3]
+        assert [plan.steps for plan in plans] == [5, 3, 3]  # the generator's fifth has the consistency loss
         assert (shortened.image_plan.count, shortened.student_plan.calibration_images) == (8, 8)
         clock = 0.0
-        for phase, steps in (("generator", 3), ("images", 3), ("calibration", 1), ("student", 3), ("freezing", 1)):
+        for phase, steps in (("generator", 5), ("images", 3), ("calibration", 1), ("student", 3), ("freezing", 1)):
             for step in range(steps):
-                clock += 2.0 if step else 9.0
+                clock += 2.0 if 0 < step < 4 else 4.5 if step == 4 else 9.0
                 yield Record(phase, step + 1, steps, clock, {})
 
     monkeypatch.setattr(estimating, "train", paced)
     spent = trainer()
     spent.seconds = 0.0
-    expected = {"generator": 2 * 40, "images": 2 * 80, "calibration": 9 * 4, "student": 2 * 30, "freezing": 9}
+    expected = {"generator": 2.5 * 40, "images": 2 * 80, "calibration": 9 * 4, "student": 2 * 30, "freezing": 9}
     assert estimate(spent) == expected
 
 

@@ -151,6 +151,14 @@ def test_relief_is_a_setting_that_the_run_would_take(folder: Path) -> None:
     assert int(bits) == widths[name] + 1
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"latencies": [{}]}', "null"])
+def test_damaged_latencies_are_told_with_what_makes_them(folder: Path, content: str) -> None:
+    """The run itself is whole."""
+    (folder / "latency.json").write_text(content)
+    with pytest.raises(RequestError, match=r"latency\.json is damaged; run acq benchmark again"):
+        page_of(folder)
+
+
 @pytest.mark.parametrize("name", ["summary.json", "insight.json"])
 def test_a_run_that_is_not_finished_has_no_page(folder: Path, name: str) -> None:
     """What is missing is named."""
@@ -163,6 +171,7 @@ def test_a_run_that_is_not_finished_has_no_page(folder: Path, name: str) -> None
     ("name", "content"),
     [
         ("summary.json", "{"),
+        ("summary.json", "[1]"),
         ("insight.json", '{"layers": []}'),
         ("metrics.jsonl", "no JSON"),
         ("config.yaml", "config: [1"),

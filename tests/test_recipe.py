@@ -318,6 +318,17 @@ def test_layers_get_bits_of_their_own() -> None:
     assert 3.0 < mean <= 3.5
 
 
+def test_bits_that_nothing_is_left_to_choose_for_are_told() -> None:
+    """A network of one layer, which is an end; with ends as the others it is free."""
+
+    single = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(RequestError, match=r"every layer has bits by `ends` or `layers`; give ends same"):
+        Request(single, preprocessing, Config.create("default", {"bits": "auto"}), {})
+    free = Config.create("default", {"bits": "auto", "budget": 3.0, "ends": "same"})
+    assert Request(single, preprocessing, free, {}).config.layers == {"conv2d": 3}
+
+
 def test_bits_of_a_layer_reach_the_student() -> None:
     """Set as on the command line; the report's own advice has this form."""
     config = Config.create("default", assignment("layers.conv2d_1=6"))

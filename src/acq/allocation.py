@@ -30,8 +30,9 @@ class Cost:
 def costs(student: Student, batches: Sequence[Tensor], layers: Container[str], *, reduced: bool = False) -> list[Cost]:
     """The costs of ``layers``, by node of the plan, in order of execution, on images [N, C, H, W] given in batches.
 
-    Logits are compared at the widths that ``student`` has; at others a layer's error is taken to grow as the squared
-    error of its weights does, so that each layer needs one pass. With ``reduced`` 8 bits keep to 7 bits' range and
+    Logits are compared at the widths that ``student`` has, or below them where its weights lie on that grid already; at
+    others a layer's error is taken to grow as the squared error of its weights does, so that each layer needs one pass.
+    ``student`` is left as it was. With ``reduced`` 8 bits keep to 7 bits' range and
     bring nothing over 7.
     """
     found = []
@@ -41,15 +42,17 @@ def costs(student: Student, batches: Sequence[Tensor], layers: Container[str], *
             name = str(node.meta.get("layer", node.name))
             if not isinstance(module, QuantLayer) or name not in layers:
                 continue
-            quantizer = module.weight_quantizer
-            quantizer.freeze(weight_scale(module.weight, quantizer))
-            quantizer.enabled = True
+            weight = module.weight.detach().clone()
+            rounded = {width: _rounded(module, min(width, 7) if reduced else width) for width in WIDTHS}
+            errors = {width: (there - weight).double().square().sum().item() for width, there in rounded.items()}
+            # weights that lie on the grid already say nothing at their own width
+            at = next((width for width in range(module.weight_quantizer.bits, 1, -1) if errors[width]), WIDTHS[0])
+            module.weight.copy_(rounded[at])
             pairs = zip(batches, wanted, strict=True)
             noise = sum((student(x) - y).double().square().sum().item() for x, y in pairs)
-            quantizer.enabled = False
-            errors = {width: _error(module, min(width, 7) if reduced else width) for width in WIDTHS}
-            unit = noise / max(_error(module, quantizer.bits), torch.finfo().tiny)
-            found.append(Cost(name, module.weight.numel(), {width: unit * error for width, error in errors.items()}))
+            module.weight.copy_(weight)
+            unit = noise / errors[at] if errors[at] else 0.0
+            found.append(Cost(name, weight.numel(), {width: unit * error for width, error in errors.items()}))
     return found
 
 
@@ -82,9 +85,10 @@ def allocate(given: Sequence[Cost], mean: float) -> dict[str, int]:
         room -= stored
 
 
-def _error(layer: QuantLayer, bits: int) -> float:
-    """The squared error of a layer's weights at a width."""
+def _rounded(layer: QuantLayer, bits: int) -> Tensor:
+    """A layer's weights at a width."""
     own = layer.weight_quantizer
     quantizer = WeightQuantizer(len(layer.weight), bits, binary=own.binary).to(layer.weight.device)
     quantizer.freeze(weight_scale(layer.weight, quantizer))
-    return float((quantizer(layer.weight) - layer.weight).double().square().sum())
+    rounded: Tensor = quantizer(layer.weight)
+    return rounded

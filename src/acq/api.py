@@ -53,7 +53,7 @@ def quantize(
     ``input_size`` is (C, H, W); ``mean`` and ``std`` are those of the network's normalisation of pixels in [0, 1]
     (ImageNet's where not given, for three channels). ``bits`` are such as ``"w4a4"``, the default. ``settings`` are
     nested as in a configuration file, for example ``{"placement": "relu-only", "student": {"steps": 1000}}``. ``data``
-    (an ``.npz`` or a folder of classes) is read at the end, to report. With ``tensorboard`` losses, images and weights
+    (an ``.npz`` or a folder of classes) is used at the end, to report. With ``tensorboard`` losses, images and weights
     go to ``out/tensorboard`` while it runs (extra ``tensorboard``). ``model`` is left exactly as it was.
 
     Raises:
@@ -142,15 +142,19 @@ def export_run(run: str | Path, path: str | Path | None = None, *, raw_images: b
     origin = facts.get("origin", {}) | facts.get("config", {})
     known = {key: origin[key] for key in ("model", "ends", "addends", "preset", "seed") if key in origin}
     images = _pool_images(folder)
-    if path is None:
-        (folder / LATENCY).unlink(missing_ok=True)
-    return export(
+    made = export(
         student,
         folder / "model.onnx" if path is None else Path(path),
         _pictures(student) if images is None else images,
         raw_images=raw_images,
         facts={**known, "acq": version("acq")},
     )
+    if made.path.resolve() == (folder / "model.onnx").resolve():
+        try:
+            (folder / LATENCY).unlink(missing_ok=True)
+        except OSError as error:
+            raise RequestError(f"{folder / LATENCY} cannot be removed: {error.strerror}") from error
+    return made
 
 
 def engine(file: str | Path) -> Engine:

@@ -92,7 +92,12 @@ Placement = Annotated[
     str | None, typer.Option(help="deployable, or relu-only as in the literature", rich_help_panel=_RUN)
 ]
 DeviceName = Annotated[str | None, typer.Option(help="auto, cpu or cuda", rich_help_panel=_RUN)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors", rich_help_panel=_RUN)]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="print nothing but errors, and what --json or --dry-run ask for", rich_help_panel=_RUN
+    ),
+]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="print losses line by line, no bars", rich_help_panel=_RUN)
 ]
@@ -182,7 +187,7 @@ def quantize(
         {key: value for key, value in given.items() if value is not None},
         {"preset": preset} if preset else {},
     )
-    network = _network(model, checkpoint, model_args, input_size, mean, std)
+    network = _network(model, checkpoint, model_args, input_size, mean, std, quiet)
     origin = {
         "model": model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
@@ -202,7 +207,7 @@ def quantize(
             watch=watch,
             tensorboard=tensorboard,
         )
-    figures = result.summary | {"run": str(out), "report": _reported(out)}
+    figures = result.summary | {"run": str(out), "report": _reported(out, quiet)}
     _finish(figures, as_json, quiet)
     size = f"{figures['quantized_bytes'] / 1e3:,.0f} kB of weights and scales"
     if not as_json:
@@ -407,12 +412,12 @@ def _exit_code(command: Callable[[], Any]) -> int:
     return 0
 
 
-def _reported(run_folder: Path) -> str | None:
+def _reported(run_folder: Path, quiet: bool) -> str | None:
     """Where the page of a run went; a run without one is as good, so what is missing is told in a note."""
     try:
         return str(api.report(run_folder))
     except RequestError as error:
-        _console().print(Text(f"note: no report, {error}"), soft_wrap=True)
+        _console(quiet).print(Text(f"note: no report, {error}"), soft_wrap=True)
         return None
 
 
@@ -438,6 +443,7 @@ def _network(
     input_size: str | None,
     mean: str | None,
     std: str | None,
+    quiet: bool = False,
 ) -> zoo.Network:
     network = zoo.resolve(
         model,
@@ -449,7 +455,7 @@ def _network(
     )
     if not network.preprocessing_given:
         mean_, std_ = network.preprocessing.mean, network.preprocessing.std
-        _console().print(
+        _console(quiet).print(
             Text(f"note: --mean and --std not given, ImageNet's are assumed: {mean_}, {std_}"), soft_wrap=True
         )
     return network

@@ -140,7 +140,7 @@ def _read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[np.int64]]:
             if missing:
                 raise RequestError(f"{path} has no array {missing[0]!r}; save it with images= and labels=")
             images, labels = archive["images"], archive["labels"]
-    except UNREADABLE as error:
+    except (*UNREADABLE, NotImplementedError, RuntimeError) as error:  # compressed in a way unknown here, or encrypted
         raise RequestError(f"{path} cannot be read as .npz ({first_line(error)}); save it anew") from error
     if images.dtype != np.uint8:
         raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")

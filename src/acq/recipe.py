@@ -57,7 +57,7 @@ class Request:
         the record holds what was used.
 
         Raises:
-            RequestError: the network cannot be traced.
+            RequestError: the network cannot be traced, or bits are ``auto`` and no layer is left to choose them for.
         """
         clock, size = time.perf_counter(), self.preprocessing.input_size
         graph = trace(self.model, size)
@@ -196,6 +196,8 @@ def _allocated(graph: fx.GraphModule, preprocessing: Preprocessing, config: Conf
     layout, other = (plan(graph, each, config.placement, config.layers) for each in (bits, replace(bits, weight=2)))
     pairs = zip(layout.sites, other.sites, strict=True)
     free = {site.node for site, changed in pairs if site.weight_bits != changed.weight_bits}
+    if not free and not config.layers:
+        raise RequestError("bits are auto, but every layer has bits by `ends` or `layers`; give ends same, or bits")
     _, height, width = preprocessing.input_size
     count = max(_FEWEST_PICTURES, _PIXELS_OF_PICTURES // (height * width))
     pictures = normalised_scenes(count, preprocessing, torch.Generator().manual_seed(0))

@@ -33,7 +33,7 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
         RequestError: the run is not finished, was made by a version without insight, or a file is damaged.
     """
     summary, insight = read_json(run / SUMMARY), read_json(run / INSIGHT)
-    latency = read_json(run / LATENCY) if (run / LATENCY).exists() else None
+    latencies = _latencies(run / LATENCY) if (run / LATENCY).exists() else []
     try:
         records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
         settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
                 run=run.name,
                 summary=summary,
                 insight=insight,
-                headline=_headline(summary, latency),
+                headline=_headline(summary, latencies),
                 caveats=_caveats(summary),
                 samples=_samples(run, insight["attention"]),
                 scatter=figures.scatter(insight["centres"]),
@@ -84,11 +84,20 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RequestError(f"there is no {path}; a report needs a finished run of this version") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{path} is damaged; quantize again") from error
 
 
-def _headline(summary: Mapping[str, Any], latency: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def _latencies(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["latencies"]
+        return [{"batch": int(row["batch"]), "threads": int(row["threads"]), "ratio": float(row["ratio"]),
+                 "integer_ms": float(row["integer_ms"])} for row in rows]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is damaged; run acq benchmark again, or delete it") from error
+
+
+def _headline(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """Figure, unit and what it is."""
     shown: list[tuple[str, str, str]] = []
     if summary["top1"] is not None:
@@ -97,7 +106,7 @@ def _headline(summary: Mapping[str, Any], latency: Mapping[str, Any] | None) -> 
     shown.append((f"{summary['agreement']:.2f}", "%", "agreement with the network on fresh synthetic images"))
     ratio = summary["quantized_bytes"] / summary["float_bytes"]
     shown.append((f"{ratio:.3f}", "", f"of the size, {summary['quantized_bytes'] / 1e3:.0f} kB of weights and scales"))
-    for row in [] if latency is None else latency["latencies"]:
+    for row in latencies:
         if row["batch"] == 1:
             took = f"{row['integer_ms']:.3g} ms an image on {_threads(row['threads'])} of this CPU"
             shown.append((f"{row['ratio']:.2f}", "", f"of floating point's latency, {took}"))

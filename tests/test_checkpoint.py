@@ -99,7 +99,7 @@ def test_the_one_before_is_used(tmp_path: Path, harm: Callable[[Path], None]) ->
     with pytest.warns(CheckpointWarning, match=r"state\.pt.*; the one before it is used"):
         assert checkpoint.load(path)["step"] == 1
     flipped(checkpoint.previous(path))
-    with pytest.raises(RequestError, match=r"state\.pt .*--overwrite"):
+    with pytest.raises(RequestError, match=r"state\.pt.*--overwrite"):
         checkpoint.load(path)
 
 

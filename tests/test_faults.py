@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_recipe import quick, request_
+from test_recipe import quick, request_, whole_run
 
 from acq import checkpoint, distillation, recipe, trainer
 from acq.checkpoint import CheckpointWarning
@@ -85,11 +85,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The student of a run to which nothing happened."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        quick(patch)
-        run(request_(), folder)
-    return (folder / "student.safetensors").read_bytes()
+    return (whole_run(tmp_path_factory.mktemp("whole") / "run") / "student.safetensors").read_bytes()
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:

@@ -75,14 +75,18 @@ def product(folder: Path) -> tuple[bytes, Any]:
     return (folder / "student.safetensors").read_bytes(), [{**line, "seconds": 0} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was not interrupted."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def whole_run(folder: Path) -> Path:
+    """A run to which nothing happens."""
     with pytest.MonkeyPatch.context() as patch:
         quick(patch)
         run(request_(), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not interrupted."""
+    return whole_run(tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.mark.parametrize(

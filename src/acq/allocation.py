@@ -11,7 +11,7 @@ from torch import Tensor
 from acq.calibration import weight_scale
 from acq.evaluate import evaluating
 from acq.quantizers import WeightQuantizer
-from acq.student import QuantLayer, Student, quantizers_off
+from acq.student import QuantLayer, Student, quantizers_off, site_of
 
 WIDTHS = range(2, 9)
 
@@ -39,7 +39,7 @@ def costs(student: Student, batches: Sequence[Tensor], layers: Container[str], *
     with evaluating(student), quantizers_off(student):
         wanted = [student(batch) for batch in batches]
         for node, module in student.placed():
-            name = str(node.meta.get("layer", node.name))
+            name = site_of(node)
             if not isinstance(module, QuantLayer) or name not in layers:
                 continue
             weight = module.weight.detach().clone()

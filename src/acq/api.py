@@ -179,10 +179,7 @@ def report(run: str | Path) -> Path:
         raise RequestError(f"the report needs {error.name}; install it with pip install 'acq[report]'") from error
     folder = Path(run)
     page = render(folder, artifact.load_plan(folder).rows(), _command(artifact.load_facts(folder), folder))
-    try:
-        write_text(folder / REPORT, page)
-    except OSError as error:
-        raise RequestError(f"{folder / REPORT} cannot be written: {error.strerror}") from error
+    _write(folder / REPORT, page)
     return folder / REPORT
 
 
@@ -200,10 +197,7 @@ def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[
     folders = list(map(Path, runs))
     rows = rows_of(folders)
     if html is not None:
-        try:
-            write_text(Path(html), render(folders))
-        except OSError as error:
-            raise RequestError(f"{html} cannot be written: {error.strerror}") from error
+        _write(Path(html), render(folders))
     return rows
 
 
@@ -246,11 +240,15 @@ def benchmark_run(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
     if not file.exists():
         export_run(run)
     found = benchmark(artifact.load(Path(run)).eval(), file, seconds=seconds)
-    try:
-        write_text(Path(run) / LATENCY, json.dumps(asdict(found), indent=1) + "\n")
-    except OSError as error:
-        raise RequestError(f"{Path(run) / LATENCY} cannot be written: {error.strerror}") from error
+    _write(Path(run) / LATENCY, json.dumps(asdict(found), indent=1) + "\n")
     return found
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _onnx() -> tuple[Callable[..., Exported], type[Engine]]:

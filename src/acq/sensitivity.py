@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from acq.evaluate import evaluating
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
-from acq.student import QuantLayer, Student, quantizers_off
+from acq.student import QuantLayer, Student, quantizers_off, site_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _places(student: Student) -> Iterator[_Place]:
         if isinstance(module, QuantLayer):
             last, grid = _grid_after(student, node)
             seen.add(grid)
-            yield _Place(str(node.meta.get("layer", node.name)), module, grid, last.name)
+            yield _Place(site_of(node), module, grid, last.name)
         elif isinstance(module, ActivationQuantizer) and module not in seen:
             (source,) = node.all_input_nodes
             yield _Place(source.name, None, module, source.name)

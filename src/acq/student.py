@@ -139,6 +139,11 @@ class _Reader(fx.Interpreter):
         return value
 
 
+def site_of(node: fx.Node) -> str:
+    """The node of the plan, and of the teacher, whose layer a student's node runs."""
+    return str(node.meta.get("layer", node.name))
+
+
 def build(graph: fx.GraphModule, plan: Plan, preprocessing: Preprocessing | None = None) -> Student:
     """The student that ``plan`` describes, with its own copy of the weights and uncalibrated quantizers."""
     return _Builder(graph, plan, preprocessing).student()

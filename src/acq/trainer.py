@@ -199,9 +199,9 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
     for place, (phase, steps, take) in enumerate(phases):
         if phase != trainer.phase:
             continue  # done before a resumption
-        kept = _kept(trainer)
+        kept: dict[str, Any] = {}
         while trainer.step < steps:
-            if trainer.step % _KEEP_EVERY == 0:
+            if not kept or trainer.step % _KEEP_EVERY == 0:
                 kept = _kept(trainer)
             parts = take(trainer)
             trainer.step += 1

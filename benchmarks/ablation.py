@@ -31,7 +31,7 @@ OFF = {
     "no training": ["student.steps=0"],
 }
 FIGURES = ("agreement", "correlation", "spread", "label_agreement", "pair_distance")
-NOTE = "Made by `benchmarks/ablation.py`, a row being means over its seeds; the JSON beside it has every run."
+KEYS = ("bits", "variant", "addends")
 
 
 def main() -> None:
@@ -45,10 +45,8 @@ def main() -> None:
     for variant in args.only:
         changes = gdfq if variant == "gdfq" else list(map(assignment, OFF[variant]))
         for run in quantized(network, configs(args, *changes), args.data):
-            runs = keep(
-                "ablation", {"variant": variant, **run}, ("variant", "bits", "placement", "addends", "settings", "seed")
-            )
-            print(table("ablation", runs, ("bits", "variant", "addends"), FIGURES, NOTE), flush=True)
+            found = keep("ablation", {"variant": variant, **run}, (*KEYS, "placement", "settings", "seed"))
+            print(table("ablation", found, KEYS, FIGURES), flush=True)
 
 
 if __name__ == "__main__":

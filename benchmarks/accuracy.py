@@ -14,7 +14,7 @@ from acq import zoo
 from acq.memory import keep_freed_memory
 
 KEYS = ("model", "bits", "placement", "ends", "addends", "preset")
-NOTE = "Made by `benchmarks/accuracy.py`, a row being means over its seeds; the JSON beside it has every run."
+FIGURES = ("agreement", "correlation", "spread", "label_agreement")
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     keep_freed_memory()  # as the command line does
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
     for run in quantized(network, configs(args), args.data):
-        runs = keep(args.name, run, (*KEYS, "settings", "seed"))
-        print(table(args.name, runs, KEYS, ("agreement",), NOTE), flush=True)
+        found = keep(args.name, run, (*KEYS, "settings", "seed"))
+        print(table(args.name, found, KEYS, FIGURES), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import RESULTS, command, page
 
 from acq import zoo
 from acq.config import Config
+from acq.folder import write_text
 from acq.recipe import Request, prepare
 from acq.review import fresh_steps, review
 from acq.trainer import train
 
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "acq (all parts)": ("default", []),
     "no centre matching": ("default", ["centre"]),
@@ -41,7 +42,7 @@ def measure(network: zoo.Network, preset: str, off: list[str], steps: int, seed:
     values: dict[str, float] = {}
     for record in train(trainer):
         values = record.values or values
-        if record.phase == "generator" and record.step == steps:
+        if record.phase == "generator" and record.step == record.steps:
             break
     seconds = time.perf_counter() - start
     rng = torch.Generator(trainer.rng.device).manual_seed(seed + 1)
@@ -68,13 +69,9 @@ def main() -> None:
         cells += [f"{found['losses']['statistics']:.3f}", f"{found['seconds']:.0f}"]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    command = f"python benchmarks/control.py {args.model} --steps {args.steps} --seed {args.seed}"
-    where = (
-        f"{args.steps} generator steps, seed {args.seed}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "control.json").write_text(json.dumps({"command": command, "results": results}, indent=1) + "\n")
-    (RESULTS / "control.md").write_text("\n".join([*lines, "", f"{where}. Made by `{command}`.", ""]))
+    where = f"Generators alone, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    page("control", lines, where, [command()])
+    write_text(RESULTS / "control.json", json.dumps({"command": command(), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

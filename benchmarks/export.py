@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import COMMIT, RESULTS, keep
+from runs import COMMIT, keep, page
 
 from acq import api, artifact
 from acq.data import batches, read
@@ -90,13 +90,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each latency is measured")
     args = parser.parse_args()
     for run in args.runs:
-        rows = keep("export", measure(run, args.data, args.seconds), KEYS)
+        rows = keep("export", measure(run, args.data, args.seconds), KEYS)["runs"]
         cells = [[" ".join(map(str, _shown(row[key]))) for key in COLUMNS] for row in rows]
         lines = ["| " + " | ".join(row) + " |" for row in ([*COLUMNS.values()], ["---"] * len(COLUMNS), *cells)]
-        note = f"Made by `benchmarks/export.py`, commit {', '.join(dict.fromkeys(row['commit'] for row in rows))}."
-        text = "\n".join([*lines, "", note, ""])
-        (RESULTS / "export.md").write_text(text)
-        print(text, flush=True)
+        note = f"Commit {', '.join(dict.fromkeys(row['commit'] for row in rows))}."
+        print(page("export", lines, note, (row["command"] for row in rows)), flush=True)
 
 
 def _shown(value: Any) -> list[Any]:

@@ -7,8 +7,10 @@ import copy
 import hashlib
 import itertools
 import json
+import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,19 +107,38 @@ def _commit() -> str:
 COMMIT = _commit()  # of what was imported, whatever is committed while it runs
 
 
-def keep(name: str, run: Run, same: Sequence[str]) -> list[Run]:
-    """Add ``run`` to the JSON results ``name``, in place of one that agrees with it in the keys ``same``; all runs."""
+def command() -> str:
+    """What the user typed, without the folders of what is outside the repository."""
+    script, *words = sys.argv
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in words]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *shown])
+
+
+def keep(name: str, run: Run, same: Sequence[str]) -> dict[str, Any]:
+    """Add ``run`` and the command that made it to the JSON results ``name``, in place of one that agrees with it in the
+    keys ``same``; the results: ``runs`` and, where somebody wrote one, a ``note``."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     with FileLock(path.with_suffix(".lock")):
         found = json.loads(path.read_text()) if path.exists() else {"runs": []}
-        runs = [other for other in found["runs"] if any(other.get(key) != run[key] for key in same)] + [run]
-        write_text(path, json.dumps({**found, "runs": runs}, indent=1) + "\n")
-    return runs
+        others = [other for other in found["runs"] if any(other.get(key) != run[key] for key in same)]
+        found = {**found, "runs": [*others, {**run, "command": command()}]}
+        write_text(path, json.dumps(found, indent=1) + "\n")
+    return dict(found)
 
 
-def table(name: str, runs: Sequence[Run], keys: Sequence[str], figures: Sequence[str], note: str) -> str:
-    """Write and return the Markdown table of ``runs``: a row for each value of ``keys``, means over its seeds."""
+def page(name: str, lines: Sequence[str], note: str, commands: Iterable[str]) -> str:
+    """Write and return a page of results: a table, what to know about it, and the commands that made it."""
+    fence = ["```sh", *dict.fromkeys(commands), "```"]
+    text = "\n".join([*lines, "", note, "", *fence, ""])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_text(RESULTS / f"{name}.md", text)
+    return text
+
+
+def table(name: str, found: Mapping[str, Any], keys: Sequence[str], figures: Sequence[str]) -> str:
+    """Write and return the page of the results ``found``: a row for each value of ``keys``, means over its seeds."""
+    runs = found["runs"]
     titles = [*keys, "seeds", "top-1 %", "drop", *figures, "seconds", "peak MB"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     rows: dict[tuple[Any, ...], list[Run]] = {}
@@ -130,9 +151,8 @@ def table(name: str, runs: Sequence[Run], keys: Sequence[str], figures: Sequence
         seconds, memory = statistics.mean(run["seconds"] for run in row), max(run["peak_memory_mb"] for run in row)
         cells = [*settings, seeds, top1_of(row), f"{drop:.2f}", *means, f"{seconds:.0f}", memory]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    text = "\n".join([*lines, "", f"{_where(runs)} {note}", ""])
-    (RESULTS / f"{name}.md").write_text(text)
-    return text
+    note = f"{_where(runs)} {found.get('note', '')}".strip()
+    return page(name, lines, note, (run["command"] for run in runs))
 
 
 def top1_of(runs: Sequence[Run]) -> str:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import COMMIT, RESULTS, command, page
 from torch.profiler import ProfilerActivity, profile
 
 from acq import zoo
 from acq.config import Config
+from acq.folder import write_text
 from acq.memory import keep_freed_memory
 from acq.recipe import Request, prepare
 from acq.summary import peak_memory_mb
 from acq.trainer import train
 
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 WARM = 3  # steps of a phase that are not counted
 
 
@@ -47,6 +48,7 @@ def measure(network: zoo.Network, config: Config, steps: int) -> list[dict[str, 
         "images": config.images.steps * batches,
         "calibration": 1,
         "student": config.student.steps,
+        "freezing": 1,
     }
     rows = []
     for phase, times in seconds.items():
@@ -96,14 +98,10 @@ def main() -> None:
         "|---|---|",
         *(f"| {h['operator']} | {h['percent']:.1f} |" for h in hot),
     ]
-    command = f"python benchmarks/speed.py {args.model} --bits {args.bits} --preset {args.preset} --steps {args.steps}"
-    where = f"peak memory {memory} MB, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    lines += ["", f"{where}. Made by `{command}`.", ""]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    found = {"command": command, "phases": rows, "hot_spots": hot, "peak_memory_mb": memory}
-    (RESULTS / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "speed.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    where = f"Peak memory {memory} MB, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {COMMIT}."
+    print(page("speed", lines, where, [command()]))
+    found = {"command": command(), "commit": COMMIT, "phases": rows, "hot_spots": hot, "peak_memory_mb": memory}
+    write_text(RESULTS / "speed.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

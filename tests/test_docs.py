@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +20,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
-from acq import cli, config, generators, losses, recipe, zoo
+from acq import api, cli, config, generators, losses, recipe, zoo
 from acq.config import Config
+from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan
+from acq.zoo.registry import BUILTINS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")], key=lambda page: page.name)
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NETWORK = """
-from torch import nn
+RESULTS, NOTES = sorted(ROOT.glob("docs/benchmarks/*.md")), sorted(ROOT.glob("docs/notes/*.md"))
+WRITTEN = re.compile(r"`((?:acq|python) \w[^`]+ [^`]+)`")  # a command within a line, not the name of one
 
 
-def build(classes=10):
+def build(classes: int = 10) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
@@ -36,10 +45,12 @@ def build(classes=10):
         nn.Flatten(),
         nn.Linear(8, classes),
     )
-"""
+
+
+NETWORK = f"from torch import nn\n\n\n{inspect.getsource(build)}"
 FEW: dict[str, Any] = {
     "generator": {"steps": 2, "batch": 8, "noise_dim": 4, "width": 8},
-    "images": {"count": 16, "batch": 8, "steps": 1},
+    "images": {"count": 16, "batch": 16, "steps": 1},
     "student": {"batch": 8, "calibration_images": 8},
 }
 
@@ -64,9 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "nets.py").write_text(NETWORK)
-    space: dict[str, Any] = {}
-    exec(NETWORK, space)
-    torch.save(space["build"]().state_dict(), tmp_path / "weights.pth")
+    torch.save(build().state_dict(), tmp_path / "weights.pth")
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "test.npz", images=images, labels=np.arange(20) % 10)
     monkeypatch.setattr(config, "PRESETS", dict.fromkeys(config.PRESETS, FEW))
@@ -126,6 +135,80 @@ def test_what_a_page_shows_is_what_happens(
                     assert extras(words) <= set(known)
         else:
             assert language in ("text", "bibtex"), f"{page.name} has a block of {language}, which nothing checks"
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.name)
+def test_commands_that_made_the_results_run(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Word for word, on networks, images and recipes of the same names that are small; a page of the same kind is what
+    comes of them."""
+    results, header = _small(folder, monkeypatch), page.read_text(encoding="utf-8").splitlines()[0]
+    shown = [words for language, text in blocks(page) if language == "sh" for words in commands(text)]
+    for words in shown:
+        run_command(words, monkeypatch, capsys)
+    made = results / page.name
+    assert made.read_text(encoding="utf-8").splitlines()[0] == header
+    assert [words for _, text in blocks(made) for words in commands(text) if words not in shown] == []
+
+
+@pytest.mark.parametrize("page", NOTES, ids=lambda page: page.name)
+def test_commands_of_notes_run(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that are written out whole; as above."""
+    _small(folder, monkeypatch)
+    for index, text in enumerate(WRITTEN.findall(page.read_text(encoding="utf-8"))):
+        if "..." not in text:
+            places = {"RUN": f"runs/{index}", "BITS": "w4a4", "SEED": "0"}
+            run_command([places.get(word, word) for word in shlex.split(text)], monkeypatch, capsys)
+
+
+def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if words[0] == "acq":
+        assert run_acq(words, monkeypatch) == 0, (words, capsys.readouterr().err)
+    else:
+        assert words[:1] == ["python"], words
+        monkeypatch.setattr(sys, "argv", words[1:])
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+
+
+def _small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Networks, data and recipes that pages name, small; where results then go."""
+    _small_networks_and_data(folder, monkeypatch)
+    plans, latencies = recipe._plans, api.benchmark_run
+    monkeypatch.setattr(recipe, "_plans", lambda settings: _short(*plans(settings)))
+    monkeypatch.setattr(api, "benchmark_run", lambda run, seconds: latencies(run, seconds=0.01))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.delitem(sys.modules, "runs", raising=False)
+    monkeypatch.setattr(importlib.import_module("runs"), "RESULTS", folder / "results")
+    return folder / "results"
+
+
+def _short(generator: GeneratorPlan, images: ImagePlan, student: StudentPlan) -> tuple[Any, Any, Any]:
+    """A few steps, whatever a command says."""
+    return (
+        replace(generator, steps=min(generator.steps, 3)),
+        replace(images, count=min(images.count, 16)),
+        replace(student, steps=min(student.steps, 3)),
+    )
+
+
+def _small_networks_and_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, entry in BUILTINS.items():
+        preprocessing = replace(entry.preprocessing, input_size=(3, 32, 32))
+        tiny = replace(entry, build=build, weights=lambda: folder / "weights.pth", preprocessing=preprocessing)
+        monkeypatch.setitem(BUILTINS, name, tiny)
+    save_file(torch.load(folder / "weights.pth", weights_only=True), folder / "resnet20-cifar10.safetensors")
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "efficientnet_lite0.yaml").write_text("student: {calibration_images: 8}\n")
+    for name in ("cifar10-test.npz", "cifar10-train.npz"):
+        shutil.copy(folder / "test.npz", folder / name)
+    with np.load(folder / "test.npz") as data:
+        for index, (image, label) in enumerate(zip(data["images"], data["labels"], strict=True)):
+            target = folder / "imagenet-sample" / f"{label}"
+            target.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(target / f"{index}.png")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

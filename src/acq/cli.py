@@ -25,8 +25,9 @@ from acq.estimate import estimate
 from acq.evaluate import accuracy
 from acq.memory import keep_freed_memory
 from acq.plan import Plan
+from acq.processes import joined, started_by_torchrun
 from acq.progress import watching
-from acq.recipe import Request, choose_device, prepare, run
+from acq.recipe import Request, choose_device, follow, prepare, run
 from acq.trace import classes_of, trace
 
 # the base of everything that the parser raises; newer typers carry their own copy of click, older ones need it
@@ -171,7 +172,10 @@ def quantize(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize MODEL without its data and keep the result in the folder --out."""
+    """Quantize MODEL without its data and keep the result in the folder --out.
+
+    torchrun --nproc-per-node N -m acq quantize ... shares every batch among N processes.
+    """
     for one, other, names in (
         (resume, overwrite, "--resume and --overwrite"),
         (quiet, verbose, "--quiet and --verbose"),
@@ -187,6 +191,7 @@ def quantize(
         {key: value for key, value in given.items() if value is not None},
         {"preset": preset} if preset else {},
     )
+    quiet = quiet or not started_by_torchrun().leads
     network = _network(model, checkpoint, model_args, input_size, mean, std, quiet)
     origin = {
         "model": model,
@@ -195,18 +200,24 @@ def quantize(
     }
     request = Request(network.model, network.preprocessing, settings, origin)
     if dry_run:
-        _describe(request, out, as_json)
+        if started_by_torchrun().leads:
+            _describe(request, out, as_json)
         return
-    with watching(_console(quiet), verbose=verbose) as watch:
-        result = run(
-            request,
-            out,
-            data=None if data is None else _data_path(data, model),
-            resume=resume,
-            overwrite=overwrite,
-            watch=watch,
-            tensorboard=tensorboard,
-        )
+    with joined(choose_device(settings.device)) as team:
+        if not team.leads:
+            follow(request, team)
+            return
+        with watching(_console(quiet), verbose=verbose) as watch:
+            result = run(
+                request,
+                out,
+                data=None if data is None else _data_path(data, model),
+                resume=resume,
+                overwrite=overwrite,
+                watch=watch,
+                tensorboard=tensorboard,
+                team=team,
+            )
     figures = result.summary | {"run": str(out), "report": _reported(out, quiet)}
     _finish(figures, as_json, quiet)
     size = f"{figures['quantized_bytes'] / 1e3:,.0f} kB of weights and scales"
@@ -423,12 +434,14 @@ def _reported(run_folder: Path, quiet: bool) -> str | None:
 
 def _warned(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as a line without the place in the code."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    if started_by_torchrun().leads:  # the others would say the same
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _error(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print({1: "failed: ", 2: "error: "}.get(code, "") + line, file=sys.stderr)
+    line, place = " ".join(message.split()), started_by_torchrun()
+    who = "" if place.leads else f"process {place.rank} of {place.size}: "
+    print(who + {1: "failed: ", 2: "error: "}.get(code, "") + line, file=sys.stderr)
     return code
 
 

@@ -13,8 +13,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Within the block the first signal is remembered and a second one acts as it did before.
+def stop_requested(*, once: bool = True) -> Iterator[Callable[[], bool]]:
+    """Within the block the first signal is remembered and a second one acts as it did before; all are remembered
+    unless ``once``, since torchrun sends another after Ctrl-C and kills who does not end.
 
     Outside the main thread, where Python delivers no signals, the answer is always False.
     """
@@ -24,7 +25,8 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     def remember(number: int, _: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(number, before[number])
+        if once:
+            signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, remember) for number in _SIGNALS}

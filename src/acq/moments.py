@@ -20,6 +20,11 @@ def affine_and_moments(x: Tensor, factor: Tensor, shift: Tensor) -> tuple[Tensor
     return y, Moments(mean, var)
 
 
+def at_least_float(x: Tensor) -> Tensor:
+    """``x`` in 32 bits where it has fewer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def batch_norm_affine(
     weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +39,7 @@ def batch_norm_affine(
 class _AffineAndMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        exact = at_least_float(x)
         if x.device.type == "cpu":  # a twelfth of var_mean's time on images in channels-last layout
             mean, var = torch.batch_norm_update_stats(exact, None, None, 0.0)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from acq.augment import views
 from acq.condition import draw
 from acq.evaluate import evaluating
+from acq.processes import ALONE, Team
 from acq.teacher import Teacher
 
 
@@ -48,12 +49,12 @@ class Pool:
         return Pool(self.lesson, (self.oldest + count) % size)
 
 
-def viewed(lesson: Lesson, teacher: Teacher, share: float, rng: torch.Generator) -> Lesson:
+def viewed(lesson: Lesson, teacher: Teacher, share: float, rng: torch.Generator, team: Team = ALONE) -> Lesson:
     """The lesson with other views of the first ``share`` of its images (``acq.augment``), read anew."""
     count = round(share * len(lesson.images))
     if not count:
         return lesson
-    seen = read(views(lesson.images[:count], rng), teacher)
+    seen = read(views(lesson.images[:count], rng), teacher, team=team)
     return Lesson(
         torch.cat((seen.images, lesson.images[count:])),
         torch.cat((seen.logits, lesson.logits[count:])),
@@ -61,15 +62,13 @@ def viewed(lesson: Lesson, teacher: Teacher, share: float, rng: torch.Generator)
     )
 
 
-def read(images: Tensor, teacher: Teacher, batch: int = 128) -> Lesson:
-    """Images and the teacher's reading of them."""
+def read(images: Tensor, teacher: Teacher, batch: int = 128, team: Team = ALONE) -> Lesson:
+    """Images and the teacher's reading of them, for which each process of a ``team`` reads its share."""
     with torch.no_grad():
-        readings = [teacher.read(part) for part in images.split(batch)]  # type: ignore[no-untyped-call]
-    return Lesson(
-        images,
-        torch.cat([reading.logits for reading in readings]),
-        torch.cat([reading.features for reading in readings]),
-    )
+        readings = [teacher.read(part) for part in team.share(images).split(batch)]  # type: ignore[no-untyped-call]
+    logits = torch.cat([reading.logits for reading in readings])
+    features = torch.cat([reading.features for reading in readings])
+    return Lesson(images, team.gather(logits, len(images)), team.gather(features, len(images)))
 
 
 def synthesise(
@@ -81,6 +80,7 @@ def synthesise(
     spread: float,
     rng: torch.Generator,
     batch: int = 128,
+    team: Team = ALONE,
 ) -> Lesson:
     """``count`` fresh images from the generator as it stands (in eval mode) and the teacher's reading of them."""
     parts = []
@@ -88,4 +88,4 @@ def synthesise(
         for start in range(0, count, batch):
             pairs = (min(batch, count - start) + 1) // 2
             parts.append(generator(draw(pairs, noise_dim=noise_dim, classes=teacher.classes, spread=spread, rng=rng)))
-    return read(torch.cat(parts)[:count], teacher, batch)
+    return read(torch.cat(parts)[:count], teacher, batch, team)

@@ -24,6 +24,7 @@ from acq.insight import insight
 from acq.interrupt import stop_requested
 from acq.memory import hand_back_freed_memory
 from acq.plan import Bits, plan
+from acq.processes import ALONE, Team
 from acq.review import Review, fresh_steps, review
 from acq.scenes import normalised_scenes
 from acq.student import Student, build
@@ -87,12 +88,14 @@ def run(
     overwrite: bool = False,
     watch: Watch | None = None,
     tensorboard: bool = False,
+    team: Team = ALONE,
 ) -> Result:
     """Quantize ``request.model`` without its data; the labelled images at ``data`` only report, at the end.
 
     With ``out`` the run can be interrupted (Ctrl-C, SIGTERM) and resumed exactly; resuming a finished run returns
     it. ``watch`` is called with every record, and with ``tensorboard`` they go to ``out/tensorboard`` too. The model
-    itself is left as it was.
+    itself is left as it was. In a ``team`` of several processes this is what its leader does, with ``out``; the others
+    ``follow``.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
@@ -102,7 +105,7 @@ def run(
         require()
         if out is None:
             raise RequestError("TensorBoard's files are kept in the run folder; give out")
-    trainer = prepare(request)
+    trainer = prepare(request, team)
     images = None if data is None else _images(request, trainer, data)
     watches = [] if watch is None else [watch]
     if out is None:
@@ -111,9 +114,10 @@ def run(
         return Result(trainer.student.eval(), summarise(request, trainer, look(request, trainer), images), None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
+        state = folder.load_state() if resume and finished is None else None
+        team.tell({"finished": finished is not None, "state": state}, trainer.rng.device)
         if finished is not None:
             return Result(artifact.load(out), finished, out)
-        state = folder.load_state() if resume else None
         if state is not None:
             trainer.restore(state)
         with board(out / BOARD, trainer) if tensorboard else nullcontext() as show:
@@ -127,11 +131,36 @@ def run(
     return Result(trainer.student.eval(), summary, out)
 
 
-def prepare(request: Request) -> Trainer:
+def follow(request: Request, team: Team) -> None:
+    """Take part in the ``run`` of a team's leader, and write nothing.
+
+    Raises:
+        RequestError: the request is wrong.
+        RunError: another process of the team is gone.
+        Interrupted: the run was told to stop.
+    """
+    trainer = prepare(request, team)
+    said = team.tell(None, trainer.rng.device)
+    if said["finished"]:
+        return
+    if said["state"] is not None:
+        trainer.restore(said["state"])
+    with stop_requested(once=False) as stopping:
+        for _ in _records(trainer):
+            stop, save = team.any(stopping(), False)
+            if stop or save:
+                trainer.state()
+            if stop:
+                raise Interrupted
+    trainer.state()
+
+
+def prepare(request: Request, team: Team = ALONE) -> Trainer:
     """Everything up to the first step: the teacher read, the student planned and built, the generator made.
 
     Raises:
-        RequestError: the network lacks what is needed, or a setting is not known.
+        RequestError: the network lacks what is needed, a setting is not known, or a batch has not a pair of images for
+            each process of the ``team``.
     """
     clock = time.perf_counter()
     config, device = request.config, choose_device(request.config.device)
@@ -145,7 +174,9 @@ def prepare(request: Request) -> Trainer:
         request.preprocessing,
         _plans(config),
         torch.Generator(device).manual_seed(config.seed),
+        team,
     )
+    _check_shares(trainer)
     trainer.seconds = request.seconds + time.perf_counter() - clock
     return trainer
 
@@ -182,6 +213,17 @@ def summarise(request: Request, trainer: Trainer, seen: Review, images: Labelled
         **run_figures(trainer, seen),
         **accuracy_figures(trainer, request.preprocessing, images),
     }
+
+
+def _check_shares(trainer: Trainer) -> None:
+    images = trainer.image_plan
+    last = images.count % images.batch or images.batch  # of what is drawn together
+    pairs = min((count + 1) // 2 for count in (trainer.generator_plan.batch, trainer.student_plan.batch, last))
+    if trainer.team.size > pairs:
+        raise RequestError(
+            f"{trainer.team.size} processes share batches of which the smallest has {pairs} pairs of images; start at "
+            f"most {pairs}, or give larger batches (generator.batch, images.batch, student.batch)"
+        )
 
 
 def _bits(config: Config) -> Bits:
@@ -293,16 +335,17 @@ def _records(trainer: Trainer) -> Iterator[Record]:
 
 
 def _train_in(folder: RunFolder, trainer: Trainer, watches: Sequence[Watch]) -> None:
-    saved = time.perf_counter()
-    with stop_requested() as stopping:
+    saved, team = time.perf_counter(), trainer.team
+    with stop_requested(once=team.size == 1) as stopping:
         for record in _records(trainer):
             if record.values:
                 folder.log(record)
             _tell(watches, record)
-            if stopping() or time.perf_counter() - saved > _SAVE_EVERY:
+            stop, save = team.any(stopping(), time.perf_counter() - saved > _SAVE_EVERY)
+            if stop or save:
                 folder.save_state(trainer.state())
                 saved = time.perf_counter()
-            if stopping():
+            if stop:
                 raise Interrupted(
                     f"stopped at {record.phase} step {record.step} of {record.steps}; "
                     f"the state is saved in {folder.path}, go on with --resume"

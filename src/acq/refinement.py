@@ -8,7 +8,7 @@ al.'s, arXiv 1912.08795).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from acq.augment import jittered
 from acq.flow import Condition, Preprocessing, Step
 from acq.losses import total
+from acq.processes import ALONE, Team
 from acq.scenes import scenes
 from acq.teacher import Teacher
 
@@ -24,7 +25,10 @@ _EDGE = 0.02  # pixels start this far from black and white at least, where a sig
 
 
 class Draft:
-    """Images on their way: the logits of their pixels, what was asked of them, and the optimizer of the pixels."""
+    """Images on their way: the logits of their pixels, what was asked of them, and the optimizer of the pixels.
+
+    In a team pixels are those of this process's rows, ``condition`` is that of the whole batch.
+    """
 
     def __init__(self, pixels: Tensor, condition: Condition, learning_rate: float) -> None:
         self.condition = condition
@@ -37,22 +41,24 @@ class Draft:
         mean, std = _columns(preprocessing, self.logits)
         return (torch.sigmoid(self.logits) - mean) / std
 
-    def state(self) -> dict[str, Any]:
-        """All that is needed to go on exactly."""
+    def state(self, team: Team = ALONE) -> dict[str, Any]:
+        """All that is needed to go on exactly, of the whole ``team``'s rows."""
+        count = len(self.condition.label)
         return {
             "condition": vars(self.condition),
-            "logits": self.logits.detach(),
-            "optimizer": self.optimizer.state_dict(),
+            "logits": team.gather(self.logits.detach(), count),
+            "optimizer": _over_rows(self.optimizer.state_dict(), lambda rows: team.gather(rows, count)),
         }
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any], device: torch.device) -> Draft:
-        """The draft that ``state`` was taken from."""
+    def restored(cls, state: Mapping[str, Any], device: torch.device, team: Team = ALONE) -> Draft:
+        """The draft that ``state`` was taken from, this process's share of it."""
         condition = Condition(**{name: value.to(device) for name, value in state["condition"].items()})
-        draft = cls(torch.sigmoid(state["logits"]).to(device), condition, 0.0)
+        logits = team.share(state["logits"])
+        draft = cls(torch.sigmoid(logits).to(device), condition, 0.0)
         with torch.no_grad():
-            draft.logits.copy_(state["logits"])
-        draft.optimizer.load_state_dict(state["optimizer"])
+            draft.logits.copy_(logits)
+        draft.optimizer.load_state_dict(_over_rows(state["optimizer"], team.share))
         return draft
 
 
@@ -64,12 +70,14 @@ def begin(
     scene: float,
     learning_rate: float,
     rng: torch.Generator,
+    team: Team = ALONE,
 ) -> Draft:
-    """Normalised ``proposals`` [N, C, H, W] blended with scenes, which have the share ``scene`` of the logits."""
+    """Normalised ``proposals`` [N, C, H, W] blended with scenes, which have the share ``scene`` of the logits; this
+    process's share of them."""
     mean, std = _columns(preprocessing, proposals)
     behind = scenes(len(proposals), preprocessing.input_size, rng)
     logits = torch.lerp(torch.logit(proposals * std + mean, eps=_EDGE), torch.logit(behind, eps=_EDGE), scene)
-    return Draft(torch.sigmoid(logits), condition, learning_rate)
+    return Draft(torch.sigmoid(team.share(logits)), condition, learning_rate)
 
 
 def refine(
@@ -80,17 +88,28 @@ def refine(
     rng: torch.Generator,
     *,
     mixed: bool = False,
+    team: Team = ALONE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted losses of ``acq.losses`` on the images as they stand, a little moved: the sum and its parts.
 
     ``mixed`` is the precision of the teacher's readings.
     """
     images, condition = jittered(draft.images(preprocessing), draft.condition, rng)
-    evaluated = teacher.read(images, condition.label, moments=True, mixed=mixed)
+    evaluated = teacher.read(images, condition.label, moments=True, mixed=mixed, team=team)
     trained = None
     if weights.get("consistency"):
-        trained = teacher.read(images, condition.label, batch_statistics=True, mixed=mixed)
-    return total(Step(condition, images, evaluated, trained, teacher.stored), weights)
+        trained = teacher.read(images, condition.label, batch_statistics=True, mixed=mixed, team=team)
+    whole = team.gather(images, len(condition.label))
+    return total(Step(condition, whole, evaluated, trained, teacher.stored), weights)
+
+
+def _over_rows(state: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """An optimizer's state with what it keeps of each row changed, its counts of steps left."""
+    kept = {
+        index: {name: change(value) if value.dim() else value for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": kept}
 
 
 def _columns(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:

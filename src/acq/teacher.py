@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from acq.attention import centre_of, channel_energy, class_activation
 from acq.errors import RequestError
 from acq.flow import Moments, Reading
-from acq.moments import affine_and_moments, batch_norm_affine
+from acq.moments import affine_and_moments, at_least_float, batch_norm_affine
+from acq.processes import ALONE, Team, whole_batch_norm
 from acq.trace import aten, classes_of, constant, logits_of, shape_of
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
@@ -100,23 +101,28 @@ class Teacher(nn.Module):
         batch_statistics: bool = False,
         moments: bool = False,
         mixed: bool = False,
+        team: Team = ALONE,
     ) -> Reading:
         """Read ``images`` [N, C, H, W]; attention is that of ``label`` [N], or of the predicted class without one.
 
         ``batch_statistics`` normalises images by the batch's own moments, as BatchNorm2d does in training, and
         changes no buffer. ``mixed`` takes the network's products in bfloat16; what is read is in 32 bits all the same.
+        In a ``team`` images are this process's share of a batch; ``label`` and what is read are of the whole of it.
         """
-        reader = _Reader(self.graph, self.anatomy, batch_statistics=batch_statistics, moments=moments)
+        reader = _Reader(self.graph, self.anatomy, team, batch_statistics=batch_statistics, moments=moments)
         with mixed_precision(images.device, mixed):
             found: Tensor = reader.run(images)
-        logits, features = found.float(), reader.features.float()
+        count = len(images) if label is None else len(label)
+        logits, features = (team.gather(at_least_float(rows), count) for rows in (found, reader.features))
         if self.anatomy.head is None:
             attention = channel_energy(features)
         else:
             weight = constant(self.graph, self.anatomy.head)
             assert weight is not None
             attention = class_activation(features, weight, logits.argmax(1) if label is None else label)
-        return Reading(logits, features, attention, centre_of(attention), tuple(reader.moments))
+        return Reading(
+            logits, features, attention, centre_of(attention), team.pool(reader.moments, len(images) / count)
+        )
 
     def _running(self, norm: fx.Node) -> Moments:
         mean, var = constant(self.graph, norm.args[3]), constant(self.graph, norm.args[4])
@@ -133,8 +139,11 @@ def mixed_precision(device: torch.device, enabled: bool) -> torch.autocast:
 class _Reader(fx.Interpreter):
     """One pass over the graph that keeps the values asked for; made anew for each reading, so nothing lingers."""
 
-    def __init__(self, graph: fx.GraphModule, anatomy: Anatomy, *, batch_statistics: bool, moments: bool) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, anatomy: Anatomy, team: Team, *, batch_statistics: bool, moments: bool
+    ) -> None:
         super().__init__(graph)
+        self.team = team
         self.anatomy = anatomy
         self.norms = frozenset(anatomy.norms)
         self.batch_statistics = batch_statistics
@@ -156,6 +165,8 @@ class _Reader(fx.Interpreter):
             self.moments.append(found)
             if not self.batch_statistics:
                 return normalised
+        if self.batch_statistics and self.team.size > 1:
+            return whole_batch_norm(x, weight, bias, eps)[0]
         if self.batch_statistics:
             return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
         return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)

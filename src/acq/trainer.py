@@ -25,6 +25,7 @@ from acq.flow import Condition, Preprocessing, Record, Step
 from acq.freezing import freeze
 from acq.losses import total
 from acq.pool import Lesson, Pool, read, synthesise, viewed
+from acq.processes import ALONE, Team, over_whole_batches
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.refinement import Draft, begin, refine
 from acq.rounding import images_that_fit, round_layers
@@ -109,7 +110,10 @@ class StudentPlan:
 
 
 class Trainer:
-    """Everything that a run trains and the place it is at; ``train`` moves it, ``state`` holds it whole."""
+    """Everything that a run trains and the place it is at; ``train`` moves it, ``state`` holds it whole.
+
+    Each process of a ``team`` has one, made alike, and all move together.
+    """
 
     def __init__(
         self,
@@ -119,7 +123,11 @@ class Trainer:
         preprocessing: Preprocessing,
         plans: tuple[GeneratorPlan, ImagePlan, StudentPlan],
         rng: torch.Generator,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
+        if team.size > 1:
+            over_whole_batches(generator)
         self.teacher, self.generator, self.student = teacher, generator, student
         self.preprocessing = preprocessing
         self.generator_plan, self.image_plan, self.student_plan = plans
@@ -138,9 +146,12 @@ class Trainer:
         )
         self.student_optimizer = torch.optim.Adam(_groups(student, self.student_plan), fused=True)
 
-    def state(self) -> dict[str, Any]:
-        """All that is needed to go on exactly: tensors, numbers and names alone."""
-        pool = self.pool
+    def state(self, team: Team | None = None) -> dict[str, Any]:
+        """All that is needed to go on exactly, with any number of processes: tensors, numbers and names alone.
+
+        For ``ALONE`` images on their way are this process's rows alone.
+        """
+        pool, team = self.pool, team or self.team
         return {
             "phase": self.phase,
             "step": self.step,
@@ -150,15 +161,15 @@ class Trainer:
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "student": self.student.state_dict(),
             "student_optimizer": self.student_optimizer.state_dict(),
-            "draft": None if self.draft is None else self.draft.state(),
+            "draft": None if self.draft is None else self.draft.state(team),
             "finished": list(self.finished),
             "control": self.control.state(),
             "cautious": list(self.cautious),
             "pool": None if pool is None else {**vars(pool.lesson), "oldest": pool.oldest},
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where ``state`` was taken."""
+    def restore(self, state: Mapping[str, Any], team: Team | None = None) -> None:
+        """Go back to where ``state`` was taken, for the same ``team``'s rows."""
         self.phase, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
         self.rng.set_state(state["rng"].cpu())
         self.generator.load_state_dict(state["generator"])
@@ -169,7 +180,7 @@ class Trainer:
             self.control.restore(state["control"])
             self.cautious = list(state["cautious"])
         draft, pool, device = state["draft"], state["pool"], self.rng.device
-        self.draft = None if draft is None else Draft.restored(draft, device)
+        self.draft = None if draft is None else Draft.restored(draft, device, team or self.team)
         self.finished = [images.to(device) for images in state["finished"]]
         self.pool = None
         if pool is not None:
@@ -216,7 +227,7 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
 
 def _kept(trainer: Trainer) -> dict[str, Any]:
     """The state as it is now: copies of what training changes in place."""
-    state = trainer.state()
+    state = trainer.state(ALONE)
     shared = {"pool", "finished"}  # tensors that are replaced and never changed
     return {name: value if name in shared else copy.deepcopy(value) for name, value in state.items()}
 
@@ -244,23 +255,24 @@ def _go_back(trainer: Trainer, kept: Mapping[str, Any], wrong: str) -> None:
         f"training went wrong at {place}; back to step {kept['step']} with {_CAUTION} of the rate", stacklevel=2
     )
     phase, seconds = trainer.phase, trainer.seconds
-    trainer.restore(copy.deepcopy(dict(kept)))  # optimizers take the tensors themselves
+    trainer.restore(copy.deepcopy(dict(kept)), ALONE)  # optimizers take the tensors themselves
     trainer.seconds = seconds
     trainer.cautious.append(phase)
 
 
 def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
-    plan, teacher = trainer.generator_plan, trainer.teacher
+    plan, teacher, team = trainer.generator_plan, trainer.teacher, trainer.team
     condition = _condition(trainer, plan.batch // 2)
     with mixed_precision(trainer.rng.device, plan.mixed):
-        images = trainer.generator(condition)
-    evaluated = teacher.read(images, condition.label, moments=True, mixed=plan.mixed)
+        images = trainer.generator(Condition(*map(team.share, vars(condition).values())))
+    evaluated = teacher.read(images, condition.label, moments=True, mixed=plan.mixed, team=team)
     weights, trained = _weights_now(plan, trainer.step + 1), None
     if weights.get("consistency"):
-        trained = teacher.read(images, condition.label, batch_statistics=True, mixed=plan.mixed)
-    loss, parts = total(Step(condition, images, evaluated, trained, teacher.stored), weights)
+        trained = teacher.read(images, condition.label, batch_statistics=True, mixed=plan.mixed, team=team)
+    whole = team.gather(images, len(condition.label))
+    loss, parts = total(Step(condition, whole, evaluated, trained, teacher.stored), weights)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.1)
-    _descend(trainer.generator_optimizer, loss, factor * _pace(trainer))
+    _descend(trainer.generator_optimizer, loss, factor * _pace(trainer), team)
     if trainer.rng.device.type in _CHECK_EVERY or trainer.step % _REPORT_EVERY == 0:
         trainer.wrong = trainer.control.see(condition.label, condition.centre, evaluated)
     return parts
@@ -276,7 +288,7 @@ def _weights_now(plan: GeneratorPlan, step: int) -> dict[str, float]:
 
 def _image_step(trainer: Trainer) -> dict[str, Tensor]:
     """One step of one batch of images; the last batch's last step makes the pool."""
-    plan = trainer.image_plan
+    plan, team = trainer.image_plan, trainer.team
     if not plan.steps:
         trainer.pool = Pool(_fresh(trainer, plan.count))
         return {}
@@ -284,15 +296,16 @@ def _image_step(trainer: Trainer) -> dict[str, Tensor]:
         trainer.draft = _begun(trainer, min(plan.batch, plan.count - sum(map(len, trainer.finished))))
     step = trainer.step % plan.steps
     loss, parts = refine(
-        trainer.draft, trainer.teacher, trainer.preprocessing, plan.weights, trainer.rng, mixed=plan.mixed
+        trainer.draft, trainer.teacher, trainer.preprocessing, plan.weights, trainer.rng, mixed=plan.mixed, team=team
     )
     factor = learning_rate_factor(step, plan.steps, rising=0.05)
-    _descend(trainer.draft.optimizer, loss, factor * _pace(trainer))
+    _descend(trainer.draft.optimizer, loss, factor * _pace(trainer), ALONE)  # each its own pixels
     if step + 1 == plan.steps:
-        trainer.finished.append(trainer.draft.images(trainer.preprocessing).detach())
+        rows = trainer.draft.images(trainer.preprocessing).detach()
+        trainer.finished.append(team.gather(rows, len(trainer.draft.condition.label)))
         trainer.draft = None
     if trainer.step + 1 == plan.total_steps:
-        trainer.pool = Pool(read(torch.cat(trainer.finished), trainer.teacher))
+        trainer.pool = Pool(read(torch.cat(trainer.finished), trainer.teacher, team=team))
         trainer.finished = []
     return parts
 
@@ -309,6 +322,7 @@ def _begun(trainer: Trainer, count: int) -> Draft:
         scene=plan.scene,
         learning_rate=plan.learning_rate,
         rng=trainer.rng,
+        team=trainer.team,
     )
 
 
@@ -325,6 +339,7 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     if plan.rounding:
         fitting = images[: images_that_fit(trainer.student)]
         round_layers(trainer.student, fitting.split(64))  # type: ignore[no-untyped-call]
+    trainer.team.agree(trainer.student.state_dict().values())
     for group, (_, layer) in zip(trainer.student_optimizer.param_groups, trainer.student.layers(), strict=False):
         group["lr"] = plan.learning_rate * layer.weight_quantizer.scale.mean().item()
     return {}
@@ -335,26 +350,30 @@ def _student_step(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     if plan.renew_count and trainer.step and trainer.step % plan.renew_every == 0:
         trainer.pool = trainer.pool.renewed(_fresh(trainer, plan.renew_count))
-    lesson = viewed(trainer.pool.sample(plan.batch, trainer.rng), trainer.teacher, plan.views, trainer.rng)
+    lesson = viewed(
+        trainer.pool.sample(plan.batch, trainer.rng), trainer.teacher, plan.views, trainer.rng, trainer.team
+    )
     parts = _compare(trainer, lesson)
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.02)
-    _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor * _pace(trainer))
+    _descend(trainer.student_optimizer, distillation.total(parts, plan.weights), factor * _pace(trainer), trainer.team)
     return parts
 
 
 def _freeze(trainer: Trainer) -> dict[str, Tensor]:
     freeze(trainer.student)
+    trainer.team.agree(trainer.student.state_dict().values())
     return {}
 
 
 def _compare(trainer: Trainer, lesson: Lesson) -> dict[str, Tensor]:
     """The student's losses on a lesson, those alone that have a weight."""
-    tap = trainer.teacher.anatomy.features
-    logits, values = trainer.student.read(lesson.images, (tap,))
+    tap, team = trainer.teacher.anatomy.features, trainer.team
+    rows, values = trainer.student.read(team.share(lesson.images), (tap,))
+    logits, features = (team.gather(part, len(lesson.images)) for part in (rows, values[tap]))
     formulas = {
         "logits": lambda: distillation.logit_match(logits, lesson.logits),
         "probabilities": lambda: distillation.probability_match(logits, lesson.logits),
-        "features": lambda: distillation.feature_match(values[tap], lesson.features),
+        "features": lambda: distillation.feature_match(features, lesson.features),
     }
     return {name: formulas[name]() for name, weight in trainer.student_plan.weights.items() if weight}
 
@@ -368,6 +387,7 @@ def _fresh(trainer: Trainer, count: int) -> Lesson:
         noise_dim=plan.noise_dim,
         spread=plan.spread,
         rng=trainer.rng,
+        team=trainer.team,
     )
 
 
@@ -393,10 +413,11 @@ def _pace(trainer: Trainer) -> float:
     return _CAUTION if trainer.phase in trainer.cautious else 1.0
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, factor: float) -> None:
-    """One step at ``factor`` times each group's own rate."""
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, factor: float, team: Team) -> None:
+    """One step at ``factor`` times each group's own rate, of parameters that all of ``team`` have."""
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    team.sum_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
     peaks = [group["lr"] for group in optimizer.param_groups]
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["lr"] = peak * factor

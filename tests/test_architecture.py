@@ -11,8 +11,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 # fmt: off
 ORDER = [
-    "errors", "flow", "trace", "attention", "moments", "processes", "teacher", "condition", "generators", "losses", "scenes",
-    "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding", "freezing",
+    "errors", "flow", "trace", "attention", "moments", "processes", "teacher", "condition", "generators", "losses",
+    "scenes", "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding",
+    "freezing",
     "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "soundness", "trainer",
     "estimate", "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "tensorboard", "summary",
     "zoo", "config", "recipe", "progress", "api", "cli",

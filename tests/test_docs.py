@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.run import get_args_parser
 
 from acq import api, cli, config, generators, losses, recipe, zoo
 from acq.config import Config
@@ -124,6 +125,8 @@ def test_what_a_page_shows_is_what_happens(
             assert Config.create("default", yaml.safe_load(text))
         elif language == "sh":
             for words in commands(text):
+                if words[0] == "torchrun":
+                    words = launched(words)
                 if words[0] == "acq":
                     assert run_acq(words, monkeypatch) == 0, (words, capsys.readouterr().err)
                 elif words == [".", ".venv/bin/activate"]:
@@ -162,6 +165,13 @@ def test_commands_of_notes_run(
         if "..." not in text:
             places = {"RUN": f"runs/{index}", "BITS": "w4a4", "SEED": "0"}
             run_command([places.get(word, word) for word in shlex.split(text)], monkeypatch, capsys)
+
+
+def launched(words: list[str]) -> list[str]:
+    """The command that torchrun would start in several processes (test_processes.py does)."""
+    arguments = get_args_parser().parse_args(words[1:])
+    assert arguments.module
+    return [arguments.training_script, *arguments.training_script_args]
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,12 +211,23 @@ def test_a_wrong_folder_is_told_in_a_line(tmp_path: Path, make: Callable[[Path],
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_image_is_named(tmp_path: Path) -> None:
-    """A file whose header is whole and whose pixels are not is told when it is decoded."""
+def test_broken_images_are_named_counted_and_left_out(tmp_path: Path) -> None:
+    """Those whose header is whole and whose pixels are not, too; labels stay with their images."""
+    folder_of(tmp_path, {"a": 2, "b": 3})
+    cut = tmp_path / "a" / "0.png"
+    cut.write_bytes(cut.read_bytes()[:-150])
+    (tmp_path / "b" / "1.png").write_text("no image")
+    with pytest.warns(UserWarning, match=r"2 of 5 image files in .* are broken and left out: 0\.png, 1\.png"):
+        data = read(tmp_path, input_size=COLOUR.input_size, classes=2)
+    assert data.labels.tolist() == [1, 0, 1]
+    assert sum(len(images) for images, _ in batches(data, COLOUR)) == 3
+
+
+def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a": 1})
+    data = read(tmp_path, input_size=COLOUR.input_size, classes=1)
     file = tmp_path / "a" / "0.png"
     file.write_bytes(file.read_bytes()[:-150])
-    data = read(tmp_path, input_size=COLOUR.input_size, classes=1)
     with pytest.raises(RequestError, match=r"0\.png is a broken image"):
         list(batches(data, COLOUR))
 

@@ -47,10 +47,25 @@ def names(path: Path) -> set[str]:
     return {name for name in os.listdir(path) if name != ".lock"}
 
 
+def test_a_run_of_another_format_is_not_resumed_and_an_unmarked_one_is(tmp_path: Path) -> None:
+    path = finished(tmp_path / "run")
+    (path / CONFIG).write_text(yaml.safe_dump(SETTINGS))  # as the first versions did
+    with begin(path, resume=True) as folder:
+        assert folder.load_state() == {"seconds": 1.5}
+    (path / CONFIG).write_text(yaml.safe_dump({**SETTINGS, "format": 7}))
+    with (
+        pytest.raises(RequestError, match="of format 7 and this version goes on with format 1"),
+        begin(path, resume=True),
+    ):
+        pass
+    with begin(path, overwrite=True) as folder:
+        assert folder.load_state() is None
+
+
 def test_a_run_is_written_where_it_is_expected(tmp_path: Path) -> None:
     """Settings, figures, state, samples and summary are read back from the files of the contract."""
     path = finished(tmp_path / "deep" / "run")
-    assert yaml.safe_load((path / CONFIG).read_text()) == SETTINGS
+    assert yaml.safe_load((path / CONFIG).read_text()) == {"format": 1, **SETTINGS}
     line = json.loads((path / METRICS).read_text())
     assert line == {"phase": "student", "step": 10, "steps": 20, "seconds": 1.5, "values": {"logits": 0.25}}
     assert checkpoint.load(path / STATE) == {"format": 1, "trainer": {"seconds": 1.5}}
@@ -102,7 +117,7 @@ def test_overwriting_clears_the_run_and_nothing_else(tmp_path: Path) -> None:
         assert folder.load_state() is None
         assert names(path) == {CONFIG, "notes.txt", "other", ".owner"}
     assert (path / "notes.txt").read_text() == (path / "other" / "file").read_text() == "mine"
-    assert yaml.safe_load((path / CONFIG).read_text()) == {"seed": 1}
+    assert yaml.safe_load((path / CONFIG).read_text()) == {"format": 1, "seed": 1}
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -157,7 +172,7 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path, change: dict[str
     path = finished(tmp_path / "run")
     with pytest.raises(RequestError, match=f"another {key};.*--overwrite"), begin(path, SETTINGS | change, resume=True):
         pass
-    assert yaml.safe_load((path / CONFIG).read_text()) == SETTINGS
+    assert yaml.safe_load((path / CONFIG).read_text()) == {"format": 1, **SETTINGS}
     with begin(path, {**SETTINGS, "sizes": (3, 16, 16)}, resume=True) as folder:
         assert folder.summary() == {"top1": None}
 

@@ -7,11 +7,11 @@ by ``normalise``, the one home of pixel normalisation.
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,6 +33,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "a .npz file, a folder with one sub-folder a class, or a folder of CIFAR-10 .bin files"
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 _BATCH_VALUES = 1_000_000
+_NAMED = 5  # broken files
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
 
@@ -42,6 +43,12 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: slice, /) -> Bytes: ...
+
+
+class _BrokenImage(RequestError):
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ def read(path: Path, *, input_size: Size, classes: int, limit: int | None = None
     ``data_batch_*.bin``.
 
     ``limit`` keeps the first images. Folders of classes are ordered class by class in turn (the first image
-    of each class, then the second), so that a limit sees the classes evenly.
+    of each class, then the second), so that a limit sees the classes evenly. Files that are broken are left out, with a
+    warning that counts and names them.
 
     Raises:
         RequestError: nothing is there, it cannot be read, or it does not fit the network.
@@ -204,10 +212,27 @@ def _read_folder(path: Path, input_size: Size, classes: int, keep: slice) -> Lab
     turns = [entry for turn in zip_longest(*groups) for entry in turn if entry is not None][keep]
     if not turns:
         raise RequestError(f"no images in the sub-folders of {path}; they end in {', '.join(SUFFIXES)}")
-    for file, _ in turns:  # headers only: a wrong size is told now, not in the middle of the evaluation
-        _open(file, partial(_check_size, file, input_size))
-    files, labels = zip(*turns, strict=True)
+    files, labels = zip(*_unbroken(path, turns, input_size), strict=True)
     return LabelledImages(ImageFiles(files, input_size), np.array(labels, dtype=np.int64))
+
+
+def _unbroken(path: Path, entries: list[tuple[Path, int]], input_size: Size) -> list[tuple[Path, int]]:
+    """The entries whose files can be decoded: what is wrong is told now, not in the middle of the evaluation."""
+    whole, broken = [], []
+    for file, label in entries:
+        try:
+            _decode(file, input_size)
+            whole.append((file, label))
+        except _BrokenImage as error:
+            broken.append(error)
+    if not whole:
+        raise RequestError(f"none of the {len(broken)} image files in {path} can be read: {broken[0]}")
+    if broken:
+        names = ", ".join(error.path.name for error in broken[:_NAMED]) + (", ..." if len(broken) > _NAMED else "")
+        warnings.warn(
+            f"{len(broken)} of {len(entries)} image files in {path} are broken and left out: {names}", stacklevel=4
+        )
+    return whole
 
 
 def _class_folders(path: Path, classes: int) -> list[tuple[Path, int]]:
@@ -245,7 +270,7 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
         with Image.open(path) as image:
             return use(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{path} is a broken image ({first_line(error)}); replace it") from error
+        raise _BrokenImage(path, f"{path} is a broken image ({first_line(error)}); replace it") from error
 
 
 def _check_size(path: Path, input_size: Size, image: Image.Image) -> None:

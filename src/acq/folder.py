@@ -25,7 +25,7 @@ CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.jso
 INSIGHT, REPORT, BOARD = "insight.json", "report.html", "tensorboard"
 LATENCY = "latency.json"
 STATE = "checkpoint/state.pt"
-FORMAT = 1  # of the checkpoint
+FORMAT = 1  # of the run folder, and of its checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
 _CONTENTS = (
     CONFIG,
@@ -147,11 +147,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _check(path: Path, *, resume: bool, overwrite: bool) -> None:
-    holds_run = _stored_settings(path) is not None
+    stored = _stored_settings(path)
+    holds_run = stored is not None
     if path.exists() and not path.is_dir():
         raise RequestError(f"{path} is a file; give a folder as --out")
     if resume and not holds_run:
         raise RequestError(f"there is no run in {path} to resume; leave out --resume to start one")
+    if resume and stored is not None and stored["format"] != FORMAT:
+        raise RequestError(
+            f"the run in {path} is of format {stored['format']} and this version goes on with format {FORMAT}; resume "
+            "it with the version of acq that began it, or start again with --overwrite"
+        )
     if holds_run and not (resume or overwrite):
         raise RequestError(
             f"{path} already holds a run; give --resume to go on, --overwrite to start again, or another --out"
@@ -167,11 +173,11 @@ def _stored_settings(path: Path) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     ours = isinstance(stored, dict) and {"origin", "teacher", "preprocessing", "config"} <= stored.keys()
-    return stored if ours else None
+    return {"format": 1, **stored} if ours else None  # which the first runs did not say
 
 
 def _prepare(path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-    text = yaml.safe_dump(dict(settings), sort_keys=False)
+    text = yaml.safe_dump({"format": FORMAT, **settings}, sort_keys=False)
     if resume:
         key = _difference(_stored_settings(path), yaml.safe_load(text))
         if key is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
+import os
 import re
 import runpy
 import shlex
@@ -23,7 +25,6 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.run import get_args_parser
 
 from acq import api, cli, config, generators, losses, recipe, zoo
 from acq.config import Config
@@ -126,8 +127,8 @@ def test_what_a_page_shows_is_what_happens(
         elif language == "sh":
             for words in commands(text):
                 if words[0] == "torchrun":
-                    words = launched(words)
-                if words[0] == "acq":
+                    run_processes(words)
+                elif words[0] == "acq":
                     assert run_acq(words, monkeypatch) == 0, (words, capsys.readouterr().err)
                 elif words == [".", ".venv/bin/activate"]:
                     continue
@@ -167,11 +168,15 @@ def test_commands_of_notes_run(
             run_command([places.get(word, word) for word in shlex.split(text)], monkeypatch, capsys)
 
 
-def launched(words: list[str]) -> list[str]:
-    """The command that torchrun would start in several processes (test_processes.py does)."""
-    arguments = get_args_parser().parse_args(words[1:])
-    assert arguments.module
-    return [arguments.training_script, *arguments.training_script_args]
+def run_processes(words: list[str]) -> None:
+    """As it stands, but for the presets."""
+    place = words.index("-m")
+    assert words[place : place + 2] == ["-m", "acq"]
+    script = [str(ROOT / "tests" / "few_steps.py"), json.dumps(FEW)]
+    start = [sys.executable, "-m", "torch.distributed.run", *words[1:place], *script, *words[place + 2 :]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,8 +238,8 @@ def test_weights_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     held: list[trainer.Trainer] = []
     real = recipe.prepare
 
-    def prepare(request: Any) -> trainer.Trainer:
-        held.append(real(request))
+    def prepare(request: Any, *team: Any) -> trainer.Trainer:
+        held.append(real(request, *team))
         return held[-1]
 
     monkeypatch.setattr(recipe, "prepare", prepare)

@@ -223,6 +223,18 @@ def test_broken_images_are_named_counted_and_left_out(tmp_path: Path) -> None:
     assert sum(len(images) for images, _ in batches(data, COLOUR)) == 3
 
 
+def test_an_image_that_may_not_be_read_is_not_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left out for what the system refuses."""
+    folder_of(tmp_path, {"a": 2})
+
+    def refused(path: Path) -> Image.Image:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refused)
+    with pytest.raises(RequestError, match=r"0\.png cannot be read \(Permission denied\)"):
+        read(tmp_path, input_size=COLOUR.input_size, classes=1)
+
+
 def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a": 1})
     data = read(tmp_path, input_size=COLOUR.input_size, classes=1)

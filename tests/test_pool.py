@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from acq.augment import views
 from acq.flow import Condition, Reading
 from acq.pool import Lesson, Pool, read, synthesise, viewed
+from acq.processes import Team
 
 
 class Painter(nn.Module):
@@ -224,3 +225,11 @@ def test_looking_changes_no_entry(share: float) -> None:
     before = [value.clone() for value in vars(whole).values()]
     viewed(whole, Reader(), share, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     assert all(torch.equal(value, old) for value, old in zip(vars(whole).values(), before, strict=True))
+
+
+def test_too_few_images_for_a_team_are_read_by_each_of_it() -> None:
+    """Without a message, which here could go nowhere: nobody has rows of none."""
+    whole = lesson(3).images
+    by_team, alone = (read(whole, Reader(), team=team) for team in (Team(3, 4), Team()))  # type: ignore[arg-type]
+    assert torch.equal(by_team.logits, alone.logits)
+    assert torch.equal(by_team.features, alone.features)

@@ -64,6 +64,8 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert team == ALONE
     for name, value in {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
+    assert started_by_torchrun() == ALONE  # by something else, which says no place on this machine
+    monkeypatch.setenv("LOCAL_RANK", "2")
     assert started_by_torchrun() == Team(2, 3)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(RequestError, match=r"acq\[processes\]"), joined(torch.device("cpu")):

@@ -270,6 +270,8 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
         with Image.open(path) as image:
             return use(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own, and nothing about the image
+            raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
         raise _BrokenImage(path, f"{path} is a broken image ({first_line(error)}); replace it") from error
 
 

@@ -63,7 +63,8 @@ def viewed(lesson: Lesson, teacher: Teacher, share: float, rng: torch.Generator,
 
 
 def read(images: Tensor, teacher: Teacher, batch: int = 128, team: Team = ALONE) -> Lesson:
-    """Images and the teacher's reading of them, for which each process of a ``team`` reads its share."""
+    """Images and the teacher's reading of them, for which each of a ``team`` reads its share, if all have one."""
+    team = team if team.serves(len(images)) else ALONE
     with torch.no_grad():
         readings = [teacher.read(part) for part in team.share(images).split(batch)]  # type: ignore[no-untyped-call]
     logits = torch.cat([reading.logits for reading in readings])

@@ -25,8 +25,8 @@ from acq.errors import RequestError, RunError, first_line
 from acq.flow import Moments
 from acq.moments import at_least_float
 
-_RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
-_PATIENCE = timedelta(minutes=10)  # with a process that says nothing and is not gone
+_RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
+_PATIENCE = timedelta(hours=1)  # with a process that is not gone and says nothing: the leader first reads real images
 T = TypeVar("T")
 
 
@@ -47,6 +47,10 @@ class Team:
         half = (count + 1) // 2
         return (torch.arange(count) % half % self.size == (self.rank if rank is None else rank)).nonzero().flatten()
 
+    def serves(self, count: int) -> bool:
+        """Whether each process has a row of ``count``."""
+        return self.size <= (count + 1) // 2 or self.size == 1
+
     def share(self, whole: Tensor) -> Tensor:
         """This process's rows of a batch [N, ...]."""
         return whole if self.size == 1 else _kept_layout(whole[self.rows(len(whole)).to(whole.device)], whole)
@@ -66,7 +70,7 @@ class Team:
         """
         if self.size == 1 or not found:
             return tuple(found)
-        return tuple(_pooled(found, share, lambda sums: _Summed.apply(sums, False)))  # type: ignore[no-untyped-call]
+        return tuple(_pooled(found, share, apart=False))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Give every process the sum of what they found."""
@@ -149,11 +153,7 @@ def whole_batch_norm(
     count = x.numel() // x.shape[1]
     total = int(_summed(x.new_tensor([count], dtype=torch.float64)))
     var, mean = torch.var_mean(at_least_float(x), axes, correction=0)
-    (moments,) = _pooled(
-        [Moments(mean, var)],
-        count / total,
-        lambda sums: _Summed.apply(sums, True),  # type: ignore[no-untyped-call]
-    )
+    (moments,) = _pooled([Moments(mean, var)], count / total, apart=True)
     columns = (1, -1, *(1 for _ in axes[1:]))
     factor = torch.rsqrt(moments.var + epsilon)
     factor = factor if weight is None else factor * weight
@@ -228,12 +228,12 @@ class _Summed(torch.autograd.Function):
         return _summed(grad.clone()) if ctx.apart else grad, None
 
 
-def _pooled(found: Sequence[Moments], share: float, total: Callable[[Tensor], Tensor]) -> Iterator[Moments]:
+def _pooled(found: Sequence[Moments], share: float, *, apart: bool) -> Iterator[Moments]:
     """Moments of the whole from those of parts, in one message and in double precision, which squares need."""
-    parts = [part for moments in found for part in (moments.mean.double(), moments.var.double())]
-    means, vars_ = parts[0::2], parts[1::2]
+    means, vars_ = ([part.double() for part in parts] for parts in zip(*((m.mean, m.var) for m in found), strict=True))
     squares = [var + mean.square() for mean, var in zip(means, vars_, strict=True)]
-    sums = torch.split(total(share * torch.cat([*means, *squares])), [len(part) for part in (*means, *squares)])
+    flat = _Summed.apply(share * torch.cat([*means, *squares]), apart)  # type: ignore[no-untyped-call]
+    sums = torch.split(flat, [len(part) for part in (*means, *squares)])
     for moments, mean, square in zip(found, sums[: len(found)], sums[len(found) :], strict=True):
         var = (square - mean.square()).clamp_min(0)
         yield Moments(mean.to(moments.mean.dtype), var.to(moments.var.dtype))

@@ -149,10 +149,9 @@ def follow(request: Request, team: Team) -> None:
         for _ in _records(trainer):
             stop, save = team.any(stopping(), False)
             if stop or save:
-                trainer.state()
+                trainer.state()  # its rows, for what the leader saves
             if stop:
                 raise Interrupted
-    trainer.state()
 
 
 def prepare(request: Request, team: Team = ALONE) -> Trainer:
@@ -218,8 +217,9 @@ def summarise(request: Request, trainer: Trainer, seen: Review, images: Labelled
 def _check_shares(trainer: Trainer) -> None:
     images = trainer.image_plan
     last = images.count % images.batch or images.batch  # of what is drawn together
-    pairs = min((count + 1) // 2 for count in (trainer.generator_plan.batch, trainer.student_plan.batch, last))
-    if trainer.team.size > pairs:
+    smallest = min(trainer.generator_plan.batch, trainer.student_plan.batch, last)
+    if not trainer.team.serves(smallest):
+        pairs = (smallest + 1) // 2
         raise RequestError(
             f"{trainer.team.size} processes share batches of which the smallest has {pairs} pairs of images; start at "
             f"most {pairs}, or give larger batches (generator.batch, images.batch, student.batch)"

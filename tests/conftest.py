@@ -34,17 +34,3 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Engines give the student's logits to the bit where the processor has VNNI; elsewhere products saturate."""
-    import torch
-
-    exact = (
-        "test_a_checked_file_gets_its_name",
-        "test_the_file_gives_the_student_s_logits",
-        "test_a_sum_takes_what_the",
-    )
-    for item in items:
-        if not torch.cpu._is_vnni_supported() and item.name.startswith(exact):
-            item.add_marker(pytest.mark.skip(reason="needs VNNI"))

@@ -208,10 +208,15 @@ def traced(name: str) -> fx.GraphModule:
 
 
 def student_of(
-    name: str, bits: str = "w4a4", placement: Placement = "deployable", ends: str = "8", binary: bool = False
+    name: str,
+    bits: str = "w4a4",
+    placement: Placement = "deployable",
+    ends: str = "8",
+    binary: bool = False,
+    reduced: bool = False,
 ) -> Student:
-    """A calibrated student of one of the tiny networks."""
+    """A calibrated student of one of the tiny networks; ``reduced`` for engines, as runs have it by default."""
     graph = traced(name)
-    student = build(graph, plan(graph, replace(Bits.parse(bits, ends), binary=binary), placement))
+    student = build(graph, plan(graph, replace(Bits.parse(bits, ends), binary=binary, reduced=reduced), placement))
     calibrate(student, images(32).split(16))
     return student

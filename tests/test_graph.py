@@ -164,16 +164,16 @@ def frozen(name: str, bits: Bits, seed: int = 0, placement: Placement = "deploya
     return student.eval()
 
 
-def compared(student: Student, folder: Path, size: tuple[int, int, int] = SHAPE) -> Parity:
+def compared(student: Student, folder: Path, size: tuple[int, int, int] = SHAPE, count: int = 24) -> Parity:
     onnx.save(onnx_model(student), folder / "model.onnx")
-    return check(folder / "model.onnx", student, images(24, size, 5))
+    return check(folder / "model.onnx", student, images(count, size, 5))
 
 
-# without these instructions two products of full 8-bit weights are added in 16 bits and saturate (docs/deploying.md)
-FULL = [Bits(8, 8)] if torch.cpu._is_vnni_supported() else []
+# without VNNI two products of full 8-bit weights are added in 16 bits and saturate (docs/deploying.md)
+FULL = pytest.param(Bits(8, 8), marks=pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs VNNI"))
 
 
-@pytest.mark.parametrize("bits", [Bits(4, 4), *FULL, Bits(8, 8, reduced=True, binary=True)], ids=str)
+@pytest.mark.parametrize("bits", [Bits(4, 4), FULL, Bits(8, 8, reduced=True, binary=True)], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_an_operator_means_the_same_in_the_file(name: str, bits: Bits, tmp_path: Path) -> None:
     """Without an engine's optimisations and with them; at 8 bits on any scales a value may be a level beside."""
@@ -207,7 +207,7 @@ def test_any_weights_and_widths(
     tmp_path: Path, name: str, weight: int, activation: int, seed: int, placement: Placement
 ) -> None:
     """Drawn anew each time: the file's logits are the student's."""
-    found = compared(frozen(name, Bits(weight, activation), seed, placement), tmp_path)
+    found = compared(frozen(name, Bits(weight, activation, reduced=True), seed, placement), tmp_path)
     assert found.plain.equal == 100
     assert found.optimised.equal >= 95  # engines sum in another order, in floating point where a placement leaves it
 
@@ -217,9 +217,10 @@ def test_any_weights_and_widths(
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"unknown operator"}))
 def test_a_network_means_the_same_in_the_file(name: str, bits: str, placement: Placement, tmp_path: Path) -> None:
     """All layers of the deployable placement run on integer kernels, the last one too."""
-    student = student_of(name, bits, placement)
+    student = student_of(name, bits, placement, reduced=True)
     freeze(student)
-    found = compared(student.eval(), tmp_path, (3, 16, 16))
+    count = 192 if bits == "w8a8" else 24  # of few images 90 % would be chance
+    found = compared(student.eval(), tmp_path, (3, 16, 16), count)
     for match in (found.plain, found.optimised):
         assert match.agreement == 100
         assert match.equal >= (100 if bits != "w8a8" else 90)

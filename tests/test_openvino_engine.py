@@ -19,7 +19,7 @@ from acq.student import Student
 
 @pytest.fixture
 def student() -> Student:
-    made = student_of("resnet")
+    made = student_of("resnet", reduced=True)
     freeze(made)
     return made.eval()
 

@@ -139,7 +139,7 @@ def _caveats(summary: Mapping[str, Any]) -> list[str]:
         found.append(f"{summary['floating']} operators stay in floating point; the plan below says why.")
     if summary["addends"] != "same":
         found.append(
-            f"Values that are only added have {summary['addends']} bits; the literature leaves them in floating point."
+            f"Values have {summary['addends']} bits where they are added to others; layers read the activations' bits."
         )
     found.append(
         "Layers in the table of costs are quantized alone, rounded to the nearest integers: what each would cost by "

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 # fmt: off
 ORDER = [
-    "errors", "flow", "trace", "attention", "moments", "processes", "teacher", "condition", "generators", "losses",
+    "errors", "intake", "tensors", "flow", "trace", "attention", "moments", "processes", "teacher", "condition",
+    "generators", "losses",
     "scenes", "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding",
     "freezing",
     "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "soundness", "trainer",

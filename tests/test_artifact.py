@@ -126,6 +126,57 @@ def test_tampered_documents_are_refused(edit: Callable[[dict[str, Any]], None], 
     assert str(caught.value).count("; ") >= 1
 
 
+def image_of(size: list[int]) -> Edit:
+    """The network takes larger images."""
+
+    def edit(document: dict[str, Any]) -> None:
+        image = next(node for node in document["nodes"] if node["op"] == "placeholder")
+        image["shape"] = [1, *size]
+
+    return edit
+
+
+def repeat(times: int) -> Edit:
+    """The first operator repeats its input so many times."""
+
+    def edit(document: dict[str, Any]) -> None:
+        node = next(node for node in document["nodes"] if node["target"].startswith("aten.relu"))
+        node.update(target="aten.repeat.default", args=[node["args"][0], [1, 1, times, 1]])
+
+    return edit
+
+
+def layer_of(count: int) -> Edit:
+    """The first layer has so many channels."""
+    return lambda document: next(iter(document["layers"].values()))["shape"].__setitem__(0, count)
+
+
+@pytest.mark.parametrize("edit", [image_of([3, 10**6, 10**6]), repeat(10**7), layer_of(10**12)])
+def test_a_graph_that_asks_for_terabytes_is_never_run(
+    edit: Edit, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shapes are looked at first, without values."""
+    document = json.loads((folder / DOCUMENT).read_text())
+    edit(document)
+    (folder / DOCUMENT).write_text(json.dumps(document))
+    zeros = torch.zeros
+    monkeypatch.setattr(
+        torch, "zeros", lambda *size, **how: pytest.fail("an image was made") if len(size) == 4 else zeros(*size, **how)
+    )
+    with pytest.raises(RequestError, match="is damaged") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "most"), [(WEIGHTS, "16 GiB"), (DOCUMENT, "64 MiB")])
+def test_files_that_are_too_large_are_refused(name: str, most: str, folder: Path) -> None:
+    """Before they are read."""
+    with (folder / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RequestError, match=rf"has 1 TiB, more than the {most} that are read; quantize again"):
+        load(folder)
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, DOCUMENT])
 @pytest.mark.parametrize("keep", [0, 7, 0.5, None])
 def test_cut_or_missing_files_are_refused(name: str, keep: float | None, folder: Path) -> None:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import io
+import struct
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from acq.data import LabelledImages, batches, normalise, read, to_bytes
+from acq.data import CIFAR_RECORD, LabelledImages, batches, normalise, read, to_bytes
 from acq.errors import RequestError
 from acq.flow import Preprocessing
 
@@ -78,7 +83,7 @@ def test_grey_images_suit_a_network_with_one_channel(tmp_path: Path, shape: tupl
         ({"images": np.uint8(3), "labels": np.arange(2)}, r"are \[\] "),
         ({"images": pixels(2), "labels": np.array([1, 3])}, "from 1 to 3 .* 3 classes"),
         ({"images": pixels(2), "labels": np.array([-1, 0])}, "from -1 to 0"),
-        ({"images": np.array([None, {}]), "labels": np.arange(2)}, "cannot be read"),
+        ({"images": np.array([None, {}]), "labels": np.arange(2)}, "are object"),
     ],
 )
 def test_a_wrong_npz_is_told_in_a_line(tmp_path: Path, arrays: dict[str, Any], fact: str) -> None:
@@ -87,6 +92,53 @@ def test_a_wrong_npz_is_told_in_a_line(tmp_path: Path, arrays: dict[str, Any], f
     with pytest.raises(RequestError, match=fact) as caught:
         read(tmp_path / "d.npz", input_size=COLOUR.input_size, classes=3)
     assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def array(shape: tuple[int, ...], kind: str = "|u1", version: tuple[int, int] = (1, 0)) -> bytes:
+    """An array's header without the array."""
+    file = io.BytesIO()
+    fields = {"descr": kind, "fortran_order": False, "shape": shape}
+    write = {1: np.lib.format.write_array_header_1_0, 2: np.lib.format.write_array_header_2_0}[version[0]]
+    write(file, fields)
+    return file.getvalue()
+
+
+def archive_of(path: Path, images: bytes, labels: bytes, claimed: int | None = None) -> None:
+    """An archive of two arrays, of which the first may claim any size."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", images)
+        archive.writestr("labels.npy", labels)
+        if claimed is not None:
+            archive.filelist[0].file_size = claimed + len(images)
+
+
+MANY, FEW = (10**12, 8, 10, 3), array((3,), "<i8") + bytes(24)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "claimed", "fact"),
+    [
+        (array(MANY), FEW, None, r"shape \(1000000000000, 8, 10, 3\) has 0 bytes, not 218 TiB"),
+        (array(MANY), FEW, 240 * 10**12, r"array of 218 TiB, more than the 8 GiB that are read; give a folder"),
+        (array((3, 8, 10, 3)) + bytes(720), array((10**13,), "<i8"), None, "not 72.8 TiB"),
+        (array((-3, -8, 10, 3)) + bytes(720), FEW, None, "cannot be read"),
+        (array((3, 8, 10, 3), version=(2, 0)) + bytes(720), FEW, None, "header of another version"),
+        (b"\x93NUMPY\x01\x00\x06\x00((((((", FEW, None, "cannot be read"),
+    ],
+)
+def test_an_npz_is_measured_before_anything_is_allocated(
+    tmp_path: Path, images: bytes, labels: bytes, claimed: int | None, fact: str
+) -> None:
+    """What the archive and the arrays' headers claim is compared, and there is a limit."""
+    path = tmp_path / "d.npz"
+    archive_of(path, images, labels, claimed)
+    assert path.stat().st_size < 2000
+    tracemalloc.start()
+    with pytest.raises(RequestError, match=fact) as caught:
+        read(path, input_size=COLOUR.input_size, classes=3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
     assert "\n" not in str(caught.value)
 
 
@@ -223,11 +275,33 @@ def test_broken_images_are_named_counted_and_left_out(tmp_path: Path) -> None:
     assert sum(len(images) for images, _ in batches(data, COLOUR)) == 3
 
 
+def large(side: int) -> bytes:
+    """A PNG file that says it has ``side`` x ``side`` pixels and has none."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+def disguised() -> bytes:
+    """A picture in a format that is not among those that are read."""
+    file = io.BytesIO()
+    Image.new("RGB", (10, 8)).save(file, "PPM")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [large(8193), large(10**5), large(2**31 - 1), disguised()])
+def test_an_image_that_claims_too_much_is_a_broken_one(tmp_path: Path, content: bytes) -> None:
+    """As is one that is of another format than its name says; neither is decoded."""
+    folder_of(tmp_path, {"a": 2})
+    (tmp_path / "a" / "1.png").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"1 of 2 image files .*1\.png"):
+        assert len(read(tmp_path, input_size=COLOUR.input_size, classes=1)) == 1
+
+
 def test_an_image_that_may_not_be_read_is_not_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for what the system refuses."""
     folder_of(tmp_path, {"a": 2})
 
-    def refused(path: Path) -> Image.Image:
+    def refused(path: Path, **how: Any) -> Image.Image:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", refused)
@@ -250,7 +324,7 @@ def test_files_are_decoded_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest
     data = read(tmp_path, input_size=COLOUR.input_size, classes=1)
     opened: list[Path] = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **how: opened.append(path) or real(path, **how))
     next(batches(data, COLOUR, size=2))
     assert len(opened) == 2
 
@@ -273,6 +347,16 @@ def test_a_cut_cifar_file_is_told(tmp_path: Path) -> None:
     """A file that is not whole records is refused by name."""
     (tmp_path / "test_batch.bin").write_bytes(bytes(3000))
     with pytest.raises(RequestError, match=r"test_batch\.bin has 3000 bytes"):
+        read(tmp_path, input_size=(3, 32, 32), classes=10)
+
+
+def test_a_cifar_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    """Before it is read."""
+    with (tmp_path / "test_batch.bin").open("wb") as file:
+        file.truncate(CIFAR_RECORD * 10**9)
+    with pytest.raises(
+        RequestError, match=r"test_batch\.bin has 2\.79 TiB, more than the 8 GiB .*; it is no CIFAR-10 file"
+    ):
         read(tmp_path, input_size=(3, 32, 32), classes=10)
 
 

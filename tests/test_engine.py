@@ -29,7 +29,7 @@ def test_what_is_no_model_is_told(tmp_path: Path, content: bytes) -> None:
     """In a line."""
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(RequestError, match="cannot be run by ONNX Runtime") as caught:
+    with pytest.raises(RequestError, match="give a file of acq export") as caught:
         Engine(path)
     assert "\n" not in str(caught.value)
 

@@ -190,6 +190,18 @@ def test_figures_are_cut_back_to_the_state(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (path / METRICS).read_text().splitlines()] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("line", ["[" * 10**5, "{}", "3", "no JSON"])
+def test_figures_and_a_summary_that_are_damaged_are_told(tmp_path: Path, line: str) -> None:
+    """In a line with the way out."""
+    path = finished(tmp_path / "run")
+    (path / METRICS).write_text(line + "\n")
+    (path / SUMMARY).write_text("[3]" if line == "{}" else line)
+    with begin(path, resume=True) as folder:
+        for read in (folder.load_state, folder.summary):
+            with pytest.raises(RequestError, match=r"is damaged \(.*\); start again with --overwrite"):
+                read()
+
+
 def test_a_run_without_a_state_starts_its_figures_anew(tmp_path: Path) -> None:
     """Killed before its first checkpoint, it has nothing to go on from and nothing to keep."""
     path = tmp_path / "run"

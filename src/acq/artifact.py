@@ -20,12 +20,16 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acq.errors import RequestError
 from acq.flow import Preprocessing
+from acq.intake import DOCUMENT_BYTES, VALUES_AT_ONCE, WEIGHTS_BYTES, images_at_once, read_bytes
 from acq.plan import VOCABULARY, Plan, operator_of
 from acq.quantizers import ActivationQuantizer, WeightQuantizer, pack, unpack
 from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student, place
+from acq.tensors import from_safetensors
 
 WEIGHTS, DOCUMENT = "student.safetensors", "quantization.json"
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")  # on sizes, and items of tuples
@@ -218,33 +222,53 @@ def _damage(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, most: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, most, "quantize again")
     except OSError as error:
         raise RequestError(f"no quantized student at {path}: {error.strerror}; run acq quantize") from error
 
 
 def _read(folder: Path) -> _Document:
-    content = _content(folder / DOCUMENT)
+    written = _content(folder / DOCUMENT, DOCUMENT_BYTES)
     with _damage(folder):
-        return _Document.model_validate_json(content)
+        return _Document.model_validate_json(written)
 
 
 def _weights(folder: Path, document: _Document) -> dict[str, Tensor]:
-    content = _content(folder / WEIGHTS)
-    if hashlib.sha256(content).hexdigest() != document.sha256:
+    written = _content(folder / WEIGHTS, WEIGHTS_BYTES)
+    if hashlib.sha256(written).hexdigest() != document.sha256:
         raise RequestError(f"{folder / WEIGHTS} is not what {DOCUMENT} was written with; quantize again")
-    return safetensors.torch.load(content)
+    return from_safetensors(written)
 
 
 def _try(student: Student) -> None:
-    """A forward pass on one black image: a graph whose parts do not fit together fails here and not later."""
-    image = next(node for node in student.graph.nodes if node.op == "placeholder")
+    """A forward pass on one black image: a graph whose parts do not fit together fails here and not later.
+
+    Before it one of shapes alone, for as many as are run together: a few lines of a graph may ask for terabytes.
+    """
+    size = next(node for node in student.graph.nodes if node.op == "placeholder").meta["shape"][1:]
+    if student.preprocessing is not None and student.preprocessing.input_size != size:
+        raise ValueError(f"its images are {student.preprocessing.input_size} and its graph takes {size}")
+    state = [*student.named_parameters(), *student.named_buffers()]
+    shapes = {name: torch.empty_like(value, device="meta") for name, value in state}
     with torch.no_grad():
-        logits = student(torch.zeros(1, *image.meta["shape"][1:]))
+        with _Bounded():  # type: ignore[no-untyped-call]
+            functional_call(student, shapes, (torch.empty(images_at_once(size), *size, device="meta"),))
+        logits = student(torch.zeros(1, *size))
     if logits.dim() != 2:
         raise ValueError(f"its output has shape {tuple(logits.shape)}")
+
+
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses values that are larger than any network's."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values = func(*args, **(kwargs or {}))
+        for value in values if isinstance(values, tuple | list) else (values,):
+            if isinstance(value, Tensor) and value.numel() > VALUES_AT_ONCE:
+                raise ValueError(f"{func} gives {value.numel():,} values")
+        return values
 
 
 class _Loader:
@@ -298,9 +322,9 @@ class _Loader:
         return constant
 
     def _layer(self, name: str, layer: _Layer) -> nn.Module:
+        integers = unpack(self.tensors[f"{name}.weight"], layer.bits, layer.shape)  # which holds shape against bytes
         quantizer = WeightQuantizer(layer.shape[0], layer.bits, name, binary=self.document.plan.bits.binary)
         quantizer.load_state_dict({"log_scale": self.tensors[f"{name}.log_scale"]})
-        integers = unpack(self.tensors[f"{name}.weight"], layer.bits, layer.shape)
         weight = integers * quantizer.scale.detach().view(-1, *(1,) * (len(layer.shape) - 1))
         bias = self.tensors.get(f"{name}.bias")
         if layer.geometry is None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from acq import tensors
 from acq.errors import RequestError, first_line
+from acq.intake import WEIGHTS_BYTES, read_bytes
 
 _MARK = b"acq checkpoint 2\n"  # and a SHA-256 of what follows; the first format had neither
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -87,11 +89,13 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RequestError(f"there is no checkpoint {path}; start the run again with --overwrite")
     try:
-        written = path.read_bytes()
-        digest, content = _split(written)
-        if digest != _digest(content) and not written.startswith(_ARCHIVE):
+        written = read_bytes(path, WEIGHTS_BYTES, "start the run again with --overwrite")
+        digest, saved = _split(written)
+        if digest != _digest(saved) and not written.startswith(_ARCHIVE):
             raise ValueError("it is not as it was written")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = tensors.unpickled(io.BytesIO(saved))
+    except RequestError:
+        raise
     except Exception as error:  # a damaged archive fails in many ways, none of them documented
         raise RequestError(
             f"the checkpoint {path} cannot be read ({first_line(error)[:120]}); start the run again with --overwrite"

@@ -18,11 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from acq import api, artifact, zoo
-from acq.config import Config, assignment, read_yaml
+from acq.config import Config
 from acq.data import LabelledImages, batches, read
 from acq.errors import Interrupted, RequestError, RunError
 from acq.estimate import estimate
 from acq.evaluate import accuracy
+from acq.intake import assignment, read_settings
 from acq.memory import keep_freed_memory
 from acq.plan import Plan
 from acq.processes import joined, started_by_torchrun
@@ -186,7 +187,7 @@ def quantize(
     given = {**widths, "budget": budget, "placement": placement, "device": device, "seed": seed}
     settings = Config.create(
         preset or "default",
-        read_yaml(config) if config else {},
+        read_settings(config) if config else {},
         *map(assignment, set_ or []),
         {key: value for key, value in given.items() if value is not None},
         {"preset": preset} if preset else {},

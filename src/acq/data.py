@@ -6,7 +6,9 @@ by ``normalise``, the one home of pixel normalisation.
 
 from __future__ import annotations
 
+import lzma
 import math
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from acq.errors import RequestError, first_line
 from acq.flow import Preprocessing
+from acq.intake import IMAGES_BYTES, PIXELS, images_at_once, in_bytes, require_at_most
 
 T = TypeVar("T")
 Bytes = NDArray[np.uint8]
@@ -31,8 +34,11 @@ Size = tuple[int, int, int]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "a .npz file, a folder with one sub-folder a class, or a folder of CIFAR-10 .bin files"
-UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
-_BATCH_VALUES = 1_000_000
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of a file, whatever its name says: others start other programs
+UNREADABLE = (
+    OSError, ValueError, EOFError, TypeError, AttributeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
 _NAMED = 5  # broken files
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
@@ -130,12 +136,12 @@ def batches(
     data: LabelledImages, preprocessing: Preprocessing, size: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images [n, C, H, W] and labels [n], at most ``size`` at a time and in order; files are
-    decoded here. By default as many as make a million values, so that memory does not grow with the image.
+    decoded here. By default ``images_at_once``.
 
     Raises:
         RequestError: an image file is broken.
     """
-    size = size or max(1, _BATCH_VALUES // math.prod(preprocessing.input_size))
+    size = size or images_at_once(preprocessing.input_size)
     for start in range(0, len(data), size):
         part = slice(start, start + size)
         yield normalise(data.images[part], preprocessing), torch.from_numpy(data.labels[part].copy())
@@ -143,22 +149,64 @@ def batches(
 
 def _read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[np.int64]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in ("images", "labels") if name not in archive]
+        with zipfile.ZipFile(path) as archive:
+            missing = [name for name in ("images", "labels") if f"{name}.npy" not in archive.namelist()]
             if missing:
                 raise RequestError(f"{path} has no array {missing[0]!r}; save it with images= and labels=")
-            images, labels = archive["images"], archive["labels"]
-    except (*UNREADABLE, NotImplementedError, RuntimeError) as error:  # compressed in a way unknown here, or encrypted
+            _check_arrays(path, *(_header(archive, name) for name in ("images", "labels")))
+            images, labels = (_array(archive, name) for name in ("images", "labels"))
+    except (*UNREADABLE, NotImplementedError, RuntimeError, MemoryError) as error:  # compressed otherwise, encrypted
         raise RequestError(f"{path} cannot be read as .npz ({first_line(error)}); save it anew") from error
-    if images.dtype != np.uint8:
-        raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise RequestError(
-            f"labels in {path} are {labels.dtype} of shape {labels.shape}; save class indices as integers [N]"
-        )
     if images.ndim == 3 and channels == 1:
         images = images[..., None]  # [N, H, W] -> [N, H, W, 1]
     return images, labels
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What an array says of itself, and how many bytes the archive says it has."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stored: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> _Header:
+    with archive.open(f"{name}.npy") as file:
+        if np.lib.format.read_magic(file) != (1, 0):  # the others' headers may have gigabytes
+            raise ValueError(f"{name} has a header of another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return _Header(shape, dtype, archive.getinfo(f"{name}.npy").file_size - file.tell())
+
+
+def _check_arrays(path: Path, images: _Header, labels: _Header) -> None:
+    """Kinds and sizes, before anything is allocated for them: a compressed file of a kilobyte may claim terabytes."""
+    if images.dtype != np.uint8:
+        raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")
+    if len(labels.shape) != 1 or labels.dtype.kind not in "iu":
+        raise RequestError(
+            f"labels in {path} are {labels.dtype} of shape {labels.shape}; save class indices as integers [N]"
+        )
+    for array in (images, labels):
+        if array.bytes != array.stored or min(array.shape, default=0) < 0:
+            raise ValueError(
+                f"an array of shape {array.shape} has {in_bytes(array.stored)}, not {in_bytes(array.bytes)}"
+            )
+        if array.bytes > IMAGES_BYTES:
+            raise RequestError(
+                f"{path} has an array of {in_bytes(array.bytes)}, more than the {in_bytes(IMAGES_BYTES)} that are "
+                "read; give a folder of image files, of which a batch is in memory at a time"
+            )
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def _read_cifar(path: Path) -> tuple[Bytes, NDArray[np.int64]]:
@@ -166,6 +214,8 @@ def _read_cifar(path: Path) -> tuple[Bytes, NDArray[np.int64]]:
     files = [path] if path.is_file() else [test] if test.exists() else sorted(path.glob("data_batch_*.bin"))
     if not files:
         raise RequestError(f"{path} has neither test_batch.bin nor data_batch_*.bin; give {FORMS}")
+    for file in files:
+        require_at_most(IMAGES_BYTES // len(files), file, "it is no CIFAR-10 file")
     records = np.concatenate([_cifar_records(file) for file in files])
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     return planes.transpose(0, 2, 3, 1), records[:, 0].astype(np.int64)
@@ -262,17 +312,31 @@ def _decode(path: Path, input_size: Size) -> Bytes:
         colours = image.convert("L" if input_size[0] == 1 else "RGB")
         return np.asarray(colours).reshape(*input_size[1:], input_size[0])
 
-    return _open(path, pixels)
-
-
-def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     try:
-        with Image.open(path) as image:
-            return use(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return use_image(path, pixels)
+    except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's own, and nothing about the image
             raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
         raise _BrokenImage(path, f"{path} is a broken image ({first_line(error)}); replace it") from error
+
+
+def use_image(path: Path, use: Callable[[Image.Image], T]) -> T:
+    """What ``use`` makes of an image file, of which so far the header was read.
+
+    Raises:
+        ValueError: it has more than ``PIXELS``.
+        OSError, SyntaxError, ValueError: it cannot be read, or is broken.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it warns where we refuse
+            image = Image.open(path, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(first_line(error)) from error
+    with image:
+        if image.width * image.height > PIXELS:
+            raise ValueError(f"{image.height}x{image.width} pixels are more than are read")
+        return use(image)
 
 
 def _check_size(path: Path, input_size: Size, image: Image.Image) -> None:

@@ -20,6 +20,7 @@ from acq import checkpoint
 from acq.artifact import DOCUMENT, WEIGHTS
 from acq.errors import RequestError, RunError, first_line
 from acq.flow import Record
+from acq.intake import from_json, from_yaml, read_text
 
 CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
 INSIGHT, REPORT, BOARD = "insight.json", "report.html", "tensorboard"
@@ -63,7 +64,7 @@ class RunFolder:
         """The trainer's state of the last checkpoint, or None where the run had not come to one; the log is cut to it.
 
         Raises:
-            RequestError: the checkpoint is damaged.
+            RequestError: the checkpoint or the log is damaged.
         """
         log, path = self.path / METRICS, self.path / STATE
         if not checkpoint.exists(path):
@@ -72,9 +73,12 @@ class RunFolder:
         state = checkpoint.load(path)
         if state.get("format") != FORMAT or not isinstance(state.get("trainer"), dict):
             raise RequestError(f"the checkpoint {path} is not one of this version; start again with --overwrite")
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a killed process may leave half of one
-        kept = [line for line in whole if json.loads(line)["seconds"] <= state["trainer"]["seconds"] + 1e-3]
+        try:
+            lines = read_text(log).splitlines(keepends=True) if log.exists() else []
+            whole = [line for line in lines if line.endswith("\n")]  # a killed process may leave half of one
+            kept = [line for line in whole if from_json(line)["seconds"] <= state["trainer"]["seconds"] + 1e-3]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RequestError(f"{log} is damaged ({first_line(error)}); start again with --overwrite") from error
         write_text(log, "".join(kept))
         return dict(state["trainer"])
 
@@ -96,9 +100,12 @@ class RunFolder:
         write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None."""
+        """The summary of a finished run, or None; RequestError where it is damaged."""
         path = self.path / SUMMARY
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        try:
+            return dict(from_json(read_text(path))) if path.exists() else None
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{path} is damaged ({first_line(error)}); start again with --overwrite") from error
 
 
 @contextmanager
@@ -169,8 +176,8 @@ def _check(path: Path, *, resume: bool, overwrite: bool) -> None:
 def _stored_settings(path: Path) -> dict[str, Any] | None:
     """What the folder's ``config.yaml`` says, or None where that file is not one of a run."""
     try:
-        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        stored = from_yaml(read_text(path / CONFIG))
+    except (OSError, ValueError):
         return None
     ours = isinstance(stored, dict) and {"origin", "teacher", "preprocessing", "config"} <= stored.keys()
     return {"format": 1, **stored} if ours else None  # which the first runs did not say

@@ -12,6 +12,7 @@ from torch import Tensor
 from acq.data import to_bytes
 from acq.errors import RequestError, first_line
 from acq.export.graph import IMAGES, RAW
+from acq.export.screening import screened
 from acq.flow import Preprocessing
 
 
@@ -21,6 +22,8 @@ class Engine:
     ``level`` is ONNX Runtime's of graph optimisation, ``threads`` 0 for as many as torch uses, and ``optimised`` where
     the graph that really runs is written. ``preprocessing``, ``classes`` and ``model`` are the file's own.
 
+    Nothing is opened that ``screened`` refuses.
+
     Raises:
         RequestError: the file cannot be read, or was not written by `acq export`.
     """
@@ -28,8 +31,7 @@ class Engine:
     def __init__(
         self, file: Path, level: str = "ORT_ENABLE_ALL", *, threads: int = 0, optimised: Path | None = None
     ) -> None:
-        if not file.is_file():
-            raise RequestError(f"there is no file {file}; acq export RUN writes one")
+        known = screened(file)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -37,14 +39,14 @@ class Engine:
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            known = self.session.get_modelmeta().custom_metadata_map
-            self.raw = known["images"] == RAW
-            self.classes = int(known["classes"])
-            self.model = known.get("model", "")
-            self.preprocessing = _preprocessing(known) if "mean" in known else None
+            self.raw = known.facts["images"] == RAW
+            self.classes = int(known.facts["classes"])
+            self.model = known.facts.get("model", "")
+            self.preprocessing = _preprocessing(known.facts) if "mean" in known.facts else None
         except (KeyError, ValueError) as error:
             raise RequestError(f"{file} was not written by acq export; give a run folder or such a file") from error
+        try:
+            self.session = onnxruntime.InferenceSession(known.content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own have no common base, and a stranger's file can cause any
             raise RequestError(f"{file} cannot be run by ONNX Runtime: {first_line(error)[:200]}") from error
 

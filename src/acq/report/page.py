@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -16,8 +15,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from acq.data import use_image
 from acq.errors import RequestError, first_line
 from acq.folder import CONFIG, INSIGHT, LATENCY, METRICS, SAMPLES, SUMMARY
+from acq.intake import from_json, from_yaml, read_text
 from acq.report import figures
 
 _SHOWN, _PIXELS = 40, 112  # samples, and the longest side of one
@@ -35,8 +36,8 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
     summary, insight = read_json(run / SUMMARY), read_json(run / INSIGHT)
     latencies = _latencies(run / LATENCY) if (run / LATENCY).exists() else []
     try:
-        records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
-        settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        records = [from_json(line) for line in read_text(run / METRICS).splitlines()]
+        settings = from_yaml(read_text(run / CONFIG))
         layers = sorted(insight["layers"], key=lambda row: float(row["logits_db"]))
         spread = _spread(insight["centres"])
         return (
@@ -66,7 +67,7 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
                 versions={"acq": version("acq"), "torch": summary["torch"]},
             )
         )
-    except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         raise RequestError(f"the run in {run} is damaged ({what}); quantize again") from error
 
@@ -81,7 +82,7 @@ def environment() -> Environment:
 def read_json(path: Path) -> dict[str, Any]:
     """An object of a finished run's folder; RequestError where it is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(from_json(read_text(path)))
     except FileNotFoundError:
         raise RequestError(f"there is no {path}; a report needs a finished run of this version") from None
     except (OSError, ValueError, TypeError) as error:
@@ -90,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _latencies(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["latencies"]
+        rows = from_json(read_text(path))["latencies"]
         return [{"batch": int(row["batch"]), "threads": int(row["threads"]), "ratio": float(row["ratio"]),
                  "integer_ms": float(row["integer_ms"])} for row in rows]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -150,19 +151,18 @@ def _caveats(summary: Mapping[str, Any]) -> list[str]:
 
 def _samples(run: Path, attention: Sequence[Any]) -> list[dict[str, Any]]:
     """Images by class, each with its map and both centres in units of the image's sides."""
-    rows = json.loads((run / SAMPLES / "samples.json").read_text(encoding="utf-8"))
+    rows = from_json(read_text(run / SAMPLES / "samples.json"))
     shown = []
     for index, (row, heat) in enumerate(zip(rows, attention, strict=True)):
-        with Image.open(run / SAMPLES / f"{index:03d}.png") as image:
-            shown.append(
-                {
-                    **row,
-                    "image": _png(_small(image)),
-                    "heat": _png(_heat(heat)),
-                    "asked": [(value + 1) / 2 for value in row["centre"]],
-                    "came": [(value + 1) / 2 for value in row["realised"]],
-                }
-            )
+        shown.append(
+            {
+                **row,
+                "image": _png(use_image(run / SAMPLES / f"{index:03d}.png", _small)),
+                "heat": _png(_heat(heat)),
+                "asked": [(value + 1) / 2 for value in row["centre"]],
+                "came": [(value + 1) / 2 for value in row["realised"]],
+            }
+        )
     return sorted(shown[:_SHOWN], key=lambda sample: int(sample["label"]))
 
 

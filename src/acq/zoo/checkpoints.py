@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from acq import tensors
 from acq.errors import RequestError
 from acq.zoo.loaders import describe
 
@@ -25,21 +23,21 @@ def load_state(path: Path) -> dict[str, Tensor]:
     Nested dictionaries (``state_dict``, ``model``, ``model_state_dict``, ``net``) are opened, and the name
     parts that data parallelism (``module.``) and compilation (``_orig_mod.``) add are dropped. Entries that
     are no tensors, such as an epoch, are left out. Pickles are read with ``weights_only=True`` and nothing
-    else.
+    else, after ``acq.tensors`` has held what they claim against what they have.
 
     Raises:
-        RequestError: there is no such file, or it is no checkpoint of weights.
+        RequestError: there is no such file, it is no checkpoint of weights, or claims more than it has.
     """
     _check_file(path)
-    content = _read(path, load_file if path.suffix == ".safetensors" else _unpickle)
+    content = _read(path, tensors.load_safetensors if path.suffix == ".safetensors" else _unpickle)
     while isinstance(content, Mapping) and (inner := _inner(content)) is not None:
         content = inner
     named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}
-    if not tensors:
+    found = {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}
+    if not found:
         raise RequestError(f"{path} holds no named tensors; save the network's state_dict()")
-    state = {_bare(name): value for name, value in tensors.items()}
-    if len(state) != len(tensors):
+    state = {_bare(name): value for name, value in found.items()}
+    if len(state) != len(found):
         raise RequestError(f"{path} has weights both with and without 'module.'; save one state_dict()")
     return state
 
@@ -83,12 +81,12 @@ def _check_file(path: Path) -> None:
         raise RequestError(f"the checkpoint {path} has an unknown suffix; it must be {', '.join(SUFFIXES)}")
     if not path.stat().st_size:
         raise RequestError(f"the checkpoint {path} is empty; save or download it again")
+    tensors.require_weights_size(path)
 
 
 def _unpickle(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of TorchScript before it refuses it
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        return tensors.unpickled(file)
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -98,7 +96,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         text = str(error)
         if "TorchScript" in text:
             fact = "is a TorchScript program, not weights; save its state_dict()"
-        elif "Weights only load failed" in text:
+        elif isinstance(error, tensors.MoreThanWeightsError) or "Weights only load failed" in text:
             fact = "holds more than weights or none, and no code in it is run; save the network's state_dict()"
         else:
             fact = f"is damaged or no checkpoint ({describe(error)}); save or download it again"

@@ -125,6 +125,9 @@ def test_figures_are_those_of_the_run(folder: Path) -> None:
         ({"floating": 3}, "3 operators stay in floating point; the plan", True),
         ({"addends": "same"}, "where they are added", False),
         ({"addends": 8}, "8 bits where they are added", True),
+        ({"student_loss": {"calibrated": 0.2, "trained": 5.0, "kept": "calibrated"}}, "loss 5.0 after 0.2", True),
+        ({"student_loss": {"calibrated": 0.2, "trained": 0.1, "kept": "trained"}}, "were in vain", False),
+        ({"student_loss": {"calibrated": 0.2, "trained": None, "kept": "calibrated"}}, "were in vain", False),
     ],
 )
 def test_caveats_are_those_that_apply(folder: Path, values: dict[str, Any], words: str, there: bool) -> None:

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 4, "batch": 8, "noise_dim": 4, "width": 8},
     "images": {"count": 24, "batch": 10, "steps": 2, "renew_every": 2, "renew_count": 8},
-    "student": {"steps": 5, "batch": 8, "calibration_images": 8},
+    "student": {"steps": 5, "batch": 8, "calibration_images": 8, "learning_rate": 0.001, "scale_learning_rate": 0.0003},
 }
 
 

@@ -23,9 +23,10 @@ from PIL import Image
 from safetensors.torch import save
 
 from acq import artifact, checkpoint
-from acq.config import Config, read_yaml
+from acq.config import Config
 from acq.data import read
 from acq.errors import RequestError
+from acq.intake import read_settings
 from acq.zoo.checkpoints import load_state
 
 COUNT = int(os.environ.get("ACQ_FUZZ", "500"))
@@ -91,7 +92,7 @@ YAML = b"preset: fast\nbits: w4a4\nseed: 7\nstudent: {steps: 11, losses: {logits
 READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], object]]] = {
     "npz": ("a.npz", npz, lambda path: read(path, **KNOWN)),  # type: ignore[arg-type]
     "picture": ("a.png", picture, read_pictures),
-    "settings": ("a.yaml", lambda: YAML, lambda path: Config.create("default", read_yaml(path))),
+    "settings": ("a.yaml", lambda: YAML, lambda path: Config.create("default", read_settings(path))),
     "pickle": ("a.pth", pickled, load_state),
     "safetensors": ("a.safetensors", lambda: save({"weight": torch.arange(20.0)}), load_state),
     "checkpoint": ("state.pt", saved, checkpoint.load),

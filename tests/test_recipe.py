@@ -16,9 +16,10 @@ from torch import fx, nn
 
 from acq import recipe
 from acq.artifact import load_facts
-from acq.config import Config, assignment
+from acq.config import Config
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
+from acq.intake import assignment
 from acq.recipe import Request, Result, choose_device, prepare, run
 from acq.student import QuantLayer
 from acq.trace import fingerprint, trace

@@ -266,7 +266,8 @@ class _Planner:
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether the values that a node gives are on its input's grid, whatever that is."""
-        return self.role(node) == "move" or operator_of(node) == "aten.relu.default"
+        role = self.role(node)
+        return role == "move" or (role == "activation" and operator_of(node) == "aten.relu.default")
 
     def _narrow_readers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Who reads a node's values in fewer bits than they are held in, be it by the node's own quantizer or by that

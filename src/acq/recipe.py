@@ -26,7 +26,7 @@ from acq.insight import insight
 from acq.interrupt import stop_requested
 from acq.memory import hand_back_freed_memory
 from acq.plan import Bits, plan
-from acq.processes import ALONE, Team
+from acq.processes import ALONE, Team, under_torchrun
 from acq.review import Review, fresh_steps, review
 from acq.scenes import normalised_scenes
 from acq.student import Student, build
@@ -125,6 +125,7 @@ def run(
             trainer.restore(state)
         with board(out / BOARD, trainer) if tensorboard else nullcontext() as show:
             _train_in(folder, trainer, [*watches, *([] if show is None else [show])])
+        team.dissolve()
         _warn(trainer.outcome)
         seen = look(request, trainer)
         folder.write_samples(*sample_rows(seen.samples, request.preprocessing))
@@ -156,6 +157,7 @@ def follow(request: Request, team: Team) -> None:
                 trainer.state()  # its rows, for what the leader saves
             if stop:
                 raise Interrupted
+    team.dissolve()
 
 
 def prepare(request: Request, team: Team = ALONE) -> Trainer:
@@ -340,7 +342,7 @@ def _records(trainer: Trainer) -> Iterator[Record]:
 
 def _train_in(folder: RunFolder, trainer: Trainer, watches: Sequence[Watch]) -> None:
     saved, team = time.perf_counter(), trainer.team
-    with stop_requested(once=team.size == 1) as stopping:
+    with stop_requested(once=not under_torchrun()) as stopping:
         for record in _records(trainer):
             if record.values:
                 folder.log(record)

@@ -242,14 +242,15 @@ def _kept(trainer: Trainer) -> dict[str, Any]:
 
 
 def _wrong(trainer: Trainer, parts: Mapping[str, Tensor], kept: Mapping[str, Any], steps: int) -> str | None:
-    """What went wrong in the last step, or since the last look; None if nothing did."""
-    seen, trainer.wrong = trainer.wrong, None
+    """What went wrong since the last look, in any process; None if nothing did or this is no step to look."""
     if trainer.step % _CHECK_EVERY.get(trainer.rng.device.type, _REPORT_EVERY) and trainer.step != steps:
-        return seen
+        return None
+    seen, trainer.wrong = trainer.wrong, None
     found = soundness.unfinite(parts) or seen
     if found is None and trainer.phase == "student" and (trainer.step % _REPORT_EVERY == 0 or trainer.step == steps):
         found = soundness.blown(kept["student"], trainer.student.state_dict())
-    return found
+    (anywhere,) = trainer.team.any(found is not None)  # what is rounded otherwise may be judged otherwise
+    return found or ("another process says so" if anywhere else None)
 
 
 def _go_back(trainer: Trainer, kept: Mapping[str, Any], wrong: str) -> None:
@@ -283,7 +284,7 @@ def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.1)
     _descend(trainer.generator_optimizer, loss, factor * _pace(trainer), team)
     if trainer.rng.device.type in _CHECK_EVERY or trainer.step % _REPORT_EVERY == 0:
-        trainer.wrong = trainer.control.see(condition.label, condition.centre, evaluated)
+        trainer.wrong = trainer.control.see(condition.label, condition.centre, evaluated) or trainer.wrong
     return parts
 
 

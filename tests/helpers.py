@@ -113,6 +113,18 @@ class Shuffle(nn.Module):
         return self.right(x)
 
 
+class Clipped(nn.Module):
+    """Sums of what layers read clipped, and of what was joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.left, self.right = conv(8, 8), conv(8, 4), conv(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.inner(F.relu6(x))
+        return x + torch.cat([self.left(x), self.right(x)], 1)
+
+
 class PreActivation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +192,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual in place": lambda: Chain(Residual(True), Residual(True)),
     "residual": lambda: Chain(Residual(False), nn.Dropout(0.1), Residual(False)),
     "shortcut": lambda: Chain(Shortcut(), nn.ReLU()),
+    "clipped": lambda: Chain(Clipped(), nn.ReLU()),
     "dense": lambda: Chain(Dense(), channels=12),
     "relu6": lambda: Chain(nn.ReLU6(inplace=True), conv(8, 8, groups=8), nn.ReLU6()),
     "hardswish": lambda: Chain(nn.Hardswish(), conv(8, 8, groups=2), nn.Hardswish(inplace=True)),

@@ -89,13 +89,33 @@ def test_a_channel_that_gives_one_sum_does_not_hide_the_others() -> None:
 
 
 def test_no_level_of_a_wider_grid_lies_halfway() -> None:
-    """Where values are held in 8 bits and narrowed to 4, no held value is within a thousandth of a step of a tie."""
-    student = frozen("resnet")
+    """Where values are held in 8 bits and narrowed to 4, no held value stays within a thousandth of a step of a tie."""
+    student = student_of("resnet")
     modules = dict(student.activations())
     held, narrow = modules["relu_2"], modules["relu_2_narrow"]
+    narrow.freeze(2 * held.scale, narrow.zero_point)
+    assert from_ties(held, narrow) == 0
+    freeze(student)
+    assert from_ties(held, narrow) > 5e-4
+
+
+def from_ties(held: ActivationQuantizer, narrow: ActivationQuantizer) -> float:
+    """How near a value of the wider grid comes to halfway between two of the narrower one, in its steps."""
     levels = (torch.arange(256) - held.zero_point) * held.scale / narrow.scale
     inside = levels[(levels > -1) & (levels < narrow.high - narrow.zero_point + 1)].double()
-    assert (inside - inside.floor() - 0.5).abs().min() > 5e-4
+    return (inside - inside.floor() - 0.5).abs().min().item()
+
+
+@pytest.mark.parametrize(("name", "place"), [("resnet", "relu"), ("relu6", "hardtanh")])
+def test_a_scale_leaves_ties_of_sums_that_were_rectified(name: str, place: str) -> None:
+    """Twice a sum's unit makes a tie of every other sum; the layer is not right before the grid."""
+    student = student_of(name)
+    quantizer = dict(student.activations())[place]
+    (_, unit), *_ = units(student)
+    quantizer.freeze(2 * unit[0], quantizer.zero_point)
+    before = quantizer.scale.item()
+    freeze(student)
+    assert quantizer.scale.item() != pytest.approx(before, rel=1e-5)
 
 
 def test_a_scale_without_ties_stays() -> None:

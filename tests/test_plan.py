@@ -66,10 +66,14 @@ def test_wrong_bits_are_refused(text: str, ends: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("addends", "message"),
-    [("1", "bits out of range: addend 1; give 2 to 8"), ("all", "addends not understood: 'all'")],
+    [
+        ("1", "bits out of range: addend 1; give 2 to 8"),
+        ("all", "addends not understood: 'all'"),
+        ("3", "addends of 3 bits are fewer than the activations' 4; give as many or more, or same"),
+    ],
 )
 def test_wrong_addends_are_refused(addends: str, message: str) -> None:
-    """Like ends, with their own name."""
+    """Like ends, with their own name; also those that are fewer than the activations' bits."""
     with pytest.raises(RequestError, match=message):
         Bits.parse("w4a4", "same", addends)
 
@@ -117,9 +121,9 @@ def test_residual_network_in_the_deployable_placement() -> None:
     assert weights == [8, 4, 4, 4, 4, 4, 4, 8]
 
 
-@pytest.mark.parametrize(("addends", "wanted"), [("8", 8), ("6", 6), ("3", 4), ("same", 4)])
+@pytest.mark.parametrize(("addends", "wanted"), [("8", 8), ("6", 6), ("4", 4), ("same", 4)])
 def test_a_branch_that_is_only_added_has_a_width_of_its_own(addends: str, wanted: int) -> None:
-    """Its width is the addends', never below the activations'."""
+    """Its width is the addends'."""
     found = plan_of("resnet", addends=addends)
     assert [site.bits for site in only(found, "fold") if site.bits] == [wanted] * 3
 
@@ -149,6 +153,22 @@ def test_values_are_narrowed_where_they_are_read() -> None:
         ("aten.max_pool2d.default", None, ("conv2d_1",)),
         ("aten.add.Tensor", 8, ("conv2d_2",)),
     ]
+
+
+def test_values_are_narrowed_for_what_multiplies_them_alone() -> None:
+    """What only clips reads them as they are held, and rounds once; what is joined for a sum keeps its 8 bits."""
+    found = {site.node: site for site in plan_of("clipped").sites if site.bits or site.narrow_for}
+    assert found["relu6"].bits == 4
+    assert {name: site.narrow_for for name, site in found.items() if site.narrow_for} == {
+        "add_25": ("conv2d_2", "conv2d_3")
+    }
+    assert {name: site.bits for name, site in found.items() if site.role in ("fold", "join")} == {
+        "batch_norm_default": 8,
+        "batch_norm_default_1": 8,
+        "batch_norm_default_2": 8,
+        "batch_norm_default_3": 8,
+        "cat": 8,
+    }
 
 
 @pytest.mark.parametrize("addends", ["8", "6", "same"])

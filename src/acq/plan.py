@@ -40,6 +40,7 @@ _ROLES = {
 _OPERATORS = {f"aten.{name}": role for role, names in _ROLES.items() for name in names.split()}
 _OPERATORS["_operator.getitem"] = "move"
 VOCABULARY = frozenset(_OPERATORS)
+_MULTIPLYING = ("convolution", "linear", "rescale", "product")
 _GATES = ("aten.silu.default", "aten.hardswish.default")
 _REDUCED = "weights keep to 7 of their 8 bits, which no CPU's kernels saturate"
 _COMPARED = 4
@@ -58,7 +59,7 @@ class Bits:
     short (``acq.quantizers``).
 
     Raises:
-        RequestError: one of them is out of range.
+        RequestError: one of them is out of range, or values have fewer bits where they are added than elsewhere.
     """
 
     weight: int
@@ -74,6 +75,11 @@ class Bits:
         for name, value in asdict(self).items():
             if name not in ("reduced", "binary") and value is not None and value not in range(2, 9):
                 raise RequestError(f"bits out of range: {name} {value}; give 2 to 8, for example w4a4")
+        if self.addend is not None and self.addend < self.activation:
+            raise RequestError(
+                f"addends of {self.addend} bits are fewer than the activations' {self.activation}; "
+                "give as many or more, or same"
+            )
 
     @classmethod
     def parse(cls, text: str, ends: str | int = "same", addends: str | int = 8) -> Bits:
@@ -100,8 +106,8 @@ class Bits:
 class Site:
     """What becomes of one node: its bits (None where it has no quantizer), its shape (-1: batch) and why.
 
-    ``narrow_for`` names the nodes for which its values, held in more bits for others, are rounded once more, to the
-    activations' width. ``floating`` marks what a deployed engine must compute in floating point.
+    ``narrow_for`` names the nodes that multiply its values: for them what is held in more bits for others is rounded
+    once more, to the activations' width. ``floating`` marks what a deployed engine must compute in floating point.
     """
 
     node: str
@@ -196,6 +202,7 @@ class _Planner:
         self.before = _weighted(self.nodes, self.role, lambda node: node.all_input_nodes)
         self.after = _weighted(self.nodes[::-1], self.role, lambda node: node.users)
         self.logits = self._logits()
+        self.asked = self._asked()
 
     def role(self, node: fx.Node) -> str:
         return self.roles[node][0] if node in self.roles else "constant"
@@ -240,45 +247,39 @@ class _Planner:
             return self.bits.activation
         if self._gate_of_own_input(node):
             return self._wide(self.bits.inner)
-        return max(map(self._wanted, self._readers(node)), default=self.bits.activation)
+        return self.asked[node]
 
     def _wide(self, bits: int | None) -> int:
         return max(bits or 0, self.bits.activation)
 
+    def _asked(self) -> dict[fx.Node, int]:
+        """The bits in which each node's values are to be held: the most that one of those who read them wants, be they
+        moved or joined first."""
+        asked: dict[fx.Node, int] = {}
+        for node in reversed(self.nodes):
+            readers = [user for user in node.users if self.role(user) not in ("shape", "constant")]
+            found = [asked[user] if self._hands_on(user) else self._wanted(user) for user in readers]
+            asked[node] = max(found, default=self.bits.activation)
+        return asked
+
     def _wanted(self, reader: fx.Node) -> int:
-        """The bits in which a node reads its inputs where they have them."""
+        """The bits in which a node that computes reads its inputs where they have them."""
         role, inputs = self.role(reader), _inputs(reader)
         if role == "smooth" or (role == "product" and any(map(self._gate_of_own_input, inputs))):
             return self._wide(self.bits.inner)
         return self._wide(self.bits.addend) if role == "sum" and len(inputs) > 1 else self.bits.activation
 
-    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The nodes that compute with a node's values, once these have a grid, wherever they are moved first."""
-        for user in node.users:
-            if self._carries(user):
-                yield from self._readers(user)
-            elif self._computes(user):
-                yield user
-
-    def _computes(self, node: fx.Node) -> bool:
-        """Whether a node makes new values from those that it reads."""
-        return self.role(node) not in ("shape", "constant") and not self._carries(node)
-
-    def _carries(self, node: fx.Node) -> bool:
-        """Whether the values that a node gives are on its input's grid, whatever that is."""
-        role = self.role(node)
-        return role == "move" or (role == "activation" and operator_of(node) == "aten.relu.default")
+    def _hands_on(self, node: fx.Node) -> bool:
+        """Whether a node gives the very values that it reads, or none below zero of them."""
+        return self.role(node) in ("move", "join") or operator_of(node) == "aten.relu.default"
 
     def _narrow_readers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Who reads a node's values in fewer bits than they are held in, be it by the node's own quantizer or by that
-        of the values that it moves. Pixels are bytes for all."""
-        for user in node.users:
-            if self._computes(user) and self._narrows(node, user):
-                yield user
-
-    def _narrows(self, node: fx.Node, reader: fx.Node) -> bool:
+        of the values that it moves: who multiplies them. Pixels are bytes for all."""
         source, bits = self.grids.get(node) or (node, 0)
-        return self.role(source) != "image" and self._wanted(reader) == self.bits.activation < bits
+        for user in node.users if self.role(source) != "image" else ():
+            if self.role(user) in _MULTIPLYING and self._wanted(user) == self.bits.activation < bits:
+                yield user
 
     def _gate_of_own_input(self, node: fx.Node) -> bool:
         """Whether this is the s(x) of ``x * s(x)``, which an engine evaluates as one table."""
@@ -303,8 +304,7 @@ class _Planner:
         """The grid that the values of what only moves, rectifies or joins its inputs are on, if it is one."""
         if role not in ("move", "activation", "join"):
             return None
-        narrowed = [value for value in _inputs(node) if not self._carries(node) and self._narrows(value, node)]
-        grids = {(v, self.bits.activation) if v in narrowed else self.grids.get(v) for v in _inputs(node)}
+        grids = {self.grids.get(value) for value in _inputs(node)}
         return grids.pop() if len(grids) == 1 else None
 
     def _weight_bits(self, node: fx.Node, role: str) -> int | None:

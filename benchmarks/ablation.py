@@ -13,7 +13,7 @@ from typing import Any
 from runs import arguments, configs, keep, quantized, table
 
 from acq import zoo
-from acq.config import assignment
+from acq.intake import assignment
 from acq.memory import keep_freed_memory
 
 OFF = {

@@ -18,9 +18,10 @@ from typing import Any
 from filelock import FileLock
 
 from acq import zoo
-from acq.config import Config, assignment, read_yaml
+from acq.config import Config
 from acq.data import read
 from acq.folder import write_text
+from acq.intake import assignment, read_settings
 from acq.recipe import Request, look, prepare, summarise
 from acq.trainer import train
 
@@ -70,7 +71,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def configs(args: argparse.Namespace, *changes: Mapping[str, Any]) -> list[Config]:
     """All combinations that ``args`` ask for, seed by seed, ``changes`` laid over each."""
-    given = [read_yaml(args.config)] if args.config else []
+    given = [read_settings(args.config)] if args.config else []
     combinations = itertools.product(args.seeds, args.bits, args.placement, args.addends)
     return [
         Config.create(

@@ -88,8 +88,8 @@ def main() -> None:
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
     config = Request(network.model, network.preprocessing, Config.create(args.preset, {"bits": args.bits}), {}).config
     rows = measure(network, config, args.steps)
+    memory = peak_memory_mb(torch.device("cpu"))  # before the profiler, which holds a record of every call
     hot = hot_spots(network, config, 10)
-    memory = peak_memory_mb(torch.device("cpu"))
     lines = ["| phase | ms a step (median) | steps | seconds |", "|---" * 4 + "|"]
     lines += [f"| {r['phase']} | {1e3 * r['step']:.0f} | {r['steps']} | {r['seconds']:.0f} |" for r in rows]
     lines += [

@@ -62,6 +62,19 @@ class Residual(nn.Module):
         return torch.relu(y)
 
 
+class Shortcut(nn.Module):
+    """Two sums in a row; what is added was moved first, and layers read it before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(x), 2)
+        x = x + self.one(x)
+        return x + F.relu(self.two(x))
+
+
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -166,6 +179,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: CifarResNet(blocks=1, classes=5),
     "residual in place": lambda: Chain(Residual(True), Residual(True)),
     "residual": lambda: Chain(Residual(False), nn.Dropout(0.1), Residual(False)),
+    "shortcut": lambda: Chain(Shortcut(), nn.ReLU()),
     "dense": lambda: Chain(Dense(), channels=12),
     "relu6": lambda: Chain(nn.ReLU6(inplace=True), conv(8, 8, groups=8), nn.ReLU6()),
     "hardswish": lambda: Chain(nn.Hardswish(), conv(8, 8, groups=2), nn.Hardswish(inplace=True)),

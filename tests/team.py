@@ -6,19 +6,23 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_recipe import TRACES, quick, request_
 from torch import nn
 
-from acq import cli, recipe, trainer
+from acq import cli, recipe, soundness, trainer
 from acq.flow import Record
 from acq.processes import Team, joined, over_whole_batches
 from acq.recipe import Request, follow, prepare, run
 
-STEPS = {"generator": {"steps": 20, "batch": 10}, "images": {"steps": 3}, "student": {"steps": 20, "batch": 9}}
+# three batches of images, of 10, 10 and 4
+STEPS = {"generator": {"steps": 20, "batch": 10}, "images": {"steps": 7}, "student": {"steps": 20, "batch": 9}}
+RESUMED = ("generator", 10), ("images", 5), ("calibration", 1), ("student", 10)
 
 
 def exact(parts: dict[str, torch.Tensor], step: int, steps: int) -> dict[str, float]:
@@ -26,8 +30,9 @@ def exact(parts: dict[str, torch.Tensor], step: int, steps: int) -> dict[str, fl
 
 
 def losses(team: Team, folder: Path) -> None:
-    """Every step's losses in double precision, a student from the state ``calibrated.pt`` where there is one: steps of
-    Adam that begin on noise, and the search for ranges, make much of the last bit of single precision."""
+    """Every step's losses in double precision: steps of Adam that begin on noise make much of the last bit of single
+    precision. Amid each phase, and after calibration, whose search makes much of any, the state is kept, or resumed
+    where another number of processes kept it."""
     made = prepare(request_(**STEPS), team)
     torch.set_default_dtype(torch.float64)
     for module in (made.teacher, made.generator, made.student):
@@ -35,8 +40,8 @@ def losses(team: Team, folder: Path) -> None:
     trainer._figures, found = exact, []
     for record in trainer.train(made):
         found.append((record.phase, record.step, record.values))
-        if record.phase == "calibration":
-            start = folder / "calibrated.pt"
+        if (record.phase, record.step) in RESUMED:
+            start = folder / f"{record.phase}.pt"
             if start.exists():
                 made.restore(torch.load(start))
             else:
@@ -71,10 +76,13 @@ def norms(team: Team, folder: Path) -> None:
 
 
 def whole_run(team: Team, folder: Path, what: str) -> None:
-    """A run in which something happens to process 1, at the second step of the images or the student."""
+    """A run in which something happens, mostly to process 1 at the second step of the images or the student."""
     recipe._SAVE_EVERY = 0.0
-    request: Request = request_(student={"steps": 25})
-    advance = trainer._image_step
+    few = {"images": {"renew_count": 1, "renew_every": 2}} if what == "few" else {}
+    request: Request = request_(
+        student={"steps": 25, **({"views": 0.1, "calibration_images": 1} if few else {})}, **few
+    )
+    advance, see = trainer._image_step, soundness.Control.see
 
     def harmed(made: trainer.Trainer) -> dict[str, torch.Tensor]:
         if team.rank == 1 and made.step == 1 and not made.cautious:
@@ -86,13 +94,26 @@ def whole_run(team: Team, folder: Path, what: str) -> None:
                     made.draft.logits.fill_(torch.nan)
         return advance(made)
 
-    def watch(record: Record) -> None:
-        if what == "stopped" and (record.phase, record.step) == ("student", 3):
-            os.kill(os.getpid(), signal.SIGTERM)
+    def doubtful(control: soundness.Control, *values: Any) -> str | None:
+        seen.append(None)
+        return "doubt" if what == "doubt" and team.rank == 1 and len(seen) == 3 else see(control, *values)
 
-    trainer._image_step = harmed
+    def watch(record: Record) -> None:
+        if (record.phase, record.step) == ("student", 3):
+            if what == "stopped":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if what == "waiting":
+                (folder / "waiting").touch()
+                time.sleep(5)  # in which Ctrl-C comes
+
+    def reading(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    seen: list[None] = []
+    trainer._image_step, soundness.Control.see = harmed, doubtful  # type: ignore[method-assign]
+    recipe.read = reading if what == "reading" else recipe.read  # type: ignore[assignment]
     if team.leads:
-        run(request, folder, resume=folder.exists(), watch=watch, team=team)
+        run(request, folder, resume=folder.exists(), watch=watch, team=team, data=folder if what == "reading" else None)
     else:
         follow(request, team)
 

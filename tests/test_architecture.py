@@ -15,7 +15,8 @@ ORDER = [
     "generators", "losses",
     "scenes", "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding",
     "freezing",
-    "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "soundness", "trainer",
+    "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "soundness", "fidelity",
+    "trainer",
     "estimate", "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "tensorboard", "summary",
     "zoo", "config", "recipe", "progress", "api", "cli",
 ]

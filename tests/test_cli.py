@@ -62,6 +62,7 @@ SMALL = [
     "generator.steps=2", "generator.batch=4", "generator.noise_dim=4", "generator.width=8",
     "images.count=16", "images.batch=10", "images.steps=2",
     "student.steps=2", "student.batch=4", "student.calibration_images=8",
+    "student.learning_rate=0.001", "student.scale_learning_rate=0.0003",
 ]  # fmt: skip
 SIZE = ["--input-size", "3,16,16"]
 NETWORK = ["tinynet:network", *SIZE, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]

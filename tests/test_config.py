@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from acq.config import PRESETS, Config, assignment, read_yaml
+from acq.config import PRESETS, Config
 from acq.errors import RequestError
+from acq.intake import assignment, read_settings
 
 
 def refused(*changes: dict[str, Any], preset: str = "default") -> str:
@@ -162,48 +163,7 @@ def test_yaml_is_read_as_it_was_written(preset: str, tmp_path: Path) -> None:
     """A configuration saved as a file and read again is equal, whatever preset it is laid over."""
     config = Config.create(preset, {"ends": "same", "student": {"learning_rate": 1e-5}})
     (tmp_path / "c.yaml").write_text(config.to_yaml())
-    assert Config.create("default", read_yaml(tmp_path / "c.yaml")) == config
-
-
-@pytest.mark.parametrize("content", ["- 1\n- 2", "seed", "3", "a: [", "\x00", "a: b: c", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_configuration_is_told(content: str | bytes, tmp_path: Path) -> None:
-    """In a line that names it."""
-    path = tmp_path / "c.yaml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(RequestError, match=r"c\.yaml") as caught:
-        read_yaml(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    """As is a folder in its place."""
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(RequestError, match="cannot be read"):
-            read_yaml(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "change"),
-    [
-        ("seed=1", {"seed": 1}),
-        ("student.steps=100", {"student": {"steps": 100}}),
-        ("generator.losses.centre=0.5", {"generator": {"losses": {"centre": 0.5}}}),
-        ("ends=same", {"ends": "same"}),
-        ("generator={steps: 3}", {"generator": {"steps": 3}}),
-        ("bits=w4a4=", {"bits": "w4a4="}),
-    ],
-)
-def test_an_assignment_is_a_nested_change(text: str, change: dict[str, Any]) -> None:
-    """Dots go down a level, and values are read as YAML."""
-    assert assignment(text) == change
-
-
-@pytest.mark.parametrize("text", ["seed", "=1", ".seed=1", "student..steps=1", "student.=1", "seed=[", ""])
-def test_what_is_no_assignment_is_told(text: str) -> None:
-    """In a line that repeats it."""
-    with pytest.raises(RequestError, match="setting") as caught:
-        assignment(text)
-    assert "\n" not in str(caught.value)
+    assert Config.create("default", read_settings(tmp_path / "c.yaml")) == config
 
 
 def test_small_learning_rates_are_numbers() -> None:

@@ -53,7 +53,7 @@ NETWORK = f"from torch import nn\n\n\n{inspect.getsource(build)}"
 FEW: dict[str, Any] = {
     "generator": {"steps": 2, "batch": 8, "noise_dim": 4, "width": 8},
     "images": {"count": 16, "batch": 16, "steps": 1},
-    "student": {"batch": 8, "calibration_images": 8},
+    "student": {"batch": 8, "calibration_images": 8, "learning_rate": 0.001, "scale_learning_rate": 0.0003},
 }
 
 

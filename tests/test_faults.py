@@ -17,6 +17,7 @@ from test_recipe import quick, request_, whole_run
 from acq import checkpoint, distillation, recipe, trainer
 from acq.checkpoint import CheckpointWarning
 from acq.errors import Interrupted, RequestError, RunError
+from acq.fidelity import Fidelity
 from acq.flow import Record
 from acq.folder import STATE, RunFolder
 from acq.recipe import run
@@ -223,6 +224,34 @@ def test_a_student_that_goes_wrong_twice(tmp_path: Path, monkeypatch: pytest.Mon
         run(request_(), tmp_path / "run")
     assert not (tmp_path / "run" / "student.safetensors").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_training_that_ruins_a_student(tmp_path: Path) -> None:
+    """Its losses are numbers and its ranges tame, as with a network of depthwise convolutions at the usual rate: the
+    calibrated student is kept, it is said with both figures, and a run resumed after the verdict says it too."""
+    request = request_(name="relu6", student={"learning_rate": 3.0, "steps": 20})
+
+    def stop(record: Record) -> None:
+        if record.phase == "freezing":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(request, tmp_path / "run", watch=stop)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.summary() is None
+    with pytest.warns(UserWarning, match=r"the loss went from 0\.\d+ to .*; the calibrated student is kept"):
+        result = run(request, tmp_path / "run", resume=True)
+    losses = result.summary["student_loss"]
+    assert losses["trained"] > 2 * losses["calibrated"]
+    assert losses["kept"] == "calibrated"
+
+
+def test_a_student_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that agrees with its teacher no more often than a single class would: it is said."""
+    monkeypatch.setattr(trainer, "fidelity", lambda *_: Fidelity(1.0, 3.0))
+    monkeypatch.setattr(trainer, "commonest", lambda _: 20.0)
+    with pytest.warns(UserWarning, match=r"of no use: it agrees .* on 3\.0 % .* always on 20\.0 %"):
+        run(request_(), tmp_path / "run")
 
 
 def test_weights_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,16 @@ def test_a_channel_that_gives_one_sum_does_not_hide_the_others() -> None:
         assert (quantizer.scale != torch.tensor(0.5).log().exp()) == moved
 
 
+def test_no_level_of_a_wider_grid_lies_halfway() -> None:
+    """Where values are held in 8 bits and narrowed to 4, no held value is within a thousandth of a step of a tie."""
+    student = frozen("resnet")
+    modules = dict(student.activations())
+    held, narrow = modules["relu_2"], modules["relu_2_narrow"]
+    levels = (torch.arange(256) - held.zero_point) * held.scale / narrow.scale
+    inside = levels[(levels > -1) & (levels < narrow.high - narrow.zero_point + 1)].double()
+    assert (inside - inside.floor() - 0.5).abs().min() > 5e-4
+
+
 def test_a_scale_without_ties_stays() -> None:
     """To the bit of a 32-bit float."""
     quantizer = ActivationQuantizer(4)

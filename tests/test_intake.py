@@ -128,6 +128,8 @@ def test_a_missing_configuration_is_told(tmp_path: Path) -> None:
     [
         ("seed=1", {"seed": 1}),
         ("student.steps=100", {"student": {"steps": 100}}),
+        ("generator.losses.centre=0.5", {"generator": {"losses": {"centre": 0.5}}}),
+        ("bits=w4a4=", {"bits": "w4a4="}),
         ("ends=same", {"ends": "same"}),
         ("generator={steps: 3}", {"generator": {"steps": 3}}),
     ],
@@ -137,10 +139,12 @@ def test_an_assignment_is_a_nested_change(text: str, change: dict[str, Any]) -> 
     assert assignment(text) == change
 
 
-@pytest.mark.parametrize("text", ["seed", "=1", ".a=1", "a..b=1", "seed=[", "seed=2001-99-99"])
+@pytest.mark.parametrize("text", ["seed", "=1", ".a=1", "a..b=1", "a.=1", "seed=[", "seed=2001-99-99", ""])
 def test_what_is_no_assignment_is_told(text: str) -> None:
-    with pytest.raises(RequestError, match="setting"):
+    """In a line that repeats it."""
+    with pytest.raises(RequestError, match="setting") as caught:
         assignment(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_images_are_run_together_until_they_make_a_million_values() -> None:

@@ -124,7 +124,11 @@ def test_figures_are_those_of_the_run(folder: Path) -> None:
         ({"top1": 80.0, "teacher_top1": 81.5, "images": 20}, "80.00 % top-1 on 20 real images, 1.50 lost", True),
         ({"placement": "relu-only"}, "the literature's, for comparison", True),
         ({"floating": 3}, "3 operators stay in floating point; the plan", True),
-        ({"addends": "same"}, "only added have", False),
+        ({"addends": "same"}, "where they are added", False),
+        ({"addends": 8}, "8 bits where they are added", True),
+        ({"student_loss": {"calibrated": 0.2, "trained": 5.0, "kept": "calibrated"}}, "loss 5.0 after 0.2", True),
+        ({"student_loss": {"calibrated": 0.2, "trained": 0.1, "kept": "trained"}}, "were in vain", False),
+        ({"student_loss": {"calibrated": 0.2, "trained": None, "kept": "calibrated"}}, "were in vain", False),
     ],
 )
 def test_caveats_are_those_that_apply(folder: Path, values: dict[str, Any], words: str, there: bool) -> None:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, Placement, Plan, Site, plan
-from acq.student import build, quantizers_off, stage_ends
+from acq.quantizers import ActivationQuantizer
+from acq.student import QuantLayer, build, quantizers_off, stage_ends
 from acq.trace import shape_of, trace
 
 
@@ -75,8 +76,8 @@ def test_wrong_addends_are_refused(addends: str, message: str) -> None:
 
 @pytest.mark.parametrize("placement", ["deployable", "relu-only"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_no_value_is_quantized_twice_and_logits_never(name: str, placement: Placement) -> None:
-    """Every tensor has one site, at most one quantizer on its way to a reader, and the logits have none."""
+def test_every_tensor_has_one_site_and_logits_no_quantizer(name: str, placement: Placement) -> None:
+    """Also what is folded or moved has no quantizer of its own right after another's."""
     graph = traced(name)
     found = {site.node: site for site in plan_of(name, placement=placement).sites}
     output = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes[0]
@@ -118,11 +119,51 @@ def test_residual_network_in_the_deployable_placement() -> None:
 
 @pytest.mark.parametrize(("addends", "wanted"), [("8", 8), ("6", 6), ("3", 4), ("same", 4)])
 def test_a_branch_that_is_only_added_has_a_width_of_its_own(addends: str, wanted: int) -> None:
-    """Its width is the addends', never below the activations'; the sum, and all that a layer reads, keep theirs."""
+    """Its width is the addends', never below the activations'."""
     found = plan_of("resnet", addends=addends)
     assert [site.bits for site in only(found, "fold") if site.bits] == [wanted] * 3
-    others = [site for site in found.sites if site.bits and site.role not in ("fold", "image")]
-    assert {site.bits for site in others} == {4}
+
+
+def test_what_is_added_and_multiplied_is_held_in_the_wider_of_both() -> None:
+    """Of a residual network: what sums read has 8 bits, and 4 for the layers that read it too."""
+    found = {site.node: site for site in plan_of("resnet").sites}
+    held = {name: (site.bits, site.narrow_for) for name, site in found.items() if site.role == "activation"}
+    assert held == {
+        "relu": (8, ("conv2d_1",)),
+        "relu_1": (4, ()),
+        "relu_2": (8, ("conv2d_3",)),
+        "relu_3": (4, ()),
+        "relu_4": (8, ("conv2d_5",)),
+        "relu_5": (4, ()),
+        "relu_6": (4, ()),
+    }
+    assert "4 bits for conv2d_1" in found["relu"].reason
+    assert not any(site.narrow_for for site in plan_of("resnet", addends="same").sites)
+    assert not any(site.narrow_for for site in plan_of("resnet", "w8a8").sites)
+
+
+def test_values_are_narrowed_where_they_are_read() -> None:
+    """Movement keeps the wide values for the sum behind it; a layer that reads what was moved has a grid there."""
+    wide = [(site.operator, site.bits, site.narrow_for) for site in plan_of("shortcut").sites if site.narrow_for]
+    assert wide == [
+        ("aten.max_pool2d.default", None, ("conv2d_1",)),
+        ("aten.add.Tensor", 8, ("conv2d_2",)),
+    ]
+
+
+@pytest.mark.parametrize("addends", ["8", "6", "same"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_multiply_the_activations_width(name: str, addends: str) -> None:
+    """Whatever is added beside them, all layers but the image's read 4 bits."""
+    graph, found = traced(name), plan_of(name, addends=addends)
+    student = build(graph, found)
+    for node, layer in student.placed():
+        value = node.all_input_nodes[0]
+        while isinstance(layer, QuantLayer) and value.op == "call_function":
+            value = value.all_input_nodes[0]
+        grid = student.get_submodule(str(value.target)) if value.op == "call_module" else None
+        if isinstance(layer, QuantLayer) and isinstance(grid, ActivationQuantizer):
+            assert grid.bits == (8 if grid.name == "x" else 4), node
 
 
 def test_a_branch_that_a_layer_reads_too_is_no_mere_addend() -> None:

@@ -16,9 +16,10 @@ from torch import fx, nn
 
 from acq import recipe
 from acq.artifact import load_facts
-from acq.config import Config, assignment
+from acq.config import Config
 from acq.errors import Interrupted, RequestError
 from acq.flow import Preprocessing, Record
+from acq.intake import assignment
 from acq.recipe import Request, Result, choose_device, prepare, run
 from acq.student import QuantLayer
 from acq.trace import fingerprint, trace
@@ -27,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 4, "batch": 8, "noise_dim": 4, "width": 8},
     "images": {"count": 24, "batch": 10, "steps": 2, "renew_every": 2, "renew_count": 8},
-    "student": {"steps": 5, "batch": 8, "calibration_images": 8},
+    "student": {"steps": 5, "batch": 8, "calibration_images": 8, "learning_rate": 0.001, "scale_learning_rate": 0.0003},
 }
 
 

@@ -32,7 +32,7 @@ def test_ratios_are_those_of_a_layer_quantized_by_hand() -> None:
     """Values and logits of the network with its first convolution and rectifier alone on grids."""
     student, x = student_of("residual"), images(8)
     _, first, *_ = sensitivities(student, x.split(3))
-    assert (first.layer, first.bits, first.weight_bits) == ("conv2d", 4, 8)
+    assert (first.layer, first.bits, first.weight_bits) == ("conv2d", 8, 8)
     with torch.no_grad(), quantizers_off(student):
         wanted, values = student.read(x, ("relu",))
         student.get_submodule("relu_quantizer").enabled = True  # type: ignore[assignment]
@@ -46,17 +46,25 @@ def test_ratios_are_those_of_a_layer_quantized_by_hand() -> None:
         assert ratio == pytest.approx(hand, abs=1e-3)
     assert first.agreement == pytest.approx(100 * (found.argmax(1) == wanted.argmax(1)).float().mean().item())
     grid = student.get_submodule("relu_quantizer")
-    assert (first.low, first.high) == pytest.approx((0, 15 * grid.scale.item()))  # type: ignore[operator, union-attr]
+    assert (first.low, first.high) == pytest.approx((0, 255 * grid.scale.item()))  # type: ignore[operator, union-attr]
 
 
 @pytest.mark.parametrize("name", ["resnet", "relu6"])
 def test_finer_grids_cost_less(name: str) -> None:
     """Of every layer with as fine weights, more so at 8 bits than at 4."""
     coarse, fine = (sensitivities(student_of(name, bits, ends="same"), [images(16)]) for bits in ("w4a4", "w8a8"))
-    for before, after in zip(coarse, fine, strict=True):
-        assert after.layer == before.layer
+    pairs = [(row, next(other for other in coarse if other.layer == row.layer)) for row in fine]
+    for after, before in pairs:
         assert after.ratio_db > before.ratio_db - 0.5  # grids that have 8 bits already stay as they are
-    assert sum(row.logits_db for row in fine) > sum(row.logits_db for row in coarse) + 6 * len(fine)
+    assert sum(after.logits_db - before.logits_db for after, before in pairs) > 6 * len(fine)
+
+
+def test_a_narrower_grid_is_a_place_of_its_own() -> None:
+    """What is held in 8 bits costs little; narrowed to 4 for the layer that reads it, more."""
+    rows = {row.layer: row for row in sensitivities(student_of("residual"), [images(16)])}
+    held, narrow = rows["conv2d"], rows["relu_narrow"]
+    assert (held.bits, narrow.bits, narrow.weights) == (8, 4, 0)
+    assert narrow.ratio_db < held.ratio_db - 12
 
 
 def test_nothing_is_changed() -> None:

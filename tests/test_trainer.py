@@ -375,6 +375,70 @@ def test_a_student_may_be_calibrated_only() -> None:
     assert all(value.isfinite().all() for value in trainer.student.state_dict().values())
 
 
+RUINOUS = replace(STUDENT, learning_rate=3.0, renew_count=0)
+GENTLE = replace(RUINOUS, learning_rate=0.001, scale_learning_rate=0.001)
+
+
+def test_a_student_that_training_ruins_goes_back() -> None:
+    """To the calibrated one, bit for bit: the run ends with the student of a run that trains none."""
+    ruined, untrained = made(student=RUINOUS), made(student=replace(RUINOUS, steps=0))
+    for trainer in (ruined, untrained):
+        list(train(trainer))
+    assert_same(ruined.student.state_dict(), untrained.student.state_dict())
+    assert ruined.outcome is not None
+    assert ruined.outcome.calibrated is not None
+    assert ruined.outcome.trained is not None
+    assert ruined.outcome.kept == "calibrated"
+    assert ruined.outcome.trained.loss > 2 * ruined.outcome.calibrated.loss
+    assert untrained.outcome == replace(ruined.outcome, trained=None)
+
+
+def test_a_student_that_training_does_not_harm_is_kept() -> None:
+    """As if nobody had looked: not a value and not a random number differ."""
+    looked_at, left = made(student=GENTLE), made(student=GENTLE)
+    for record in train(looked_at):
+        if (record.phase, record.step) == ("student", 7):
+            rng = looked_at.rng.get_state()
+    assert looked_at.outcome is not None
+    assert looked_at.outcome.kept == "trained"
+    assert torch.equal(looked_at.rng.get_state(), rng)
+    for record in train(left):
+        if (record.phase, record.step) == ("student", 7):
+            left.calibrated = None
+    assert_same(looked_at.student.state_dict(), left.student.state_dict())
+
+
+@pytest.mark.parametrize("plan", [RUINOUS, GENTLE])
+@pytest.mark.parametrize("stop", [16, 18, 23, 24])
+def test_a_run_is_resumed_around_the_verdict(plan: StudentPlan, stop: int, tmp_path: Path) -> None:
+    """Calibrated, amid training, before the verdict and after it: the same student and the same figures."""
+    whole, first, second = (made(student=plan) for _ in range(3))
+    list(train(whole))
+    for done, _ in enumerate(train(first), 1):
+        if done == stop:
+            checkpoint.save(tmp_path / "state.pt", first.state())
+            break
+    second.restore(checkpoint.load(tmp_path / "state.pt"))
+    list(train(second))
+    assert second.outcome == whole.outcome
+    assert_same(second.state(), whole.state())
+
+
+def test_a_checkpoint_without_a_calibrated_student_is_gone_on_with(tmp_path: Path) -> None:
+    """As versions before wrote it: there is nothing to go back to, and the trained student is kept."""
+    first, second = made(student=RUINOUS), made(student=RUINOUS)
+    for record in train(first):
+        if (record.phase, record.step) == ("student", 3):
+            state = {key: value for key, value in first.state().items() if key not in ("calibrated", "outcome")}
+            checkpoint.save(tmp_path / "state.pt", state)
+            break
+    second.restore(checkpoint.load(tmp_path / "state.pt"))
+    list(train(second))
+    assert second.outcome is not None
+    assert second.outcome.calibrated is None
+    assert second.outcome.kept == "trained"
+
+
 def test_losses_without_weight_are_not_reported() -> None:
     """A weight of zero switches a loss off in every phase."""
     generator = replace(GENERATOR, weights={"classes": 1.0, "consistency": 0.0})

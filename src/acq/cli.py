@@ -88,7 +88,7 @@ Ends = Annotated[
 ]
 Addends = Annotated[
     str | None,
-    typer.Option(metavar="N|same", help="bits of outputs that are only added to something [8]", rich_help_panel=_RUN),
+    typer.Option(metavar="N|same", help="bits of values where they are added to others [8]", rich_help_panel=_RUN),
 ]
 Placement = Annotated[
     str | None, typer.Option(help="deployable, or relu-only as in the literature", rich_help_panel=_RUN)

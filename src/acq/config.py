@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
@@ -224,36 +223,6 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "images": {"count": 4096, "steps": 0, "renew_count": 128},
     },
 }
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as a nested mapping.
-
-    Raises:
-        RequestError: it cannot be read or is not a mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(f"the configuration {path} cannot be read: {reason}") from error
-    if not isinstance(values, dict):
-        raise RequestError(f"the configuration {path} is not a mapping of settings, such as `seed: 1`")
-    return values
-
-
-def assignment(text: str) -> dict[str, Any]:
-    """``"student.steps=100"`` as ``{"student": {"steps": 100}}``; RequestError if it is not of that form."""
-    key, sign, value = text.partition("=")
-    if not sign or not all(key.split(".")):
-        raise RequestError(f"setting {text!r} is not of the form key=value, such as student.steps=100")
-    try:
-        change: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RequestError(f"setting {text!r}: the value cannot be read as YAML") from error
-    for part in reversed(key.split(".")):
-        change = {part: change}
-    return dict(change)
 
 
 def _laid_over(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,18 @@ def feature_match(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12)
 
 
+def parts(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """The losses that have a weight, by name; ``student`` and ``teacher`` are logits [N, K] and features of a batch."""
+    formulas = {
+        "logits": lambda: logit_match(student[0], teacher[0]),
+        "probabilities": lambda: probability_match(student[0], teacher[0]),
+        "features": lambda: feature_match(student[1], teacher[1]),
+    }
+    return {name: formulas[name]() for name, weight in weights.items() if weight}
+
+
 def total(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The weighted sum of the parts."""
     return torch.stack([weights[name] * value for name, value in parts.items()]).sum()

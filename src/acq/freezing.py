@@ -42,8 +42,11 @@ def freeze(student: Student) -> None:
         if isinstance(module, QuantLayer) and grid is not None:
             _whole_biases(module, grid.scale)
             sums[node] = _sums(module, grid)
-        elif isinstance(module, ActivationQuantizer) and before[0] in sums and not module.binary:
-            _off_ties(module, sums[before[0]])
+        elif isinstance(module, ActivationQuantizer) and not module.binary:
+            if before[0] in sums:
+                _off_ties(module, sums[before[0]])
+            elif grid is not None:  # what is held in more bits
+                _off_ties(module, _levels(grid))
         elif node.name in passing and len(before) == 1 and before[0] in sums:
             sums[node] = sums[before[0]]
         own = module if isinstance(module, ActivationQuantizer) else None
@@ -76,6 +79,12 @@ def _sums(layer: QuantLayer, inputs: ActivationQuantizer) -> _Sums:
     below = torch.minimum(integers * least, integers * most).sum(1)
     above = torch.maximum(integers * least, integers * most).sum(1)
     return _Sums(unit, bias + below, bias + above)
+
+
+def _levels(grid: ActivationQuantizer) -> _Sums:
+    """The values of a grid, as sums of one channel."""
+    zero = grid.zero_point.double().cpu().view(1)
+    return _Sums(grid.scale.double().cpu().view(1), grid.low - zero, grid.high - zero)
 
 
 def _off_ties(quantizer: ActivationQuantizer, sums: _Sums) -> None:

@@ -52,10 +52,10 @@ class Bits:
 
     ``ends`` is that of the first and last layers' weights (None: as the others), ``image`` that of the
     image, ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of 256 entries,
-    and ``addend`` that of a layer's output which is added to another value and read by nothing else (None: as the
-    other activations): it goes from the accumulator to the sum and feeds no product. With ``reduced`` weights of 8
-    bits keep to 7 bits' range: CPUs without VNNI add two products in 16 bits, where two of 255 times 127 saturate.
-    ``binary`` makes scales of activations powers of two, and those of weights short (``acq.quantizers``).
+    and ``addend`` that of a value where it is added to another one (None: as the other activations): there it feeds no
+    product. With ``reduced`` weights of 8 bits keep to 7 bits' range: CPUs without VNNI add two products in 16 bits,
+    where two of 255 times 127 saturate. ``binary`` makes scales of activations powers of two, and those of weights
+    short (``acq.quantizers``).
 
     Raises:
         RequestError: one of them is out of range.
@@ -100,7 +100,8 @@ class Bits:
 class Site:
     """What becomes of one node: its bits (None where it has no quantizer), its shape (-1: batch) and why.
 
-    ``floating`` marks what a deployed engine must compute in floating point.
+    ``narrow_for`` names the nodes for which its values, held in more bits for others, are rounded once more, to the
+    activations' width. ``floating`` marks what a deployed engine must compute in floating point.
     """
 
     node: str
@@ -111,6 +112,7 @@ class Site:
     shape: tuple[int, ...]
     reason: str
     floating: bool = False
+    narrow_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Plan:
 
     def rows(self) -> list[dict[str, Any]]:
         """The sites as dictionaries of JSON values."""
-        return [{**asdict(site), "shape": list(site.shape)} for site in self.sites]
+        return [{**asdict(site), "shape": list(site.shape), "narrow_for": list(site.narrow_for)} for site in self.sites]
 
     def __str__(self) -> str:
         head = ("node", "operator", "role", "weights", "output", "shape", "reason")
@@ -181,7 +183,7 @@ def operator_of(node: fx.Node) -> str:
 
 
 class _Planner:
-    """One walk over the graph; ``grids`` says which node's quantizer each node's values come from."""
+    """One walk over the graph; ``grids`` says which node's quantizer each node's values come from, and its bits."""
 
     def __init__(self, graph: fx.GraphModule, bits: Bits, placement: Placement, layers: Mapping[str, int]) -> None:
         self.graph = graph
@@ -190,7 +192,7 @@ class _Planner:
         self.relu_only = placement == "relu-only"
         self.nodes = [n for n in graph.graph.nodes if n.op in ("placeholder", "call_function")]
         self.roles: dict[fx.Node, tuple[str, str]] = {node: _role(graph, node) for node in self.nodes}
-        self.grids: dict[fx.Node, fx.Node | None] = {}
+        self.grids: dict[fx.Node, tuple[fx.Node, int] | None] = {}
         self.before = _weighted(self.nodes, self.role, lambda node: node.all_input_nodes)
         self.after = _weighted(self.nodes[::-1], self.role, lambda node: node.users)
         self.logits = self._logits()
@@ -202,21 +204,23 @@ class _Planner:
         for node in self.nodes:
             role, why = self.roles[node]
             bits, reason = self._output(node, role)
-            self.grids[node] = node if bits else self._source(node, role)
+            self.grids[node] = (node, bits) if bits else self._source(node, role)
             floating = role == "float" or (bits is None and reason == _RELU_ONLY)
             weights = self._weight_bits(node, role)
             kept = _REDUCED if self.bits.reduced and weights == 8 else ""
             weights = 7 if kept else weights
-            reason = "; ".join(filter(None, (why, reason, kept)))
-            yield Site(node.name, operator_of(node), role, weights, bits, shape_of(node), reason, floating)
+            narrow = tuple(reader.name for reader in self._narrow_readers(node))
+            narrowed = f"{self.bits.activation} bits for {', '.join(narrow)}" if narrow else ""
+            reason = "; ".join(filter(None, (why, reason, kept, narrowed)))
+            yield Site(node.name, operator_of(node), role, weights, bits, shape_of(node), reason, floating, narrow)
 
     def _output(self, node: fx.Node, role: str) -> tuple[int | None, str]:
         """Bits of the quantizer after a node, or None and why there is none."""
         if role == "shape" or not _is_float(node):
             return None, "no tensor of values"
         if self._passes(node, role):
-            source = self._source(node, role) or next(iter(_inputs(node)), "a constant")
-            return None, f"moves values of {source}"
+            grid = self._source(node, role)
+            return None, f"moves values of {grid[0] if grid else next(iter(_inputs(node)), 'a constant')}"
         if not isinstance(node.meta["val"], Tensor):
             return None, "it returns several tensors"
         if node in self.logits:
@@ -234,21 +238,47 @@ class _Planner:
             return self.bits.image
         if self.relu_only:
             return self.bits.activation
-        readers = list(self._readers(node))
-        if any(self.role(reader) == "smooth" for reader in readers) or self._gate_of_own_input(node):
-            return max(self.bits.inner, self.bits.activation)
-        adds = all(self.role(reader) == "sum" and len(_inputs(reader)) > 1 for reader in readers)
-        if self.bits.addend and adds and role in ("convolution", "linear", "fold"):
-            return max(self.bits.addend, self.bits.activation)
-        return self.bits.activation
+        if self._gate_of_own_input(node):
+            return self._wide(self.bits.inner)
+        return max(map(self._wanted, self._readers(node)), default=self.bits.activation)
+
+    def _wide(self, bits: int | None) -> int:
+        return max(bits or 0, self.bits.activation)
+
+    def _wanted(self, reader: fx.Node) -> int:
+        """The bits in which a node reads its inputs where they have them."""
+        role, inputs = self.role(reader), _inputs(reader)
+        if role == "smooth" or (role == "product" and any(map(self._gate_of_own_input, inputs))):
+            return self._wide(self.bits.inner)
+        return self._wide(self.bits.addend) if role == "sum" and len(inputs) > 1 else self.bits.activation
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The nodes that compute with a node's values, wherever these are moved first."""
+        """The nodes that compute with a node's values, once these have a grid, wherever they are moved first."""
         for user in node.users:
-            if self.role(user) == "move":
+            if self._carries(user):
                 yield from self._readers(user)
-            else:
+            elif self._computes(user):
                 yield user
+
+    def _computes(self, node: fx.Node) -> bool:
+        """Whether a node makes new values from those that it reads."""
+        return self.role(node) not in ("shape", "constant") and not self._carries(node)
+
+    def _carries(self, node: fx.Node) -> bool:
+        """Whether the values that a node gives are on its input's grid, whatever that is."""
+        role = self.role(node)
+        return role == "move" or (role == "activation" and operator_of(node) == "aten.relu.default")
+
+    def _narrow_readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Who reads a node's values in fewer bits than they are held in, be it by the node's own quantizer or by that
+        of the values that it moves. Pixels are bytes for all."""
+        for user in node.users:
+            if self._computes(user) and self._narrows(node, user):
+                yield user
+
+    def _narrows(self, node: fx.Node, reader: fx.Node) -> bool:
+        source, bits = self.grids.get(node) or (node, 0)
+        return self.role(source) != "image" and self._wanted(reader) == self.bits.activation < bits
 
     def _gate_of_own_input(self, node: fx.Node) -> bool:
         """Whether this is the s(x) of ``x * s(x)``, which an engine evaluates as one table."""
@@ -269,10 +299,12 @@ class _Planner:
         source = self._source(node, role)
         return source is not None and (role == "join" or operator_of(node) == "aten.relu.default")
 
-    def _source(self, node: fx.Node, role: str) -> fx.Node | None:
+    def _source(self, node: fx.Node, role: str) -> tuple[fx.Node, int] | None:
+        """The grid that the values of what only moves, rectifies or joins its inputs are on, if it is one."""
         if role not in ("move", "activation", "join"):
             return None
-        grids = {self.grids.get(value) for value in _inputs(node)}
+        narrowed = [value for value in _inputs(node) if not self._carries(node) and self._narrows(value, node)]
+        grids = {(v, self.bits.activation) if v in narrowed else self.grids.get(v) for v in _inputs(node)}
         return grids.pop() if len(grids) == 1 else None
 
     def _weight_bits(self, node: fx.Node, role: str) -> int | None:

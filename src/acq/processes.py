@@ -26,7 +26,10 @@ from acq.flow import Moments
 from acq.moments import at_least_float
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
-_PATIENCE = timedelta(hours=1)  # with a process that is not gone and says nothing: the leader first reads real images
+# With a process that is there and says nothing, as the leader while it reads real images; one that is gone is noticed
+# by its closed connection, or by torchrun.
+_PATIENCE = timedelta(days=1)
+_BACKEND = "/gloo/"  # stands in what gloo says, which has no type of its own
 T = TypeVar("T")
 
 
@@ -97,6 +100,12 @@ class Team:
                 _broadcast(held)
                 tensor.copy_(held)
 
+    def dissolve(self) -> None:
+        """Leave, all at about the same time, when nothing more is to be said: so that none waits for what the leader
+        still does alone."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def tell(self, said: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
         """What the leader says, tensors, numbers and names alone, to all; the others give None."""
         if self.size == 1:
@@ -116,11 +125,14 @@ class Team:
 ALONE = Team()
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, with others or alone."""
+    return all(name in os.environ for name in _RENDEZVOUS)
+
+
 def started_by_torchrun() -> Team:
     """This process's place among those that torchrun started, before they have met; ``ALONE`` without it."""
-    if any(name not in os.environ for name in _RENDEZVOUS):
-        return ALONE
-    return Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    return Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if under_torchrun() else ALONE
 
 
 @contextmanager
@@ -129,6 +141,7 @@ def joined(device: torch.device) -> Iterator[Team]:
 
     Raises:
         RequestError: there are several processes and the extra ``processes`` is not installed.
+        RunError: another process does not come.
     """
     if started_by_torchrun().size == 1:
         yield ALONE
@@ -137,11 +150,9 @@ def joined(device: torch.device) -> Iterator[Team]:
         from accelerate import PartialState
     except ModuleNotFoundError:
         raise RequestError("several processes need accelerate; pip install 'acq[processes]' has it") from None
-    state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
-    try:
-        yield Team(state.process_index, state.num_processes)
-    finally:
-        state.destroy_process_group()
+    state = _guarded(lambda: PartialState(cpu=device.type == "cpu", timeout=_PATIENCE))
+    yield Team(state.process_index, state.num_processes)
+    state.destroy_process_group()  # not after an error: on GPUs leaving waits for all, who may be elsewhere
 
 
 def whole_batch_norm(
@@ -249,10 +260,12 @@ def _broadcast(x: Tensor) -> None:
 
 
 def _guarded(communicate: Callable[[], T]) -> T:
-    """RunError where another process is gone or says nothing."""
+    """RunError where another process is gone or says nothing; other errors, as of memory, are this process's own."""
     try:
         return communicate()
-    except RuntimeError as error:  # what every backend raises
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and _BACKEND not in str(error):
+            raise
         raise RunError(
             f"another process of the run is gone or does not answer ({first_line(error)[:120]}); its own last line "
             "says why. Go on with --resume, with as many processes as you like"

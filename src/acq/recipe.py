@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from acq.allocation import allocate, costs
 from acq.config import Config, Device
 from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
+from acq.fidelity import Outcome
 from acq.flow import Preprocessing, Record
 from acq.folder import BOARD, RunFolder, claim
 from acq.generators import GENERATORS
@@ -24,7 +26,7 @@ from acq.insight import insight
 from acq.interrupt import stop_requested
 from acq.memory import hand_back_freed_memory
 from acq.plan import Bits, plan
-from acq.processes import ALONE, Team
+from acq.processes import ALONE, Team, under_torchrun
 from acq.review import Review, fresh_steps, review
 from acq.scenes import normalised_scenes
 from acq.student import Student, build
@@ -111,6 +113,7 @@ def run(
     if out is None:
         for record in _records(trainer):
             _tell(watches, record)
+        _warn(trainer.outcome)
         return Result(trainer.student.eval(), summarise(request, trainer, look(request, trainer), images), None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
         finished = folder.summary()
@@ -122,6 +125,8 @@ def run(
             trainer.restore(state)
         with board(out / BOARD, trainer) if tensorboard else nullcontext() as show:
             _train_in(folder, trainer, [*watches, *([] if show is None else [show])])
+        team.dissolve()
+        _warn(trainer.outcome)
         seen = look(request, trainer)
         folder.write_samples(*sample_rows(seen.samples, request.preprocessing))
         folder.write_insight(_insight(request, trainer, seen))
@@ -152,6 +157,7 @@ def follow(request: Request, team: Team) -> None:
                 trainer.state()  # its rows, for what the leader saves
             if stop:
                 raise Interrupted
+    team.dissolve()
 
 
 def prepare(request: Request, team: Team = ALONE) -> Trainer:
@@ -336,7 +342,7 @@ def _records(trainer: Trainer) -> Iterator[Record]:
 
 def _train_in(folder: RunFolder, trainer: Trainer, watches: Sequence[Watch]) -> None:
     saved, team = time.perf_counter(), trainer.team
-    with stop_requested(once=team.size == 1) as stopping:
+    with stop_requested(once=not under_torchrun()) as stopping:
         for record in _records(trainer):
             if record.values:
                 folder.log(record)
@@ -351,6 +357,28 @@ def _train_in(folder: RunFolder, trainer: Trainer, watches: Sequence[Watch]) -> 
                     f"the state is saved in {folder.path}, go on with --resume"
                 )
         folder.save_state(trainer.state())
+
+
+def _warn(outcome: Outcome | None) -> None:
+    """Of a student that training made worse, and of one that is of no use."""
+    if outcome is None:  # of a run that an earlier version froze
+        return
+    before, after = outcome.calibrated, outcome.trained
+    if before is not None and after is not None and outcome.kept == "calibrated":
+        warnings.warn(
+            "training took the student further from the network: on views of its own images the loss went from "
+            f"{before.loss:.3g} to {after.loss:.3g} and agreement from {before.agreement:.1f} to "
+            f"{after.agreement:.1f} %; the calibrated student is kept. Give a smaller rate, such as "
+            "--set student.learning_rate=0.005, or more student.steps, or 0",
+            stacklevel=3,
+        )
+    if outcome.at_chance:
+        warnings.warn(
+            f"the student is of no use: it agrees with the network on {outcome.student.agreement:.1f} % of views of "
+            f"its own images, and one that gives a single class always on {outcome.commonest:.1f} %. Give more --bits, "
+            "or better images (images.count, images.steps)",
+            stacklevel=3,
+        )
 
 
 def _settings(request: Request, trainer: Trainer) -> dict[str, Any]:

@@ -45,15 +45,13 @@ def round_layers(student: Student, batches: Sequence[Tensor]) -> None:
         raise ValueError("round_layers needs at least one batch of images")
     walk = _Walk(student, batches)
     for node in student.graph.nodes:
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        found = _rounded(module, walk.inputs(node)) if isinstance(module, QuantLayer) else None
         with quantizers_off(student):
-            walk.run_all(node, walk.float)
-        if node.op == "call_module":
-            module = student.get_submodule(str(node.target))
-            if isinstance(module, QuantLayer):
-                _round(module, walk.inputs(node))
-        walk.forget(node, walk.float)
-        walk.run_all(node, walk.quantized)
-        walk.forget(node, walk.quantized)
+            walk.step(node, walk.float)
+        if found is not None and isinstance(module, QuantLayer):
+            found.give(module)
+        walk.step(node, walk.quantized)
 
 
 def images_that_fit(student: Student) -> int:
@@ -128,24 +126,21 @@ class _Walk(fx.Interpreter):
         self.float: list[dict[fx.Node, Tensor]] = [{} for _ in batches]
         self.quantized: list[dict[fx.Node, Tensor]] = [{} for _ in batches]
 
-    def run_all(self, node: fx.Node, values: list[dict[fx.Node, Tensor]]) -> None:
-        """Run the node on every batch, taking what it reads from ``values`` and adding what it gives."""
+    def step(self, node: fx.Node, values: list[dict[fx.Node, Tensor]]) -> None:
+        """Run the node on every batch: what it reads is taken from ``values``, and dropped at once where no node after
+        it reads it, and what it gives is added."""
         for images, known in zip(self.batches, values, strict=True):
             self.env = known
             self.args_iter = iter((images,))
             known[node] = self.run_node(node)
+            for spent in self.user_to_last_uses.get(node, []):
+                del known[spent]
 
     def inputs(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
         """What reaches a layer, batch by batch: in the float network and in the quantized one."""
         (source,) = node.all_input_nodes
         for before, ours in zip(self.float, self.quantized, strict=True):
             yield before[source], ours[source]
-
-    def forget(self, node: fx.Node, values: list[dict[fx.Node, Tensor]]) -> None:
-        """Drop what no node after this one reads."""
-        for spent in self.user_to_last_uses.get(node, []):
-            for known in values:
-                del known[spent]
 
 
 @dataclass(frozen=True)
@@ -162,10 +157,26 @@ class _Moments:
     error: Tensor
 
 
-def _round(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+@dataclass(frozen=True)
+class _Rounded:
+    """What rounding makes of a layer: its scales [K], its weights, and what its biases [K] grow by."""
+
+    scale: Tensor
+    weight: Tensor
+    shift: Tensor
+
+    def give(self, layer: QuantLayer) -> None:
+        layer.weight_quantizer.freeze(self.scale)
+        layer.weight.copy_(self.weight)
+        if layer.bias is not None:
+            layer.bias.add_(self.shift)
+
+
+def _rounded(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> _Rounded | None:
+    """None where the layer has too many inputs."""
     groups = int(layer.geometry.get("groups", 1)) if isinstance(layer, QuantConv2d) else 1
     if groups * layer.weight[0].numel() ** 2 > _COVARIANCES:
-        return
+        return None
     found = _moments(layer, groups, inputs)
     weight = layer.weight.detach().reshape(groups, len(layer.weight) // groups, -1).double()  # [G, K / G, D]
     energy = _damped(found.energy)
@@ -174,12 +185,9 @@ def _round(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
     quantizer = layer.weight_quantizer
     first = weight_scale(target.reshape(layer.weight.shape).to(layer.weight), quantizer)
     scale, rounded = best_grid(target, first.view(groups, -1, 1).double(), energy, quantizer)
-    quantizer.freeze(scale.reshape(-1).to(first))
-    if layer.bias is not None:
-        missed = weight @ (found.mean + found.shift).unsqueeze(2) - rounded @ found.mean.unsqueeze(2)
-        layer.bias.add_(missed.reshape(-1).to(layer.bias))
+    missed = weight @ (found.mean + found.shift).unsqueeze(2) - rounded @ found.mean.unsqueeze(2)
     kept = rounded + torch.minimum(torch.maximum(weight - rounded, -_ROOM * scale), _ROOM * scale)
-    layer.weight.copy_(kept.reshape(layer.weight.shape))
+    return _Rounded(scale.reshape(-1).to(first), kept.view_as(layer.weight), missed.reshape(-1).to(first))
 
 
 def _refitted(target: Tensor, integers: Tensor, scale: Tensor, energy: Tensor) -> Tensor:

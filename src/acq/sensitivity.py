@@ -76,8 +76,7 @@ def _places(student: Student) -> Iterator[_Place]:
             seen.add(grid)
             yield _Place(site_of(node), module, grid, last.name)
         elif isinstance(module, ActivationQuantizer) and module not in seen:
-            (source,) = node.all_input_nodes
-            yield _Place(source.name, None, module, source.name)
+            yield _Place(module.name, None, module, node.name)
 
 
 def _grid_after(student: Student, node: fx.Node) -> tuple[fx.Node, ActivationQuantizer | None]:

@@ -69,7 +69,8 @@ class Student(nn.Module):
 
     Nothing is compiled from it, so that a graph read from a file is data and never code. A node's values
     are those of the teacher's node of the same name; a quantizer is the node after it, named
-    ``<node>_quantizer``. ``preprocessing``, where known, says what its images are.
+    ``<node>_quantizer``, and where some read fewer bits than are held, ``<node>_narrow_quantizer`` is the node after
+    that. ``preprocessing``, where known, says what its images are.
     """
 
     def __init__(self, graph: fx.Graph, plan: Plan, preprocessing: Preprocessing | None = None) -> None:
@@ -114,10 +115,10 @@ class Student(nn.Module):
                 yield str(node.target), module
 
     def activations(self) -> Iterator[tuple[str, ActivationQuantizer]]:
-        """The activation quantizers and the names of the nodes they follow, in order of execution."""
+        """The activation quantizers by their nodes, ``_quantizer`` left out, in order of execution."""
         for node, module in self.placed():
             if isinstance(module, ActivationQuantizer):
-                yield _input(node).name, module
+                yield node.name.removesuffix("_quantizer"), module
 
     def _valued(self, tap: str) -> str:
         names = {node.name for node in self.graph.nodes}
@@ -209,6 +210,7 @@ class _Builder:
         self.graph = fx.Graph()
         self.built = Student(self.graph, plan, preprocessing)
         self.copies: dict[fx.Node, fx.Node] = {}
+        self.narrow: dict[fx.Node, fx.Node] = {}
 
     def student(self) -> Student:
         for node in self.source.graph.nodes:
@@ -227,9 +229,17 @@ class _Builder:
         if site.role in ("convolution", "linear", "rescale", "fold"):
             copy = self._layer(node, site)
         else:
-            copy = self.graph.node_copy(node, self._copied)
+            copy = self.graph.node_copy(node, lambda value: self._read(value, node))
         copy.meta = {"shape": site.shape, **{name: copy.meta[name] for name in ("layer",) if name in copy.meta}}
-        return self._quantized(copy, site) if site.bits else copy
+        held = self._quantized(copy, site, site.bits, "quantizer") if site.bits else copy
+        if site.narrow_for:
+            self.narrow[node] = self._quantized(held, site, self.built.plan.bits.activation, "narrow_quantizer")
+        return held
+
+    def _read(self, value: fx.Node, reader: fx.Node) -> fx.Node:
+        """What a reader takes of a node: its copy, or the one in fewer bits."""
+        narrow = value in self.narrow and reader.name in self.sites[value.name].narrow_for
+        return self.narrow[value] if narrow else self._copied(value)
 
     def _folds(self, node: fx.Node) -> bool:
         users = list(node.users)
@@ -245,11 +255,10 @@ class _Builder:
             self.copies[node].meta = {"shape": tuple(value.shape)}
         return self.copies[node]
 
-    def _quantized(self, copy: fx.Node, site: Site) -> fx.Node:
-        assert site.bits is not None
-        quantizer = ActivationQuantizer(site.bits, site.node, binary=self.built.plan.bits.binary)
-        name = place(self.built, f"{site.node}_quantizer", quantizer)
-        node = self.graph.create_node("call_module", name, (copy,), name=f"{site.node}_quantizer")
+    def _quantized(self, copy: fx.Node, site: Site, bits: int, kind: str) -> fx.Node:
+        name = f"{site.node}_{kind}"
+        quantizer = ActivationQuantizer(bits, name.removesuffix("_quantizer"), binary=self.built.plan.bits.binary)
+        node = self.graph.create_node("call_module", place(self.built, name, quantizer), (copy,), name=name)
         node.meta = {"shape": site.shape}
         return node
 
@@ -269,7 +278,8 @@ class _Builder:
         else:
             module = QuantConv2d(weight, bias, quantizer, _geometry(layer))
         name = place(self.built, name, module)
-        made = self.graph.create_node("call_module", name, (self.copies[_input(layer)],), name=node.name)
+        source = self._read(_input(layer), layer)
+        made = self.graph.create_node("call_module", name, (source,), name=node.name)
         made.meta = {"layer": layer.name}
         return made
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from acq.data import LabelledImages, batches, to_bytes
 from acq.evaluate import accuracy
+from acq.fidelity import Outcome
 from acq.flow import Preprocessing
 from acq.review import Review, Samples
 from acq.student import float_bytes, mean_weight_bits, quantized_bytes
@@ -32,6 +33,7 @@ def run_figures(trainer: Trainer, seen: Review) -> dict[str, Any]:
             "images": trainer.image_plan.total_steps if trainer.image_plan.steps else 0,
             "student": trainer.student_plan.steps,
         },
+        "student_loss": _student_loss(trainer.outcome),
         "agreement": None if seen.agreement is None else round(seen.agreement, 2),
         "attention": {name: round(value, 4) for name, value in asdict(seen.control).items()},
         "float_bytes": float_bytes(student),
@@ -39,6 +41,15 @@ def run_figures(trainer: Trainer, seen: Review) -> dict[str, Any]:
         "mean_weight_bits": round(mean_weight_bits(student), 3),
         "floating": len(student.plan.floating),
     }
+
+
+def _student_loss(outcome: Outcome | None) -> dict[str, Any]:
+    """The student's losses on views of its own images before and after training, and which student was kept."""
+    if outcome is None:  # of a run that an earlier version ended
+        return {"calibrated": None, "trained": None, "kept": None}
+    both = {"calibrated": outcome.calibrated, "trained": outcome.trained}
+    losses = {name: None if found is None else round(found.loss, 4) for name, found in both.items()}
+    return {**losses, "kept": outcome.kept}
 
 
 def accuracy_figures(trainer: Trainer, preprocessing: Preprocessing, images: LabelledImages | None) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from acq.calibration import calibrate
 from acq.condition import draw
 from acq.errors import RunError
 from acq.evaluate import evaluating
+from acq.fidelity import Fidelity, Outcome, commonest, fidelity
 from acq.flow import Condition, Preprocessing, Record, Step
 from acq.freezing import freeze
 from acq.losses import total
@@ -43,6 +44,7 @@ _RATES = {
     "student": "student.learning_rate=0.005",
 }
 _CAUTION = 0.3  # of the rate, after going back
+_JUDGED, _PIXELS_JUDGED = 256, 1 << 21  # images, of whose views the student is judged at the end
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class Trainer:
         self.control = Control()
         self.cautious: list[str] = []  # phases that went back once
         self.wrong: str | None = None  # with what was just done
+        self.calibrated: dict[str, Tensor] | None = None  # the student before its first step, until its last
+        self.outcome: Outcome | None = None
         self.generator_optimizer = torch.optim.Adam(
             generator.parameters(), self.generator_plan.learning_rate, betas=(0.5, 0.999), fused=True
         )
@@ -165,6 +169,8 @@ class Trainer:
             "finished": list(self.finished),
             "control": self.control.state(),
             "cautious": list(self.cautious),
+            "calibrated": self.calibrated,
+            "outcome": None if self.outcome is None else asdict(self.outcome),
             "pool": None if pool is None else {**vars(pool.lesson), "oldest": pool.oldest},
         }
 
@@ -179,6 +185,9 @@ class Trainer:
         if "control" in state:  # checkpoints had none before
             self.control.restore(state["control"])
             self.cautious = list(state["cautious"])
+        outcome = state.get("outcome")  # nor these two
+        self.outcome = None if outcome is None else Outcome.restored(outcome)
+        self.calibrated = state.get("calibrated")
         draft, pool, device = state["draft"], state["pool"], self.rng.device
         self.draft = None if draft is None else Draft.restored(draft, device, team or self.team)
         self.finished = [images.to(device) for images in state["finished"]]
@@ -228,19 +237,20 @@ def _advance(trainer: Trainer) -> Iterator[tuple[Phase, int, dict[str, float]]]:
 def _kept(trainer: Trainer) -> dict[str, Any]:
     """The state as it is now: copies of what training changes in place."""
     state = trainer.state(ALONE)
-    shared = {"pool", "finished"}  # tensors that are replaced and never changed
+    shared = {"pool", "finished", "calibrated"}  # tensors that are replaced and never changed
     return {name: value if name in shared else copy.deepcopy(value) for name, value in state.items()}
 
 
 def _wrong(trainer: Trainer, parts: Mapping[str, Tensor], kept: Mapping[str, Any], steps: int) -> str | None:
-    """What went wrong in the last step, or since the last look; None if nothing did."""
-    seen, trainer.wrong = trainer.wrong, None
+    """What went wrong since the last look, in any process; None if nothing did or this is no step to look."""
     if trainer.step % _CHECK_EVERY.get(trainer.rng.device.type, _REPORT_EVERY) and trainer.step != steps:
-        return seen
+        return None
+    seen, trainer.wrong = trainer.wrong, None
     found = soundness.unfinite(parts) or seen
     if found is None and trainer.phase == "student" and (trainer.step % _REPORT_EVERY == 0 or trainer.step == steps):
         found = soundness.blown(kept["student"], trainer.student.state_dict())
-    return found
+    (anywhere,) = trainer.team.any(found is not None)  # what is rounded otherwise may be judged otherwise
+    return found or ("another process says so" if anywhere else None)
 
 
 def _go_back(trainer: Trainer, kept: Mapping[str, Any], wrong: str) -> None:
@@ -274,7 +284,7 @@ def _generator_step(trainer: Trainer) -> dict[str, Tensor]:
     factor = learning_rate_factor(trainer.step, plan.steps, rising=0.1)
     _descend(trainer.generator_optimizer, loss, factor * _pace(trainer), team)
     if trainer.rng.device.type in _CHECK_EVERY or trainer.step % _REPORT_EVERY == 0:
-        trainer.wrong = trainer.control.see(condition.label, condition.centre, evaluated)
+        trainer.wrong = trainer.control.see(condition.label, condition.centre, evaluated) or trainer.wrong
     return parts
 
 
@@ -342,6 +352,8 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     trainer.team.agree(trainer.student.state_dict().values())
     for group, (_, layer) in zip(trainer.student_optimizer.param_groups, trainer.student.layers(), strict=False):
         group["lr"] = plan.learning_rate * layer.weight_quantizer.scale.mean().item()
+    if plan.steps:
+        trainer.calibrated = copy.deepcopy(trainer.student.state_dict())
     return {}
 
 
@@ -360,9 +372,42 @@ def _student_step(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _freeze(trainer: Trainer) -> dict[str, Tensor]:
+    trainer.outcome, trainer.calibrated = _judge(trainer), None
     freeze(trainer.student)
     trainer.team.agree(trainer.student.state_dict().values())
     return {}
+
+
+def _judge(trainer: Trainer) -> Outcome:
+    """Leave the student that is nearer the teacher in place: the trained one, or the calibrated one that it was."""
+    lessons = _unseen(trainer)
+    most, found = commonest(lessons), _fidelity(trainer, lessons)
+    if not trainer.student_plan.steps:
+        return Outcome(found, None, "calibrated", most)
+    if trainer.calibrated is None:  # resumed from a checkpoint of before there was one
+        return Outcome(None, found, "trained", most)
+    trained = copy.deepcopy(trainer.student.state_dict())
+    trainer.student.load_state_dict(trainer.calibrated)
+    before = _fidelity(trainer, lessons)
+    (worse,) = trainer.team.any(found.worse(before))
+    if not worse:
+        trainer.student.load_state_dict(trained)
+    return Outcome(before, found, "calibrated" if worse else "trained", most)
+
+
+def _unseen(trainer: Trainer) -> list[Lesson]:
+    """Views of the pool's first images, always the same ones: on the images themselves, on which its layers were
+    rounded, a calibrated student looks nearer than it is."""
+    assert trainer.pool is not None
+    images, device = trainer.pool.lesson.images, trainer.rng.device
+    count = min(len(images), _JUDGED, max(2, _PIXELS_JUDGED // (images.shape[2] * images.shape[3])))
+    parts = torch.arange(count, device=device).split(trainer.student_plan.batch)  # type: ignore[no-untyped-call]
+    rng = torch.Generator(device).manual_seed(0)
+    return [viewed(trainer.pool.lesson.at(part), trainer.teacher, 1.0, rng) for part in parts]
+
+
+def _fidelity(trainer: Trainer, lessons: Sequence[Lesson]) -> Fidelity:
+    return fidelity(trainer.student, trainer.teacher.anatomy.features, lessons, trainer.student_plan.weights)
 
 
 def _compare(trainer: Trainer, lesson: Lesson) -> dict[str, Tensor]:
@@ -370,12 +415,7 @@ def _compare(trainer: Trainer, lesson: Lesson) -> dict[str, Tensor]:
     tap, team = trainer.teacher.anatomy.features, trainer.team
     rows, values = trainer.student.read(team.share(lesson.images), (tap,))
     logits, features = (team.gather(part, len(lesson.images)) for part in (rows, values[tap]))
-    formulas = {
-        "logits": lambda: distillation.logit_match(logits, lesson.logits),
-        "probabilities": lambda: distillation.probability_match(logits, lesson.logits),
-        "features": lambda: distillation.feature_match(features, lesson.features),
-    }
-    return {name: formulas[name]() for name, weight in trainer.student_plan.weights.items() if weight}
+    return distillation.parts((logits, features), (lesson.logits, lesson.features), trainer.student_plan.weights)
 
 
 def _fresh(trainer: Trainer, count: int) -> Lesson:

@@ -136,13 +136,19 @@ def _caveats(summary: Mapping[str, Any]) -> list[str]:
             f"The network sees the class that was asked for in {share:.0f} % of the generator's own images: it is not "
             "ripe, so agreement on them says little. Finished images, which the student learned from, are better."
         )
+    losses = summary.get("student_loss", {})  # which runs of earlier versions do not have
+    if losses.get("trained") is not None and losses["kept"] == "calibrated":
+        found.append(
+            f"Training took the student further from the network (on views of its own images loss {losses['trained']} "
+            f"after {losses['calibrated']}), so the student is the calibrated one and its steps were in vain."
+        )
     if summary["placement"] == "relu-only":
         found.append("The relu-only placement is the literature's, for comparison: parts of it stay in floating point.")
     elif summary["floating"]:
         found.append(f"{summary['floating']} operators stay in floating point; the plan below says why.")
     if summary["addends"] != "same":
         found.append(
-            f"Values that are only added have {summary['addends']} bits; the literature leaves them in floating point."
+            f"Values have {summary['addends']} bits where they are added to others; layers read the activations' bits."
         )
     found.append(
         "Layers in the table of costs are quantized alone, rounded to the nearest integers: what each would cost by "

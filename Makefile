@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint types docs check clean
+.PHONY: setup demo test lint types docs package check fuzz lowest clean
 
 setup: $(READY)
 
@@ -32,7 +32,21 @@ types: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-check: lint types docs test
+# the wheel, built and used from an environment of its own
+package: setup
+	.ci/package
+
+check: lint types docs package test
+
+# for nights: 10,000 inputs a reader by chance, then as many as a minute allows, guided by the lines that they run
+fuzz: setup
+	ACQ_FUZZ=10000 $(BIN)/pytest tests/test_fuzz.py
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python tests/fuzz_readers.py --seconds 60
+
+# for nights: the tests with the oldest torch that is allowed, which is 3.5 GB to fetch
+lowest:
+	PYTHON=$(PYTHON) .ci/lowest
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -241,6 +241,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+def test_faults_name_their_tests() -> None:
+    """Each row of the table ends in tests that exist, or in a whole file of them."""
+    first = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split("\n## ", 1)[0]
+    rows = [line for line in first.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", row.rsplit("|", 2)[1])
+        assert named, row
+        for file, test in named:
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert (f"def {test}(" if test else "def test_") in text, row
+
+
 def test_examples_of_help_work(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

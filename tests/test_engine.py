@@ -4,10 +4,13 @@ from pathlib import Path
 
 import onnx
 import pytest
+from helpers import SIZE, images, student_of
 from onnx import TensorProto, helper
 
 from acq.errors import RequestError
 from acq.export.engine import Engine
+from acq.export.graph import onnx_model
+from acq.flow import Preprocessing
 
 
 def stranger() -> onnx.ModelProto:
@@ -32,6 +35,29 @@ def test_what_is_no_model_is_told(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(RequestError, match="give a file of acq export") as caught:
         Engine(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", "0.5"), ("std", "0.2,0.2,0.2,0.2"), ("input_size", "3,16"), ("classes", "many")]
+)
+def test_facts_that_do_not_fit_are_told(key: str, value: str, tmp_path: Path) -> None:
+    """Before they are used."""
+    student = student_of("residual").eval()
+    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
+    model = onnx_model(student)
+    next(entry for entry in model.metadata_props if entry.key == key).value = value
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(RequestError, match="was not written by acq export"):
+        Engine(tmp_path / "model.onnx")
+
+
+def test_logits_of_other_classes_are_told(tmp_path: Path) -> None:
+    """A file may say that it has more of them."""
+    model = onnx_model(student_of("residual").eval())
+    next(entry for entry in model.metadata_props if entry.key == "classes").value = "7"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(RequestError, match=r"gives \(2, 5\) for 2 images of 7 classes"):
+        Engine(tmp_path / "model.onnx")(images(2))
 
 
 def test_a_stranger_s_file_is_told(tmp_path: Path) -> None:

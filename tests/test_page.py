@@ -14,6 +14,7 @@ from PIL import Image
 from test_recipe import SETTINGS, quick
 
 from acq import artifact
+from acq.api import report
 from acq.config import Config
 from acq.errors import RequestError
 from acq.flow import Preprocessing
@@ -181,6 +182,9 @@ def test_a_run_that_is_not_finished_has_no_page(folder: Path, name: str) -> None
         ("config.yaml", "config: [1"),
         ("samples/000.png", "no picture"),
         ("samples/samples.json", "[{}]"),
+        ("insight.json", "[" * 10**5),
+        ("summary.json", '{"top1": {}}'),
+        ("config.yaml", "config: &a [*a]"),
     ],
 )
 def test_a_damaged_run_is_told(folder: Path, name: str, content: str) -> None:
@@ -188,6 +192,15 @@ def test_a_damaged_run_is_told(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
     with pytest.raises(RequestError, match="damaged") as caught:
         page_of(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("facts", [{}, {"origin": 3}, {"origin": {}, "config": {"bits": []}, "preprocessing": {}}])
+def test_facts_that_make_no_command_are_told(folder: Path, facts: dict[str, Any]) -> None:
+    """In one line."""
+    changed(folder, artifact.DOCUMENT, facts=facts)
+    with pytest.raises(RequestError, match=r"is damaged|is no mapping") as caught:
+        report(folder)
     assert "\n" not in str(caught.value)
 
 

@@ -92,6 +92,11 @@ def unknown(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("NonZero", ["logits"], ["places"]))
 
 
+def no_text(model: onnx.ModelProto) -> None:
+    """A name that is no UTF-8."""
+    model.ParseFromString(model.SerializeToString().replace(b"deployable", b"deploy\xefble"))
+
+
 def two(model: onnx.ModelProto) -> None:
     model.graph.output.append(model.graph.output[0])
 
@@ -117,6 +122,7 @@ def broken(model: onnx.ModelProto) -> None:
         (function, "has functions"),
         (grown, "has a value 'grown' of more than 536,870,912 numbers"),
         (unknown, "has a value 'places' of unknown size"),
+        (no_text, "has text that is none"),
         (two, "has several inputs or outputs"),
         (sizeless, "takes images of no known size"),
         (broken, "is no valid ONNX file"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from acq import artifact, checkpoint
 from acq.config import Config
 from acq.data import batches, read
-from acq.errors import RequestError
+from acq.errors import RequestError, first_line
 from acq.evaluate import Classifier, accuracy
 from acq.flow import Preprocessing
 from acq.folder import LATENCY, REPORT, STATE, write_text
@@ -178,7 +178,11 @@ def report(run: str | Path) -> Path:
     except ModuleNotFoundError as error:
         raise RequestError(f"the report needs {error.name}; install it with pip install 'acq[report]'") from error
     folder = Path(run)
-    page = render(folder, artifact.load_plan(folder).rows(), _command(artifact.load_facts(folder), folder))
+    try:
+        command = _command(artifact.load_facts(folder), folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{folder / artifact.DOCUMENT} is damaged ({first_line(error)}); quantize again") from error
+    page = render(folder, artifact.load_plan(folder).rows(), command)
     _write(folder / REPORT, page)
     return folder / REPORT
 

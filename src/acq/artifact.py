@@ -118,7 +118,11 @@ def load_plan(folder: Path) -> Plan:
 
 def load_facts(folder: Path) -> dict[str, Any]:
     """The facts that were saved with the student in ``folder``; RequestError as for ``load``."""
-    return _read(folder).facts
+    facts = _read(folder).facts
+    wrong = [name for name in ("origin", "config", "preprocessing") if not isinstance(facts.get(name, {}), dict)]
+    if wrong:
+        raise RequestError(f"the {wrong[0]} in {folder / DOCUMENT} is no mapping; quantize again")
+    return facts
 
 
 def _tensors(student: Student) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import io
 import logging
 import sys
@@ -18,6 +19,8 @@ from torch import Tensor, fx, nn
 from acq.errors import RequestError, first_line
 
 aten = torch.ops.aten
+# newer versions than 2.8 build a check of the inputs into the graph unless they are told otherwise
+_GUARDS = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
@@ -127,8 +130,8 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
     try:
         with _quietly():
-            exported = torch.export.export(network, arguments, dynamic_shapes=shapes)
-            module = exported.run_decompositions({}).module(check_guards=False)
+            exported = torch.export.export(network, arguments, dynamic_shapes=shapes).run_decompositions({})
+            module = exported.module(check_guards=False) if _GUARDS else exported.module()
     except Exception as error:
         raise RequestError(
             f"the network cannot be traced by torch.export with a free batch size: {first_line(error)}; "

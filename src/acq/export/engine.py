@@ -46,7 +46,9 @@ class Engine:
         except (KeyError, ValueError) as error:
             raise RequestError(f"{file} was not written by acq export; give a run folder or such a file") from error
         try:
-            self.session = onnxruntime.InferenceSession(known.content, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                known.content, options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )  # a second attempt would be told on standard output
         except Exception as error:  # the runtime's own have no common base, and a stranger's file can cause any
             raise RequestError(f"{file} cannot be run by ONNX Runtime: {first_line(error)[:200]}") from error
 
@@ -67,10 +69,16 @@ class Engine:
             (logits,) = self.session.run(None, {IMAGES: fed})
         except Exception as error:  # as above
             raise RequestError(f"ONNX Runtime cannot run the file: {first_line(error)[:200]}") from error
+        if logits.shape != (len(fed), self.classes):
+            raise RequestError(
+                f"the file gives {logits.shape} for {len(fed)} images of {self.classes} classes; export it again"
+            )
         return torch.from_numpy(logits)
 
 
 def _preprocessing(known: dict[str, str]) -> Preprocessing:
     channels, height, width = map(int, known["input_size"].split(","))
     mean, std = (tuple(map(float, known[name].split(","))) for name in ("mean", "std"))
+    if (len(mean), len(std)) != (channels, channels):
+        raise ValueError("not as many means and deviations as channels")
     return Preprocessing((channels, height, width), mean, std)

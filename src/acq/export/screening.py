@@ -72,8 +72,20 @@ def _foreign(model: onnx.ModelProto) -> Iterator[str]:
         yield "has sparse constants"
     if any(_is_elsewhere(tensor) for tensor in model.graph.initializer):
         yield "keeps constants in other files"
+    if any(isinstance(text, bytes) for text in _texts(model)):  # which protobuf gives where it is no UTF-8
+        yield "has text that is none"
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         yield "has several inputs or outputs, or none"
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """What engines show or hand on, and metadata."""
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    yield from (model.graph.name, model.graph.doc_string)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
 
 
 def _is_elsewhere(tensor: TensorProto) -> bool:

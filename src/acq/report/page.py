@@ -67,7 +67,9 @@ def render(run: Path, plan: Sequence[Mapping[str, Any]], command: str) -> str:
                 versions={"acq": version("acq"), "torch": summary["torch"]},
             )
         )
-    except (KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a file's contents cause is the file's fault
         what = f"{type(error).__name__}: {first_line(error)}"
         raise RequestError(f"the run in {run} is damaged ({what}); quantize again") from error
 

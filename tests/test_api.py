@@ -64,6 +64,7 @@ def test_preprocessing_is_given_or_that_of_imagenet() -> None:
     ("changes", "words"),
     [
         ({"input_size": (3, 16)}, "--input-size"),
+        ({"input_size": ("3", "16", "16")}, "--input-size"),
         ({"input_size": (1, 16, 16)}, "1 channels"),
         ({"mean": (0.5,)}, "mean"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 values"),
@@ -72,6 +73,7 @@ def test_preprocessing_is_given_or_that_of_imagenet() -> None:
         ({"settings": {"studnt": {}}}, "did you mean 'student'"),
         ({"data": "nowhere.npz"}, "no data at nowhere.npz"),
         ({"resume": True}, "no run"),
+        ({"resume": True, "overwrite": True}, "contradict"),
     ],
 )
 def test_a_wrong_request_is_told_and_nothing_is_written(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -14,7 +14,7 @@ from acq.artifact import DOCUMENT, WEIGHTS, load, load_facts, save
 from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, plan
-from acq.student import build, quantized_bytes, stage_ends
+from acq.student import build, quantized_bytes
 from acq.trace import trace
 
 Edit = Callable[[dict[str, Any]], None]
@@ -197,11 +197,3 @@ def test_unsaveable_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="not allowed in a saved student"):
         save(student, tmp_path, {})
     assert not list(tmp_path.iterdir())
-
-
-def test_stage_ends_are_nodes_of_a_loaded_student(folder: Path) -> None:
-    """What feature distillation taps is still there after loading."""
-    from helpers import traced
-
-    ends = stage_ends(traced("resnet"))
-    assert set(load(folder).read(images(1), ends)[1]) == set(ends)

@@ -227,6 +227,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a missing onnx file": (["evaluate", "model.onnx", "--data", "data.npz"], "acq export RUN writes one"),
     "an onnx file that has sizes": (["evaluate", "model.onnx", *SIZE, "--data", "data.npz"], "is an ONNX file"),
     "an export of nothing": (["export", "pictures"], "no quantized student"),
+    "an export to another kind of file": (["export", "pictures", "--out", "tinynet.py"], "no quantized student"),
+    "a page of another kind of file": (["compare", "a", "b", "--html", "tinynet.py"], "ends in .html"),
+    "no module before the callable": (quantize(network=[":network", *SIZE]), "names no module"),
+    "fewer addends than activations": (quantize("--bits", "w4a8", "--addends", "4"), "fewer than the activations' 8"),
+    "an infinite rate": (quantize("--set", "student.learning_rate=.inf"), "finite"),
+    "a dry run of nothing to resume": (quantize("--dry-run", "--resume"), "no run in run"),
+    "a dry run without its data": (quantize("--dry-run", "--data", "none.npz"), "no data at none.npz"),
+    "a dry run into a file": (quantize("--dry-run", "--out", "data.npz"), "is a file"),
     "a wrong plan": (["inspect", *NETWORK, "--bits", "w44"], "w4a4"),
 }  # fmt: skip
 
@@ -362,7 +370,7 @@ def test_json_is_all_there_is_on_stdout(acq: Acq, folder: Path) -> None:
         ["evaluate", *NETWORK, "--data", "data.npz"],
         ["inspect", *NETWORK],
         ["models"],
-        quantize("--dry-run"),
+        quantize("--dry-run", "--overwrite"),
     ):
         assert acq(*arguments, "--json").json()
 

@@ -9,25 +9,22 @@ import pytest
 from acq.errors import RequestError
 from acq.report.comparison import render, rows_of
 
+SHARED = {"bits": "w4a4", "placement": "deployable", "preset": "fast", "seed": 0, "seconds": 3, "quantized_bytes": 9}
+
 
 def run(folder: Path, name: str, **summary: Any) -> Path:
     (folder / name).mkdir()
-    (folder / name / "summary.json").write_text(json.dumps(summary))
+    (folder / name / "summary.json").write_text(json.dumps(SHARED | summary))
     return folder / name
 
 
 def test_what_differs_comes_first(tmp_path: Path) -> None:
     """Nested figures are dotted; one that a run has not, or does not know, is empty."""
-    one = run(tmp_path, "one", bits="w4a4", top1=None, seconds=3, attention={"spread": 0.2})
-    other = run(tmp_path, "other", bits="w4a4", top1=90.5, attention={"spread": 0.3})
+    one = run(tmp_path, "one", top1=None, attention={"spread": 0.2})
+    other = run(tmp_path, "other", top1=90.5, attention={"spread": 0.3}, threads=2)
     rows = rows_of([one, other])
-    assert rows[-1] == ("bits", ["w4a4", "w4a4"])
-    assert dict(rows) == {
-        "top1": ["", "90.5"],
-        "seconds": ["3", ""],
-        "attention.spread": ["0.2", "0.3"],
-        "bits": ["w4a4", "w4a4"],
-    }
+    assert rows[:3] == [("top1", ["", "90.5"]), ("attention.spread", ["0.2", "0.3"]), ("threads", ["", "2"])]
+    assert rows[3:] == [(name, [str(value)] * 2) for name, value in SHARED.items()]
 
 
 def test_the_page_holds_the_table_escaped(tmp_path: Path) -> None:
@@ -42,8 +39,11 @@ def test_the_page_holds_the_table_escaped(tmp_path: Path) -> None:
 
 def test_one_run_is_not_compared(tmp_path: Path) -> None:
     """Nor one that is not finished."""
-    one = run(tmp_path, "one", bits="w4a4")
+    one = run(tmp_path, "one")
     with pytest.raises(RequestError, match="at least two"):
         rows_of([one])
-    with pytest.raises(RequestError, match="needs a finished run"):
+    with pytest.raises(RequestError, match=r"there is no finished run in .*none"):
         rows_of([one, tmp_path / "none"])
+    (one / "summary.json").write_text('{"bits": "w4a4"}')
+    with pytest.raises(RequestError, match=r"is damaged \(it has no placement\)"):
+        rows_of([one, one])

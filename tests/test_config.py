@@ -132,6 +132,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"generator": {"spread": 1.5}}, "'generator.spread'"),
         ({"generator": {"learning_rate": 0}}, "'generator.learning_rate'"),
         ({"student": {"learning_rate": float("nan")}}, "'student.learning_rate'"),
+        ({"generator": {"learning_rate": float("inf")}}, "'generator.learning_rate'"),
         ({"student": {"losses": {"logits": -1}}}, "'student.losses.logits'"),
         ({"student": {"losses": {"logits": 0, "features": 0}}}, "at least one loss must have a weight"),
         ({"student": {"views": 1.5}}, "'student.views'"),

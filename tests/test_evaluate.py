@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from acq.errors import RequestError
-from acq.evaluate import accuracy, agreement
+from acq.evaluate import accuracy
 
 
 class Mixed(nn.Module):
@@ -33,23 +30,6 @@ def test_accuracy_is_the_share_of_right_guesses_in_percent() -> None:
     whole = accuracy(nn.Identity(), [(images, labels)])
     parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True))
     assert whole == parts == 75
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20))
-def test_agreement_equals_numpy_and_is_symmetric(pairs: list[tuple[int, int]]) -> None:
-    """The share of equal choices is numpy's, either way round."""
-    first, second = map(list, zip(*pairs, strict=True))
-    both = torch.stack([scores(first), scores(second)], 1)
-    one, other = (lambda x: x[:, 0]), (lambda x: x[:, 1])
-    expected = 100 * float(np.mean(np.array(first) == np.array(second)))
-    assert agreement(one, other, [both]) == pytest.approx(expected)
-    assert agreement(other, one, [both]) == pytest.approx(expected)
-
-
-def test_a_network_agrees_with_itself() -> None:
-    """Agreement with oneself is 100, dropout or not."""
-    network = Mixed()
-    assert agreement(network, network, torch.randn(2, 5, 4)) == 100
 
 
 def test_evaluation_leaves_the_module_as_it_was() -> None:
@@ -77,5 +57,3 @@ def test_nothing_to_evaluate_is_a_wrong_request() -> None:
     """No image gives no figure."""
     with pytest.raises(RequestError, match="no images"):
         accuracy(nn.Identity(), [])
-    with pytest.raises(RequestError, match="no images"):
-        agreement(nn.Identity(), nn.Identity(), [])

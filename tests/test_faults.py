@@ -19,7 +19,7 @@ from acq.checkpoint import CheckpointWarning
 from acq.errors import Interrupted, RequestError, RunError
 from acq.fidelity import Fidelity
 from acq.flow import Record
-from acq.folder import STATE, RunFolder
+from acq.folder import STATE, RunFolder, summary_of
 from acq.recipe import run
 
 KILLS = 20
@@ -237,8 +237,7 @@ def test_training_that_ruins_a_student(tmp_path: Path) -> None:
 
     with pytest.raises(Interrupted):
         run(request, tmp_path / "run", watch=stop)
-    folder = RunFolder(tmp_path / "run")
-    assert folder.summary() is None
+    assert summary_of(tmp_path / "run") is None
     with pytest.warns(UserWarning, match=r"the loss went from 0\.\d+ to .*; the calibrated student is kept"):
         result = run(request, tmp_path / "run", resume=True)
     losses = result.summary["student_loss"]

@@ -16,7 +16,7 @@ from PIL import Image
 from acq import checkpoint
 from acq.errors import RequestError
 from acq.flow import Record
-from acq.folder import CONFIG, METRICS, SAMPLES, STATE, SUMMARY, RunFolder, claim, write_text
+from acq.folder import CONFIG, METRICS, SAMPLES, STATE, SUMMARY, RunFolder, claim, require_free, summary_of, write_text
 
 SETTINGS = {
     "origin": {"model": "toy"},
@@ -25,6 +25,7 @@ SETTINGS = {
     "config": {"bits": "w4a4", "student": {"steps": 4}},
     "sizes": [3, 16, 16],
 }
+FIGURES = {"bits": "w4a4", "placement": "deployable", "preset": "fast", "seed": 0, "seconds": 1.5, "quantized_bytes": 9}
 
 
 def begin(
@@ -39,7 +40,7 @@ def finished(path: Path) -> Path:
         folder.log(Record("student", 10, 20, 1.5, {"logits": 0.25}))
         folder.save_state({"seconds": 1.5})
         folder.write_samples(np.zeros((2, 8, 8, 3), np.uint8), [{"label": 0}, {"label": 1}])
-        folder.write_summary({"top1": None})
+        folder.write_summary(FIGURES)
     return path
 
 
@@ -69,7 +70,7 @@ def test_a_run_is_written_where_it_is_expected(tmp_path: Path) -> None:
     line = json.loads((path / METRICS).read_text())
     assert line == {"phase": "student", "step": 10, "steps": 20, "seconds": 1.5, "values": {"logits": 0.25}}
     assert checkpoint.load(path / STATE) == {"format": 1, "trainer": {"seconds": 1.5}}
-    assert json.loads((path / SUMMARY).read_text()) == {"top1": None}
+    assert json.loads((path / SUMMARY).read_text()) == FIGURES
     assert json.loads((path / SAMPLES / "samples.json").read_text())[1] == {"label": 1}
     assert names(path) == {CONFIG, METRICS, SUMMARY, SAMPLES, "checkpoint"}
 
@@ -113,7 +114,7 @@ def test_overwriting_clears_the_run_and_nothing_else(tmp_path: Path) -> None:
     (path / "other" / "file").write_text("mine")
     (path / "student.safetensors").write_bytes(b"old")
     with begin(path, {"seed": 1}, overwrite=True) as folder:
-        assert folder.summary() is None
+        assert summary_of(path) is None
         assert folder.load_state() is None
         assert names(path) == {CONFIG, "notes.txt", "other", ".owner"}
     assert (path / "notes.txt").read_text() == (path / "other" / "file").read_text() == "mine"
@@ -173,8 +174,8 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path, change: dict[str
     with pytest.raises(RequestError, match=f"another {key};.*--overwrite"), begin(path, SETTINGS | change, resume=True):
         pass
     assert yaml.safe_load((path / CONFIG).read_text()) == {"format": 1, **SETTINGS}
-    with begin(path, {**SETTINGS, "sizes": (3, 16, 16)}, resume=True) as folder:
-        assert folder.summary() == {"top1": None}
+    with begin(path, {**SETTINGS, "sizes": (3, 16, 16)}, resume=True):
+        assert summary_of(path) == FIGURES
 
 
 def test_figures_are_cut_back_to_the_state(tmp_path: Path) -> None:
@@ -195,9 +196,9 @@ def test_figures_and_a_summary_that_are_damaged_are_told(tmp_path: Path, line: s
     """In a line with the way out."""
     path = finished(tmp_path / "run")
     (path / METRICS).write_text(line + "\n")
-    (path / SUMMARY).write_text("[3]" if line == "{}" else line)
+    (path / SUMMARY).write_text(line)
     with begin(path, resume=True) as folder:
-        for read in (folder.load_state, folder.summary):
+        for read in (folder.load_state, lambda: summary_of(path)):
             with pytest.raises(RequestError, match=r"is damaged \(.*\); start again with --overwrite"):
                 read()
 
@@ -277,6 +278,26 @@ def test_a_configuration_of_something_else_is_not_taken_for_a_run(tmp_path: Path
             pass
         assert (path / CONFIG).read_text() == text
         assert (path / "samples").is_dir()
+
+
+def test_damaged_settings_of_a_run_are_told_and_overwritten(tmp_path: Path) -> None:
+    """The way out that the message gives is one."""
+    path = finished(tmp_path / "run")
+    (path / CONFIG).write_text("[unclosed")
+    for resume in (True, False):
+        with (
+            pytest.raises(RequestError, match=r"config.yaml is damaged; start the run again with --overwrite"),
+            begin(path, resume=resume),
+        ):
+            pass
+    with begin(path, overwrite=True):
+        assert yaml.safe_load((path / CONFIG).read_text()) == {"format": 1, **SETTINGS}
+
+
+def test_resuming_and_overwriting_contradict_each_other(tmp_path: Path) -> None:
+    """Wherever they are asked for."""
+    with pytest.raises(RequestError, match="contradict each other; give one of them"):
+        require_free(tmp_path, resume=True, overwrite=True)
 
 
 def test_a_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_module_that_is_ready_is_taken_as_it_is(folder: Path) -> None:
         ("mynets.small:netwrk", {}, r"no 'netwrk' \(did you mean 'network'\?\)"),
         ("mynets.small:", {}, "has no ''"),
         ("mynets/small.py:network", {}, "no module 'mynets/small'"),
-        (":network", {}, "importing '' failed"),
+        (":network", {}, "names no module"),
         (".small:network", {}, "importing '.small' failed"),
         ("mynets.small:constant", {}, "is a int"),
         ("mynets.small:broken", {}, "failed: KeyError: 'first line"),

@@ -111,11 +111,15 @@ def test_images_that_check_nothing_are_refused(student: Student, tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_no_file(student: Student, tmp_path: Path) -> None:
-    """Nor is the current one."""
-    for path in (tmp_path, Path(".")):
-        with pytest.raises(RequestError, match="is a folder; give the name of a file"):
+def test_a_file_has_the_name_of_one(student: Student, tmp_path: Path) -> None:
+    """Whatever else has a name of its own is left alone: folders, and a run's settings."""
+    folder, settings = tmp_path / "folder.onnx", tmp_path / "config.yaml"
+    folder.mkdir()
+    settings.write_text("mine")
+    for path in (folder, settings, Path(".")):
+        with pytest.raises(RequestError, match=r"is no name of an ONNX file; give one that ends in \.onnx"):
             export_onnx(student, path, images(8))
+    assert settings.read_text() == "mine"
 
 
 def test_training_mode_is_left_alone(student: Student, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from acq.calibration import calibrate
 from acq.errors import RequestError
 from acq.plan import Bits, Placement, Plan, Site, plan
 from acq.quantizers import ActivationQuantizer
-from acq.student import QuantLayer, build, quantizers_off, stage_ends
+from acq.student import QuantLayer, build, quantizers_off
 from acq.trace import shape_of, trace
 
 
@@ -280,11 +280,6 @@ def test_unknown_placement_is_refused() -> None:
     """The message lists the placements."""
     with pytest.raises(RequestError, match="deployable, relu-only"):
         plan(traced("resnet"), Bits(4, 4), "relu")  # type: ignore[arg-type]
-
-
-def test_stage_ends_are_the_last_of_each_size() -> None:
-    """A residual network of three stages has three: the sums' rectifiers."""
-    assert stage_ends(traced("resnet")) == ["relu_2", "relu_4", "relu_6"]
 
 
 def test_weights_of_8_bits_may_keep_to_7() -> None:

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import SIZE, network
 from torch import fx, nn
 
+import acq
 from acq import recipe
 from acq.artifact import load_facts
 from acq.config import Config
@@ -174,6 +177,34 @@ def test_a_finished_run_is_returned(whole: Path) -> None:
     assert after == before
     assert result.folder == whole
     assert result.summary == json.loads((whole / "summary.json").read_text())
+
+
+def test_a_finished_run_is_told_its_accuracy(whole: Path, tmp_path: Path) -> None:
+    """Given data now, it reports and keeps what it would have reported then."""
+    folder, data = tmp_path / "run", tmp_path / "data.npz"
+    shutil.copytree(whole, folder)
+    rng = np.random.default_rng(0)
+    np.savez(data, images=rng.integers(0, 256, (20, 16, 16, 3), np.uint8), labels=rng.integers(0, 5, 20))
+    figures = run(request_(), folder, resume=True, data=data).summary
+    assert figures["images"] == 20
+    assert figures["top1"] == round(acq.evaluate(folder, data), 2)
+    assert figures == json.loads((folder / "summary.json").read_text())
+
+
+def test_a_finished_run_that_lost_its_student_is_mended(whole: Path, tmp_path: Path) -> None:
+    """From its checkpoint, to the same bytes."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "student.safetensors").unlink()
+    run(request_(), folder, resume=True)
+    assert product(folder) == product(whole)
+
+
+def test_what_is_resumed_is_in_a_folder() -> None:
+    """As are TensorBoard's files; without one, nothing is trained."""
+    for asked in ("resume", "overwrite", "tensorboard"):
+        with pytest.raises(RequestError, match="in the run folder; give out"):
+            run(request_(), **{asked: True})
 
 
 def test_other_settings_and_other_weights_are_not_resumed(tmp_path: Path) -> None:

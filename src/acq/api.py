@@ -192,12 +192,14 @@ def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[
 
     Raises:
         RequestError: the extra ``report`` is not installed, fewer than two runs are given, one is not finished, or the
-            page cannot be written.
+            page cannot be written or has no name of one.
     """
     try:
         from acq.report.comparison import render, rows_of
     except ModuleNotFoundError as error:
         raise RequestError(f"comparing needs {error.name}; install it with pip install 'acq[report]'") from error
+    if html is not None and Path(html).suffix != ".html":
+        raise RequestError(f"{html} is no name of a page; give one that ends in .html as --html")
     folders = list(map(Path, runs))
     rows = rows_of(folders)
     if html is not None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,6 +96,11 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
     text = json.dumps(document.model_dump(), indent=1, allow_nan=False)
     _replace(folder / WEIGHTS, packed)
     _replace(folder / DOCUMENT, text.encode())
+
+
+def exists(folder: Path) -> bool:
+    """Whether a student was saved in ``folder``."""
+    return (folder / WEIGHTS).exists() and (folder / DOCUMENT).exists()
 
 
 def load(folder: Path) -> Student:
@@ -220,7 +225,8 @@ def _damage(folder: Path) -> Iterator[None]:
     except RequestError:
         raise
     except Exception as error:
-        detail = " ".join(str(error).split())[:200]
+        said = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        detail = " ".join(said.split())[:200]
         raise RequestError(
             f"the quantized student in {folder} is damaged ({type(error).__name__}: {detail}); quantize again"
         ) from error

@@ -23,6 +23,7 @@ from acq.data import LabelledImages, batches, read
 from acq.errors import Interrupted, RequestError, RunError
 from acq.estimate import estimate
 from acq.evaluate import accuracy
+from acq.folder import require_free
 from acq.intake import assignment, read_settings
 from acq.memory import keep_freed_memory
 from acq.plan import Plan
@@ -97,7 +98,10 @@ DeviceName = Annotated[str | None, typer.Option(help="auto, cpu or cuda", rich_h
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", help="print nothing but errors, and what --json or --dry-run ask for", rich_help_panel=_RUN
+        "--quiet",
+        "-q",
+        help="print nothing but errors and warnings, and what --json or --dry-run ask for",
+        rich_help_panel=_RUN,
     ),
 ]
 Verbose = Annotated[
@@ -177,12 +181,10 @@ def quantize(
 
     torchrun --nproc-per-node N -m acq quantize ... shares every batch among N processes.
     """
-    for one, other, names in (
-        (resume, overwrite, "--resume and --overwrite"),
-        (quiet, verbose, "--quiet and --verbose"),
-    ):
-        if one and other:
-            raise RequestError(f"{names} contradict each other; give one of them")
+    if quiet and verbose:
+        raise RequestError("--quiet and --verbose contradict each other; give one of them")
+    require_free(out, resume=resume, overwrite=overwrite)
+    place = None if data is None else _data_path(data, model)
     widths = _widths(bits, ends, addends)
     given = {**widths, "budget": budget, "placement": placement, "device": device, "seed": seed}
     settings = Config.create(
@@ -202,7 +204,7 @@ def quantize(
     request = Request(network.model, network.preprocessing, settings, origin)
     if dry_run:
         if started_by_torchrun().leads:
-            _describe(request, out, as_json)
+            _describe(request, out, place, as_json)
         return
     with joined(choose_device(settings.device)) as team:
         if not team.leads:
@@ -212,7 +214,7 @@ def quantize(
             result = run(
                 request,
                 out,
-                data=None if data is None else _data_path(data, model),
+                data=place,
                 resume=resume,
                 overwrite=overwrite,
                 watch=watch,
@@ -517,8 +519,10 @@ def _labelled(data: str, model: str, size: tuple[int, int, int], classes: int, l
     return read(_data_path(data, model), input_size=size, classes=classes, limit=limit)
 
 
-def _describe(request: Request, out: Path, as_json: bool) -> None:
+def _describe(request: Request, out: Path, data: Path | None, as_json: bool) -> None:
     trainer = prepare(request)
+    if data is not None:  # as the run would
+        read(data, input_size=request.preprocessing.input_size, classes=trainer.teacher.classes)
     config, layout = request.config, trainer.student.plan
     seconds = {phase: round(value, 1) for phase, value in estimate(trainer).items()}
     if as_json:

@@ -1,4 +1,4 @@
-"""How often a network is right, and how often two networks agree."""
+"""How often a network is right."""
 
 from __future__ import annotations
 
@@ -29,32 +29,9 @@ def accuracy(
             guesses = network(images.to(device)).argmax(1)
             right += int((guesses == labels.to(device)).sum())
             total += len(labels)
-    return _percent(right, total)
-
-
-def agreement(
-    student: Classifier, teacher: Classifier, batches: Iterable[Tensor], device: torch.device | str = "cpu"
-) -> float:
-    """How often two networks choose the same class, in percent over batches of images [n, C, H, W].
-
-    Modules are evaluated in eval mode and each of their parts is left in the mode it was in.
-
-    Raises:
-        RequestError: there is not one image.
-    """
-    same = total = 0
-    with evaluating(student), evaluating(teacher):
-        for batch in batches:
-            images = batch.to(device)
-            same += int((student(images).argmax(1) == teacher(images).argmax(1)).sum())
-            total += len(images)
-    return _percent(same, total)
-
-
-def _percent(part: int, whole: int) -> float:
-    if not whole:
+    if not total:
         raise RequestError("there are no images to evaluate on; give at least one")
-    return 100 * part / whole
+    return 100 * right / total
 
 
 @contextmanager

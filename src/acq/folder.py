@@ -28,6 +28,7 @@ LATENCY = "latency.json"
 STATE = "checkpoint/state.pt"
 FORMAT = 1  # of the run folder, and of its checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
+_FIGURES = {"bits", "placement", "preset", "seed", "seconds", "quantized_bytes"}  # what no summary lacks
 _CONTENTS = (
     CONFIG,
     METRICS,
@@ -99,13 +100,21 @@ class RunFolder:
         """Write ``summary.json``, whose presence says that the run is finished."""
         write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
-    def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None; RequestError where it is damaged."""
-        path = self.path / SUMMARY
-        try:
-            return dict(from_json(read_text(path))) if path.exists() else None
-        except (TypeError, ValueError) as error:
-            raise RequestError(f"{path} is damaged ({first_line(error)}); start again with --overwrite") from error
+
+def summary_of(run: Path) -> dict[str, Any] | None:
+    """The figures of the finished run in a folder, or None where there are none; RequestError where they are
+    damaged."""
+    path = run / SUMMARY
+    try:
+        found = from_json(read_text(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is damaged ({first_line(error)}); start again with --overwrite") from error
+    missing = _FIGURES - found.keys() if isinstance(found, dict) else _FIGURES
+    if missing:
+        raise RequestError(f"{path} is damaged (it has no {min(missing)}); start again with --overwrite")
+    return dict(found)
 
 
 @contextmanager
@@ -113,11 +122,10 @@ def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: b
     """Hold ``path`` for one run with ``settings``; nothing else may write there until the block ends.
 
     Raises:
-        RequestError: another process holds it, it holds a run already (and neither ``resume`` nor ``overwrite``),
-            there is nothing to resume or the settings differ, or it is not a run folder.
+        RequestError: as ``require_free`` does, another process holds it, or the settings of the run to resume differ.
         RunError: something could not be written within the block, such as on a full disk.
     """
-    _check(path, resume=resume, overwrite=overwrite)
+    require_free(path, resume=resume, overwrite=overwrite)
     fresh = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -153,11 +161,23 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _check(path: Path, *, resume: bool, overwrite: bool) -> None:
-    stored = _stored_settings(path)
-    holds_run = stored is not None
+def require_free(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Look whether a run may use the folder ``path``; nothing is changed.
+
+    Raises:
+        RequestError: ``resume`` and ``overwrite`` contradict each other, the folder holds a run already (and neither
+            of them), there is nothing to resume, what is there is damaged, or it is not a run folder.
+    """
+    if resume and overwrite:
+        raise RequestError("--resume and --overwrite contradict each other; give one of them")
     if path.exists() and not path.is_dir():
         raise RequestError(f"{path} is a file; give a folder as --out")
+    stored = _stored_settings(path)
+    holds_run = stored is not None
+    if not holds_run and (path / _LOCK).exists() and (path / CONFIG).exists():
+        if overwrite:
+            return
+        raise RequestError(f"{path / CONFIG} is damaged; start the run again with --overwrite")
     if resume and not holds_run:
         raise RequestError(f"there is no run in {path} to resume; leave out --resume to start one")
     if resume and stored is not None and stored["format"] != FORMAT:

@@ -401,6 +401,6 @@ def _weighted(
 
 def _cells(site: Site) -> tuple[str, ...]:
     shape = "x".join("N" if size == -1 else str(size) for size in site.shape)
-    widths = ("float" if bits is None else str(bits) for bits in (site.weight_bits, site.bits))
-    weights, output = ("" if width == "float" and not site.floating else width for width in widths)
+    weights = "" if site.weight_bits is None else str(site.weight_bits)
+    output = "float" if site.floating else "" if site.bits is None else str(site.bits)
     return site.node, site.operator.removeprefix("aten."), site.role, weights, output, shape, site.reason

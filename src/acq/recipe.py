@@ -20,7 +20,7 @@ from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
 from acq.fidelity import Outcome
 from acq.flow import Preprocessing, Record
-from acq.folder import BOARD, RunFolder, claim
+from acq.folder import BOARD, RunFolder, claim, require_free, summary_of
 from acq.generators import GENERATORS
 from acq.insight import insight
 from acq.interrupt import stop_requested
@@ -95,9 +95,9 @@ def run(
     """Quantize ``request.model`` without its data; the labelled images at ``data`` only report, at the end.
 
     With ``out`` the run can be interrupted (Ctrl-C, SIGTERM) and resumed exactly; resuming a finished run returns
-    it. ``watch`` is called with every record, and with ``tensorboard`` they go to ``out/tensorboard`` too. The model
-    itself is left as it was. In a ``team`` of several processes this is what its leader does, with ``out``; the others
-    ``follow``.
+    it, with its accuracy on ``data``. ``watch`` is called with every record, and with ``tensorboard`` they go to
+    ``out/tensorboard`` too. The model itself is left as it was. In a ``team`` of several processes this is what its
+    leader does, with ``out``; the others ``follow``.
 
     Raises:
         RequestError: the request is wrong; nothing was written.
@@ -105,8 +105,11 @@ def run(
     """
     if tensorboard:
         require()
-        if out is None:
-            raise RequestError("TensorBoard's files are kept in the run folder; give out")
+    if out is not None:
+        require_free(out, resume=resume, overwrite=overwrite)
+    elif tensorboard or resume or overwrite:
+        what = "TensorBoard's files are kept" if tensorboard else "what is resumed or overwritten is"
+        raise RequestError(f"{what} in the run folder; give out")
     trainer = prepare(request, team)
     images = None if data is None else _images(request, trainer, data)
     watches = [] if watch is None else [watch]
@@ -116,11 +119,15 @@ def run(
         _warn(trainer.outcome)
         return Result(trainer.student.eval(), summarise(request, trainer, look(request, trainer), images), None)
     with claim(out, _settings(request, trainer), resume=resume, overwrite=overwrite) as folder:
-        finished = folder.summary()
+        finished = summary_of(out) if artifact.exists(out) else None
         state = folder.load_state() if resume and finished is None else None
         team.tell({"finished": finished is not None, "state": state}, trainer.rng.device)
         if finished is not None:
-            return Result(artifact.load(out), finished, out)
+            student = artifact.load(out)
+            if images is not None:
+                finished |= accuracy_figures(trainer.teacher, student, request.preprocessing, images)
+                folder.write_summary(finished)
+            return Result(student, finished, out)
         if state is not None:
             trainer.restore(state)
         with board(out / BOARD, trainer) if tensorboard else nullcontext() as show:
@@ -212,11 +219,11 @@ def summarise(request: Request, trainer: Trainer, seen: Review, images: Labelled
         "bits": config.bits,
         "placement": config.placement,
         "ends": config.ends,
-        "addends": config.addends,
+        "addends": config.addends if config.placement == "deployable" else None,  # sums are not quantized else
         "preset": config.preset,
         "seed": config.seed,
         **run_figures(trainer, seen),
-        **accuracy_figures(trainer, request.preprocessing, images),
+        **accuracy_figures(trainer.teacher, trainer.student, request.preprocessing, images),
     }
 
 

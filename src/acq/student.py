@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from acq.errors import nearest
 from acq.flow import Preprocessing
 from acq.moments import batch_norm_affine
-from acq.plan import Bits, Plan, Site, plan
+from acq.plan import Plan, Site
 from acq.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.trace import constant
 
@@ -162,18 +162,6 @@ def quantizers_off(student: nn.Module) -> Iterator[None]:
     finally:
         for quantizer, enabled in zip(quantizers, before, strict=True):
             quantizer.enabled = enabled
-
-
-def stage_ends(graph: fx.GraphModule) -> list[str]:
-    """For each spatial size that quantized feature maps have, the last node with it, in order of
-    execution."""
-    deployable = plan(graph, Bits(8, 8), "deployable")
-    ends: dict[tuple[int, ...], str] = {}
-    for site in deployable.sites:
-        if site.bits and site.role != "image" and len(site.shape) == 4 and site.shape[2] * site.shape[3] > 1:
-            ends.pop(site.shape[2:], None)
-            ends[site.shape[2:]] = site.node
-    return list(ends.values())
 
 
 def float_bytes(student: Student) -> int:

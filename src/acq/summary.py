@@ -52,18 +52,21 @@ def _student_loss(outcome: Outcome | None) -> dict[str, Any]:
     return {**losses, "kept": outcome.kept}
 
 
-def accuracy_figures(trainer: Trainer, preprocessing: Preprocessing, images: LabelledImages | None) -> dict[str, Any]:
+def accuracy_figures(
+    teacher: nn.Module, student: nn.Module, preprocessing: Preprocessing, images: LabelledImages | None
+) -> dict[str, Any]:
     """Top-1 in percent of teacher and student on labelled images, or None for each where there are none."""
 
     def top1(network: nn.Module) -> float | None:
         if images is None:
             return None
-        return round(accuracy(network, batches(images, preprocessing), trainer.rng.device), 2)
+        device = next(network.parameters()).device
+        return round(accuracy(network, batches(images, preprocessing), device), 2)
 
     return {
         "images": None if images is None else len(images),
-        "teacher_top1": top1(trainer.teacher),
-        "top1": top1(trainer.student),
+        "teacher_top1": top1(teacher),
+        "top1": top1(student),
     }
 
 

@@ -46,8 +46,8 @@ def export_onnx(
     if raw_images and student.preprocessing is not None:  # synthetic images are no whole bytes
         images = normalise(to_bytes(images, student.preprocessing), student.preprocessing)
     content = onnx_model(student, raw_images=raw_images, facts=facts).SerializeToString()
-    if path.is_dir() or not path.name:
-        raise RequestError(f"{path} is a folder; give the name of a file as --out")
+    if path.suffix != ".onnx" or path.is_dir():
+        raise RequestError(f"{path} is no name of an ONNX file; give one that ends in .onnx as --out")
     partial = path.with_name(f".{path.name}.{os.getpid()}.onnx")
     try:
         with _writing(path):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from acq.errors import RequestError
-from acq.folder import SUMMARY
-from acq.report.page import environment, read_json
+from acq.folder import summary_of
+from acq.report.page import environment
 
 Rows = list[tuple[str, list[str]]]
 
@@ -23,7 +23,11 @@ def rows_of(runs: Sequence[Path]) -> Rows:
     """
     if len(runs) < 2:
         raise RequestError("give at least two run folders to compare")
-    found = [_flat(read_json(run / SUMMARY)) for run in runs]
+    summaries = [summary_of(run) for run in runs]
+    for run, summary in zip(runs, summaries, strict=True):
+        if summary is None:
+            raise RequestError(f"there is no finished run in {run}; give folders of acq quantize")
+    found = [_flat(summary) for summary in summaries if summary is not None]
     names = list(dict.fromkeys(name for figures in found for name in figures))
     rows = [(name, [figures.get(name, "") for figures in found]) for name in names]
     return sorted(rows, key=lambda row: len(set(row[1])) == 1)

@@ -146,7 +146,7 @@ def _caveats(summary: Mapping[str, Any]) -> list[str]:
         found.append("The relu-only placement is the literature's, for comparison: parts of it stay in floating point.")
     elif summary["floating"]:
         found.append(f"{summary['floating']} operators stay in floating point; the plan below says why.")
-    if summary["addends"] != "same":
+    if summary["addends"] not in (None, "same"):
         found.append(
             f"Values have {summary['addends']} bits where they are added to others; layers read the activations' bits."
         )

@@ -137,7 +137,7 @@ def preprocessing_of(
     size = input_size if input_size is not None else known.input_size if known is not None else None
     if size is None:
         raise RequestError("the size of the images is not known; give --input-size, such as 3,224,224")
-    if len(size) != 3 or size[0] < 1 or min(size[1:]) < SMALLEST:
+    if len(size) != 3 or not all(isinstance(number, int) for number in size) or size[0] < 1 or min(size[1:]) < SMALLEST:
         raise RequestError(
             f"--input-size is {','.join(map(str, size))}; give channels, height and width, such as 3,32,32, "
             f"with at least {SMALLEST} pixels a side"
@@ -164,6 +164,6 @@ def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: 
         if not all(map(math.isfinite, values)):
             raise RequestError(f"--{name} is {shown}; give finite values")
     if max(mean) > 1:
-        raise RequestError(f"--mean is above 1 ({max(mean):g}) ; pixels are in [0, 1], divide mean and std by 255")
+        raise RequestError(f"--mean is above 1 ({max(mean):g}); pixels are in [0, 1], divide mean and std by 255")
     if min(std) <= 0:
         raise RequestError(f"--std has {min(std):g}; give values above 0")

@@ -57,6 +57,8 @@ def from_callable(reference: str, arguments: Arguments) -> nn.Module:
         RequestError: there is no such module or callable, it fails, or it returns no ``nn.Module``.
     """
     path, _, attribute = reference.partition(":")
+    if not path:
+        raise RequestError(f"{reference!r} names no module; give package.module:callable")
     module = _user_module(path)
     if not hasattr(module, attribute):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

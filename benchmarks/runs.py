@@ -150,7 +150,8 @@ def table(name: str, found: Mapping[str, Any], keys: Sequence[str], figures: Seq
         drop = statistics.mean(run["teacher_top1"] - run["top1"] for run in row)
         means = [f"{statistics.mean(_figure(run, figure) for run in row):.3f}" for figure in figures]
         seconds, memory = statistics.mean(run["seconds"] for run in row), max(run["peak_memory_mb"] for run in row)
-        cells = [*settings, seeds, top1_of(row), f"{drop:.2f}", *means, f"{seconds:.0f}", memory]
+        shown = ("-" if value is None else value for value in settings)
+        cells = [*shown, seeds, top1_of(row), f"{drop:.2f}", *means, f"{seconds:.0f}", memory]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     note = f"{_where(runs)} {found.get('note', '')}".strip()
     return page(name, lines, note, (run["command"] for run in runs))

@@ -46,7 +46,7 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
         "torch": torch.__version__,
         "seconds": round(trainer.seconds, 1),
         "peak_memory_mb": peak_memory_mb(trainer.rng.device),
-        **accuracy_figures(trainer, network.preprocessing, read(data, **known)),
+        **accuracy_figures(trainer.teacher, trainer.student, network.preprocessing, read(data, **known)),
     }
 
 

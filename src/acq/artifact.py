@@ -225,11 +225,18 @@ def _damage(folder: Path) -> Iterator[None]:
     except RequestError:
         raise
     except Exception as error:
-        said = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        detail = " ".join(said.split())[:200]
+        detail = " ".join(_said(error).split())[:200]
         raise RequestError(
             f"the quantized student in {folder} is damaged ({type(error).__name__}: {detail}); quantize again"
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """What an exception says; of a document that is not as described, where and what, without a web address."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _content(path: Path, most: int) -> bytes:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from acq import cli
 from acq.folder import claim
+from acq.processes import Team
 
 CODE = """
 import torch
@@ -353,6 +355,15 @@ def test_a_folder_in_use_is_not_used(acq: Acq, folder: Path) -> None:
         answer = acq(*quantize("--overwrite"))
     assert answer.code == 2
     assert answer.err.splitlines()[-1].startswith(f"error: the run folder run is in use by process {os.getpid()}")
+
+
+def test_a_process_that_does_not_lead_needs_no_folder(acq: Acq, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine the run to resume is not there."""
+    followed: list[Team] = []
+    monkeypatch.setattr(cli, "joined", lambda _: nullcontext(Team(1, 2)))
+    monkeypatch.setattr(cli, "follow", lambda _, team: followed.append(team))
+    assert acq(*quantize("--resume")).code == 0
+    assert followed == [Team(1, 2)]
 
 
 def test_json_is_all_there_is_on_stdout(acq: Acq, folder: Path) -> None:

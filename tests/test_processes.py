@@ -188,19 +188,23 @@ def test_a_leader_that_dies_before_the_first_step_ends_the_run(tmp_path: Path) -
     assert time.monotonic() - clock < 120
 
 
+def ended_well(what: str, folder: Path) -> str:
+    """What two processes say that come to a student, whatever happens to them."""
+    done = together(what, str(folder))
+    assert done.returncode == 0, done.stderr
+    assert load(folder).classes
+    return done.stderr
+
+
 def test_parts_of_a_batch_that_not_all_have_a_row_of(tmp_path: Path) -> None:
     """One view, one renewed image, one image to calibrate on: each process has what is too few to share."""
-    done = together("few", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "run").classes
+    ended_well("few", tmp_path / "run")
 
 
 def test_what_one_process_finds_wrong_all_do(tmp_path: Path) -> None:
     """Where processors round otherwise one may see what others do not."""
-    done = together("doubt", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert "training went wrong at generator step 3: another process says so; back to step 0" in done.stderr
-    assert load(tmp_path / "run").classes
+    said = ended_well("doubt", tmp_path / "run")
+    assert "training went wrong at generator step 3: another process says so; back to step 0" in said
 
 
 def test_a_worker_that_dies_ends_the_run_and_it_goes_on_with_another_number(tmp_path: Path) -> None:
@@ -216,7 +220,4 @@ def test_a_worker_that_dies_ends_the_run_and_it_goes_on_with_another_number(tmp_
 
 def test_a_number_that_is_none_in_one_process(tmp_path: Path) -> None:
     """All go back together, once, and the run ends well."""
-    done = together("nan", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert "training went wrong at images step 2" in done.stderr
-    assert load(tmp_path / "run").classes
+    assert "training went wrong at images step 2" in ended_well("nan", tmp_path / "run")

@@ -183,7 +183,6 @@ def quantize(
     """
     if quiet and verbose:
         raise RequestError("--quiet and --verbose contradict each other; give one of them")
-    require_free(out, resume=resume, overwrite=overwrite)
     place = None if data is None else _data_path(data, model)
     widths = _widths(bits, ends, addends)
     given = {**widths, "budget": budget, "placement": placement, "device": device, "seed": seed}
@@ -204,6 +203,7 @@ def quantize(
     request = Request(network.model, network.preprocessing, settings, origin)
     if dry_run:
         if started_by_torchrun().leads:
+            require_free(out, resume=resume, overwrite=overwrite)
             _describe(request, out, place, as_json)
         return
     with joined(choose_device(settings.device)) as team:

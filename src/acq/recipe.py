@@ -20,7 +20,7 @@ from acq.data import LabelledImages, read
 from acq.errors import Interrupted, RequestError, nearest
 from acq.fidelity import Outcome
 from acq.flow import Preprocessing, Record
-from acq.folder import BOARD, RunFolder, claim, require_free, summary_of
+from acq.folder import BOARD, RunFolder, claim, summary_of
 from acq.generators import GENERATORS
 from acq.insight import insight
 from acq.interrupt import stop_requested
@@ -105,9 +105,7 @@ def run(
     """
     if tensorboard:
         require()
-    if out is not None:
-        require_free(out, resume=resume, overwrite=overwrite)
-    elif tensorboard or resume or overwrite:
+    if out is None and (tensorboard or resume or overwrite):
         what = "TensorBoard's files are kept" if tensorboard else "what is resumed or overwritten is"
         raise RequestError(f"{what} in the run folder; give out")
     trainer = prepare(request, team)

@@ -23,11 +23,7 @@ def rows_of(runs: Sequence[Path]) -> Rows:
     """
     if len(runs) < 2:
         raise RequestError("give at least two run folders to compare")
-    summaries = [summary_of(run) for run in runs]
-    for run, summary in zip(runs, summaries, strict=True):
-        if summary is None:
-            raise RequestError(f"there is no finished run in {run}; give folders of acq quantize")
-    found = [_flat(summary) for summary in summaries if summary is not None]
+    found = [_flat(_finished(run)) for run in runs]
     names = list(dict.fromkeys(name for figures in found for name in figures))
     rows = [(name, [figures.get(name, "") for figures in found]) for name in names]
     return sorted(rows, key=lambda row: len(set(row[1])) == 1)
@@ -36,6 +32,13 @@ def rows_of(runs: Sequence[Path]) -> Rows:
 def render(runs: Sequence[Path]) -> str:
     """The table as a page of its own; whatever comes from the runs is escaped."""
     return environment().get_template("comparison.html").render(runs=[run.name for run in runs], rows=rows_of(runs))
+
+
+def _finished(run: Path) -> dict[str, Any]:
+    found = summary_of(run)
+    if found is None:
+        raise RequestError(f"there is no finished run in {run}; give folders of acq quantize")
+    return found
 
 
 def _flat(figures: dict[str, Any], above: str = "") -> dict[str, str]:

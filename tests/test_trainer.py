@@ -375,6 +375,23 @@ def test_a_student_may_be_calibrated_only() -> None:
     assert all(value.isfinite().all() for value in trainer.student.state_dict().values())
 
 
+@pytest.mark.parametrize(("views", "count", "seen"), [(0.5, 12, 12), (0.5, 40, 40), (0.5, 64, 48), (0.0, 64, 24)])
+def test_calibration_sees_views_where_images_are_few(
+    monkeypatch: pytest.MonkeyPatch, views: float, count: int, seen: int
+) -> None:
+    """The pool's 24 images come first, then another view of each as far as room is left; none where none are wanted."""
+    taken = list[torch.Tensor]()
+    monkeypatch.setattr("acq.trainer.round_layers", lambda _, batches: taken.extend(batches))
+    trainer = made(student=replace(STUDENT, views=views, calibration_images=count, renew_count=0))
+    list(train(trainer))
+    assert trainer.pool is not None
+    images, pool = torch.cat(taken), trainer.pool.lesson.images
+    assert len(images) == seen
+    known = [any(torch.equal(image, other) for other in pool) for image in images]
+    assert all(known[:24])
+    assert not any(known[24:])
+
+
 RUINOUS = replace(STUDENT, learning_rate=3.0, renew_count=0)
 GENTLE = replace(RUINOUS, learning_rate=0.001, scale_learning_rate=0.001)
 

@@ -98,7 +98,9 @@ class StudentLosses(Weights):
 class Student(Section):
     """Calibration and training of the quantized network."""
 
-    calibration_images: int = Field(512, ge=1)
+    calibration_images: int = Field(
+        1024, ge=1, description="at most; where the images are fewer, a view of each is taken too"
+    )
     rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
     steps: int | None = Field(
         None,

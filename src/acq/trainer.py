@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from acq import distillation, soundness
+from acq.augment import views
 from acq.calibration import calibrate
 from acq.condition import draw
 from acq.errors import RunError
@@ -94,9 +95,9 @@ class StudentPlan:
     Rates are in steps of the grid: ``learning_rate`` is that of weights and biases in mean steps of their layer's grid,
     ``scale_learning_rate`` that of scales in steps by which the end of a range moves. With ``rounding`` layers are
     rounded one after the other before the first step (``acq.rounding``), on as many of the ``calibration_images`` as
-    memory allows. ``renew_count`` images, as generated, replace the oldest of the pool every
-    ``renew_every`` steps; ``views`` is the share of a batch of which the student sees another view (``acq.augment``),
-    read by the teacher anew.
+    memory allows: images of the pool and, where ``views`` are wanted and room is left, another view of each.
+    ``renew_count`` images, as generated, replace the oldest of the pool every ``renew_every`` steps; ``views`` is the
+    share of a batch of which the student sees another view (``acq.augment``), read by the teacher anew.
     """
 
     weights: Mapping[str, float]
@@ -345,6 +346,8 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     plan = trainer.student_plan
     images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
+    if plan.views:  # as the student will see them
+        images = torch.cat((images, views(images, trainer.rng)))[: plan.calibration_images]
     calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
     if plan.rounding:
         fitting = images[: images_that_fit(trainer.student)]

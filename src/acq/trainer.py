@@ -346,8 +346,9 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     plan = trainer.student_plan
     images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
-    if plan.views:  # as the student will see them
-        images = torch.cat((images, views(images, trainer.rng)))[: plan.calibration_images]
+    room = plan.calibration_images - len(images)
+    if plan.views and room:  # the student will see such
+        images = torch.cat((images, views(images, trainer.rng)[:room]))
     calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
     if plan.rounding:
         fitting = images[: images_that_fit(trainer.student)]

@@ -26,8 +26,12 @@ def trainer(**student: Any) -> Trainer:
     return prepare(Request(network("residual"), Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3), config, {}))
 
 
-def test_steps_are_counted_at_the_pace_of_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock of the test's own: a first step of 9 seconds, others of 2, one with the consistency loss of 4.5."""
+@pytest.mark.parametrize(("views", "most", "batches"), [(1.0, 32, 4), (1.0, 48, 6), (1.0, 1000, 8), (0.0, 1000, 4)])
+def test_steps_are_counted_at_the_pace_of_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, views: float, most: int, batches: int
+) -> None:
+    """A clock of the test's own: a first step of 9 seconds, others of 2, one with the consistency loss of 4.5; of 32
+    images calibration sees a view too, if any are wanted, and not more than ``most`` together."""
 
     def paced(shortened: Trainer) -> Any:
         plans = shortened.generator_plan, shortened.image_plan, shortened.student_plan
@@ -40,9 +44,9 @@ def test_steps_are_counted_at_the_pace_of_the_fastest(monkeypatch: pytest.Monkey
                 yield Record(phase, step + 1, steps, clock, {})
 
     monkeypatch.setattr(estimating, "train", paced)
-    spent = trainer()
+    spent = trainer(views=views, calibration_images=most)
     spent.seconds = 0.0
-    expected = {"generator": 2.5 * 40, "images": 2 * 80, "calibration": 9 * 4, "student": 2 * 30, "freezing": 9}
+    expected = {"generator": 2.5 * 40, "images": 2 * 80, "calibration": 9 * batches, "student": 2 * 30, "freezing": 9}
     assert estimate(spent) == expected
 
 

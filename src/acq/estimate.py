@@ -18,7 +18,7 @@ def estimate(trainer: Trainer) -> dict[str, float]:
     not in it: the last two were a tenth more where they were measured.
     """
     generator, images, student = trainer.generator_plan, trainer.image_plan, trainer.student_plan
-    calibrated = min(student.calibration_images, images.count * (2 if student.views else 1))
+    calibrated = student.calibrated_on(images.count)
     tried = min(_IMAGES, calibrated, images.batch)
     wanted = {
         "generator": generator.steps,

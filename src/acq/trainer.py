@@ -111,6 +111,10 @@ class StudentPlan:
     renew_count: int
     views: float
 
+    def calibrated_on(self, images: int) -> int:
+        """How many images calibration sees of a pool of ``images``, views of them counted in."""
+        return min(self.calibration_images, images * (2 if self.views else 1))
+
 
 class Trainer:
     """Everything that a run trains and the place it is at; ``train`` moves it, ``state`` holds it whole.
@@ -346,9 +350,9 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     assert trainer.pool is not None
     plan = trainer.student_plan
     images = trainer.pool.sample(plan.calibration_images, trainer.rng).images
-    room = plan.calibration_images - len(images)
-    if plan.views and room:  # the student will see such
-        images = torch.cat((images, views(images, trainer.rng)[:room]))
+    more = plan.calibrated_on(len(images)) - len(images)
+    if more:  # the student will see such
+        images = torch.cat((images, views(images, trainer.rng)[:more]))
     calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
     if plan.rounding:
         fitting = images[: images_that_fit(trainer.student)]

@@ -27,6 +27,7 @@ OFF = {
     "scenes alone": ["generator.steps=1", "images.scene=1"],
     "no finishing": ["images.steps=0", "images.count=4096", "images.renew_count=128"],
     "no views": ["student.views=0"],
+    "no equalization": ["student.equalization=false"],
     "no rounding": ["student.rounding=false"],
     "no training": ["student.steps=0"],
 }

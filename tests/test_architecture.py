@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "acq"
 ORDER = [
     "errors", "intake", "tensors", "flow", "trace", "attention", "moments", "processes", "teacher", "condition",
     "generators", "losses",
-    "scenes", "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "rounding",
-    "freezing",
+    "scenes", "augment", "refinement", "distillation", "quantizers", "plan", "student", "calibration", "equalization",
+    "rounding", "freezing",
     "artifact", "evaluate", "allocation", "sensitivity", "review", "insight", "pool", "soundness", "fidelity",
     "trainer",
     "estimate", "checkpoint", "folder", "interrupt", "memory", "data", "export", "report", "tensorboard", "summary",

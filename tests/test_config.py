@@ -92,6 +92,14 @@ def test_networks_of_depthwise_convolutions_are_trained_on_demand_alone(preset: 
     assert asked.fitted(size, depthwise=True).student.steps == asked.fitted(size).student.steps == 30
 
 
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_channels_are_equalized_where_no_convolution_is_depthwise(asked: bool | None) -> None:
+    """Unless the setting says otherwise, either way."""
+    config, size = Config.create("default", {"student": {"equalization": asked}}), (3, 32, 32)
+    assert config.fitted(size).student.equalization is (True if asked is None else asked)
+    assert config.fitted(size, depthwise=True).student.equalization is (False if asked is None else asked)
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     """At no level."""
     config = Config.create()

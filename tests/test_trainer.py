@@ -45,6 +45,7 @@ STUDENT = StudentPlan(
     learning_rate=0.02,
     scale_learning_rate=0.01,
     calibration_images=12,
+    equalization=True,
     rounding=True,
     renew_every=2,
     renew_count=10,

@@ -141,6 +141,8 @@ def _tensors(student: Student) -> dict[str, Tensor]:
     for name, module in _quantizers(student):
         found[f"{name}.log_scale"] = module.log_scale
         found[f"{name}.zero_point"] = module.zero_point
+        if module.ratio is not None:
+            found[f"{name}.ratio"] = module.ratio
     for node in student.graph.nodes:
         if node.op == "get_attr":
             found[node.target] = student.get_buffer(node.target)
@@ -349,8 +351,14 @@ class _Loader:
         return QuantConv2d(weight, bias, quantizer, layer.geometry)
 
     def _quantizer(self, name: str, bits: int) -> ActivationQuantizer:
-        made = ActivationQuantizer(bits, name.removesuffix("_quantizer"), binary=self.document.plan.bits.binary)
-        made.load_state_dict({key: self.tensors[f"{name}.{key}"] for key in ("log_scale", "zero_point")})
+        ratio = self.tensors.get(f"{name}.ratio")
+        made = ActivationQuantizer(
+            bits,
+            name.removesuffix("_quantizer"),
+            binary=self.document.plan.bits.binary,
+            channels=None if ratio is None else len(ratio),
+        )
+        made.load_state_dict({key: self.tensors[f"{name}.{key}"] for key in made.state_dict()})
         return made
 
     def _place(self, student: Student, path: str, value: nn.Module | Tensor) -> None:

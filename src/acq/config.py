@@ -101,6 +101,11 @@ class Student(Section):
     calibration_images: int = Field(
         1024, ge=1, description="at most; where the images are fewer, a view of each is taken too"
     )
+    equalization: bool | None = Field(
+        None,
+        description="scale the channels of what layers read in few bits, so that each uses more of the levels; by "
+        "default where no convolution is depthwise, where nothing came of it",
+    )
     rounding: bool = Field(True, description="round layers one after the other, each making up for those before")
     steps: int | None = Field(
         None,
@@ -184,6 +189,8 @@ class Config(Section):
             name: {"batch": getattr(self, name).batch or min(usual, together)} for name, usual in _USUAL_BATCHES.items()
         }
         filled["images"]["count"] = self.images.count or min(_USUAL_COUNT, kept)
+        if self.student.equalization is None:
+            filled["student"]["equalization"] = not depthwise
         if self.student.steps is None:
             filled["student"]["steps"] = 0 if depthwise else _USUAL_STEPS[_pace(self.preset, self.bits)]
         return self.model_copy(

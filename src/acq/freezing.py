@@ -46,7 +46,7 @@ def freeze(student: Student) -> None:
             if before[0] in sums:
                 _off_ties(module, sums[before[0]])
             elif grid is not None:  # what is held in more bits
-                _off_ties(module, _levels(grid))
+                _off_ties(module, _levels(grid, module.ratio))
         elif node.name in passing and len(before) == 1 and before[0] in sums:
             sums[node] = sums[before[0]]
         own = module if isinstance(module, ActivationQuantizer) else None
@@ -81,10 +81,12 @@ def _sums(layer: QuantLayer, inputs: ActivationQuantizer) -> _Sums:
     return _Sums(unit, bias + below, bias + above)
 
 
-def _levels(grid: ActivationQuantizer) -> _Sums:
-    """The values of a grid, as sums of one channel."""
+def _levels(grid: ActivationQuantizer, ratio: Tensor | None) -> _Sums:
+    """The values of a grid divided by ``ratio`` [C], as sums of as many channels; of one channel without it."""
     zero = grid.zero_point.double().cpu().view(1)
-    return _Sums(grid.scale.double().cpu().view(1), grid.low - zero, grid.high - zero)
+    unit = grid.scale.double().cpu().view(1)
+    unit = unit if ratio is None else unit / ratio.double().cpu()
+    return _Sums(unit, (grid.low - zero).expand_as(unit), (grid.high - zero).expand_as(unit))
 
 
 def _off_ties(quantizer: ActivationQuantizer, sums: _Sums) -> None:

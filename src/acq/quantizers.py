@@ -179,12 +179,18 @@ class ActivationQuantizer(nn.Module):
     until frozen. While ``enabled`` is False values pass through. With ``binary`` the scale is a power of two, which is
     not learned, and the zero point even: sums on such grids are rounded alike by every engine, ties too (this project's
     definition).
+
+    With ``channels`` the values [N, C, ...] are divided by ``ratio`` [C] first, always, and come out so: what reads
+    them has its weights multiplied by it (``acq.equalization``). It is one a channel until somebody sets it.
     """
 
     log_scale: nn.Parameter
     zero_point: Tensor
+    ratio: Tensor | None
 
-    def __init__(self, bits: int, name: str = "activation", *, binary: bool = False) -> None:
+    def __init__(
+        self, bits: int, name: str = "activation", *, binary: bool = False, channels: int | None = None
+    ) -> None:
         super().__init__()
         self.bits = bits
         self.binary = binary
@@ -194,6 +200,7 @@ class ActivationQuantizer(nn.Module):
         self.calibrated = False
         self.log_scale = nn.Parameter(torch.tensor(torch.nan))
         self.register_buffer("zero_point", torch.tensor(torch.nan))
+        self.register_buffer("ratio", None if channels is None else torch.ones(channels))
         self._sample: _Sample | None = None
 
     @property
@@ -203,7 +210,9 @@ class ActivationQuantizer(nn.Module):
         return significant(scale, 1).detach() if self.binary else scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """The values on their grid, or ``x`` itself while observing or not enabled."""
+        """The values on their grid, or as they are while observing or not enabled; in units of the ``ratio``."""
+        if self.ratio is not None:
+            x = x * (1 / self.ratio).view(-1, *(1,) * (x.dim() - 2))
         if self._sample is not None:
             self._sample.add(x)
             return x
@@ -245,8 +254,10 @@ class ActivationQuantizer(nn.Module):
         """The format, for ``print(module)``."""
         return f"bits={self.bits}, name={self.name!r}"
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.ratio is not None:  # checkpoints had none before
+            state_dict.setdefault(f"{prefix}ratio", torch.ones_like(self.ratio))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.calibrated = bool(self.log_scale.isfinite() & self.zero_point.isfinite())
 
 

@@ -302,6 +302,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
     assert images.count is not None
     assert student.batch is not None
     assert student.steps is not None
+    assert student.equalization is not None
     return (
         GeneratorPlan(
             weights=generator.losses.model_dump(),
@@ -329,6 +330,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
             learning_rate=student.learning_rate,
             scale_learning_rate=student.scale_learning_rate,
             calibration_images=student.calibration_images,
+            equalization=student.equalization,
             rounding=student.rounding,
             renew_every=images.renew_every,
             renew_count=images.renew_count,

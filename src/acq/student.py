@@ -140,6 +140,14 @@ class _Reader(fx.Interpreter):
         return value
 
 
+def times_inputs(layer: QuantLayer, weight: Tensor, factor: Tensor) -> Tensor:
+    """A ``weight`` of the layer's shape [K, C / groups, ...] with what it multiplies of each input channel times
+    ``factor`` [C]."""
+    groups = int(layer.geometry.get("groups", 1)) if isinstance(layer, QuantConv2d) else 1
+    rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # [G, K / G, C / G, n]
+    return (rows * factor.view(groups, 1, -1, 1)).view_as(weight)
+
+
 def site_of(node: fx.Node) -> str:
     """The node of the plan, and of the teacher, whose layer a student's node runs."""
     return str(node.meta.get("layer", node.name))
@@ -170,8 +178,9 @@ def float_bytes(student: Student) -> int:
 
 
 def quantized_bytes(student: Student) -> int:
-    """Bytes as deployed: weights packed to their width, int32 biases, float32 scales, 1-byte zero points."""
-    total = sum(5 for _ in student.activations())
+    """Bytes as deployed: weights packed to their width, int32 biases, float32 scales and ratios, 1-byte zero points."""
+    grids = [grid for _, grid in student.activations()]
+    total = sum(5 + (0 if grid.ratio is None else 4 * grid.ratio.numel()) for grid in grids)
     for _, layer in student.layers():
         weights = layer.weight_quantizer
         packed = (layer.weight.numel() * weights.bits + 7) // 8
@@ -245,7 +254,12 @@ class _Builder:
 
     def _quantized(self, copy: fx.Node, site: Site, bits: int, kind: str) -> fx.Node:
         name = f"{site.node}_{kind}"
-        quantizer = ActivationQuantizer(bits, name.removesuffix("_quantizer"), binary=self.built.plan.bits.binary)
+        quantizer = ActivationQuantizer(
+            bits,
+            name.removesuffix("_quantizer"),
+            binary=self.built.plan.bits.binary,
+            channels=site.shape[1] if kind == "narrow_quantizer" and len(site.shape) in (2, 4) else None,
+        )
         node = self.graph.create_node("call_module", place(self.built, name, quantizer), (copy,), name=name)
         node.meta = {"shape": site.shape}
         return node

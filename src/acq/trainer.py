@@ -20,6 +20,7 @@ from acq import distillation, soundness
 from acq.augment import views
 from acq.calibration import calibrate
 from acq.condition import draw
+from acq.equalization import equalize
 from acq.errors import RunError
 from acq.evaluate import evaluating
 from acq.fidelity import Fidelity, Outcome, commonest, fidelity
@@ -93,7 +94,8 @@ class StudentPlan:
     """How the student is trained: weights of ``acq.distillation`` by name, and an Adam run.
 
     Rates are in steps of the grid: ``learning_rate`` is that of weights and biases in mean steps of their layer's grid,
-    ``scale_learning_rate`` that of scales in steps by which the end of a range moves. With ``rounding`` layers are
+    ``scale_learning_rate`` that of scales in steps by which the end of a range moves. With ``equalization`` channels of
+    what layers read are scaled before (``acq.equalization``). With ``rounding`` layers are
     rounded one after the other before the first step (``acq.rounding``), on as many of the ``calibration_images`` as
     memory allows: images of the pool and, where ``views`` are wanted and room is left, another view of each.
     ``renew_count`` images, as generated, replace the oldest of the pool every ``renew_every`` steps; ``views`` is the
@@ -106,6 +108,7 @@ class StudentPlan:
     learning_rate: float
     scale_learning_rate: float
     calibration_images: int
+    equalization: bool
     rounding: bool
     renew_every: int
     renew_count: int
@@ -354,6 +357,9 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     if more:  # the student will see such
         images = torch.cat((images, views(images, trainer.rng)[:more]))
     calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
+    if plan.equalization:
+        equalize(trainer.student, images.split(64), keep={trainer.teacher.anatomy.features})  # type: ignore[no-untyped-call]
+        calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
     if plan.rounding:
         fitting = images[: images_that_fit(trainer.student)]
         round_layers(trainer.student, fitting.split(64))  # type: ignore[no-untyped-call]

@@ -92,14 +92,16 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
         return writer.on_grid(source.name, writer.values[source], module)
     assert isinstance(module, QuantLayer)
     bias, x = writer.bias(node.name, module), writer.floats(source)
+    before = student.get_submodule(str(source.target)) if source.op == "call_module" else None
+    ratio = before.ratio if isinstance(before, ActivationQuantizer) else None
     if isinstance(module, QuantConv2d):
-        weight = writer.weight(node.name, module)
+        weight = writer.weight(node.name, module, ratio=ratio)
         return Value(writer.add("Conv", [x, weight, *bias], **_geometry(module, writer.values[source].pads)))
     assert isinstance(module, QuantLinear)
     if len(node.meta["shape"]) == 2:
-        product = writer.add("Gemm", [x, writer.weight(node.name, module)], transB=1)
+        product = writer.add("Gemm", [x, writer.weight(node.name, module, ratio=ratio)], transB=1)
     else:
-        product = writer.add("MatMul", [x, writer.weight(node.name, module, turned=True)])
+        product = writer.add("MatMul", [x, writer.weight(node.name, module, ratio=ratio, turned=True)])
     # added apart: a bias of floats inside the product keeps it from an engine's integer kernel
     return Value(writer.add("Add", [product, *bias]) if bias else product)
 

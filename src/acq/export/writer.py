@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from torch import fx
+from torch import Tensor, fx
 
 from acq.quantizers import ActivationQuantizer, pack
-from acq.student import QuantLayer, QuantLinear
+from acq.student import QuantLayer, QuantLinear, times_inputs
 
 NO_BOUNDS = (-math.inf, math.inf)
 NO_PADS = (0, 0, 0, 0)
@@ -75,15 +75,17 @@ class Writer:
         """The name of a 32-bit float."""
         return self.constant(f"number_{value!r}", np.float32(value))
 
-    def weight(self, name: str, layer: QuantLayer, *, turned: bool = False) -> str:
+    def weight(self, name: str, layer: QuantLayer, *, ratio: Tensor | None = None, turned: bool = False) -> str:
         """The name of a layer's weight, stored in 4 bits a value where these hold it and in 8 otherwise.
 
         Engines fold the widening to 8 bits, for which they have kernels, when they load the file. A ``turned`` one is
-        a matrix [inputs, outputs].
+        a matrix [inputs, outputs]. In floating point nothing divides what the layer reads by ``ratio`` [C], so its
+        weight is divided by it.
         """
         quantizer = layer.weight_quantizer
         if self.floating:
-            weight = quantizer(layer.weight).detach().cpu()
+            weight = quantizer(layer.weight).detach()
+            weight = (weight if ratio is None else times_inputs(layer, weight, 1 / ratio)).cpu()
             return self.constant(f"{name}.weight", (weight.T if turned else weight).numpy())
         integers = quantizer.integers(layer.weight.detach()).cpu()
         integers = integers.T.contiguous() if turned else integers
@@ -120,7 +122,16 @@ class Writer:
             self.constant(f"{name}.zero", np.uint8(zero)),
         )
         unclipped = source.floats if source.floats is not None else self._dequantized(source)
-        found = self.add("QuantizeLinear", [unclipped, *grid])
+        if quantizer.ratio is None:
+            found = self.add("QuantizeLinear", [unclipped, *grid])
+        else:  # a scale a channel divides by the ratio too; read again at one scale, values come out divided
+            assert source.bounds == NO_BOUNDS  # what has a ratio was on a grid before
+            steps = (quantizer.scale * quantizer.ratio).detach().cpu().numpy()
+            channels = (
+                self.constant(f"{name}.steps", steps),
+                self.constant(f"{name}.zeros", np.full(steps.shape, zero, np.uint8)),
+            )
+            found = self.add("QuantizeLinear", [unclipped, *channels], axis=1)
         inverse = np.float32((1 / quantizer.scale).item())  # the student multiplies by it, in 32 bits
         low, high = (_clipped(float(np.float32(b) * inverse), zero, quantizer.high) for b in source.bounds)
         if (low, high) != (0, 255):

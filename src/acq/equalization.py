@@ -1,0 +1,132 @@
+"""Channels of one range: what layers read in few bits is scaled channel by channel, and their weights the other way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from acq.plan import operator_of
+from acq.quantizers import ActivationQuantizer
+from acq.student import QuantLayer, Student, quantizers_off, times_inputs
+
+_TOGETHER = 16  # images whose values are held at once
+_SAMPLE = 4096  # values kept of a channel, over all batches
+_CLIPS = [0.1 ** (step / 40) for step in range(41)]  # of the greatest value of a channel
+_LEAST = 1 / 64  # of the greatest ratio: a channel that hardly ever fires is not blown up without end
+_SHARE = 0.5  # of the way, in logarithms: the rest would make of uneven values uneven weights, which are rounded too
+_RECTIFIED, _CLIPPED = "aten.relu.default", "aten.hardtanh.default"
+
+
+@torch.no_grad()
+def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[str] = ()) -> None:
+    """Let every channel of what layers alone read use all levels of its tensor's grid; ranges are to be searched anew.
+
+    Each channel is divided by a ratio of its own, the scale at which its values [N, C, ...] on images given in
+    ``batches`` are rounded best over the largest such, and the weights that read it are multiplied by it, so that the
+    network in floating point stays the same. What a layer gives, rectified or not, is divided by dividing that layer's
+    weights; what is held in more bits, for sums, is divided where it is rounded for the layers that read it. Between
+    two layers this is cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1) with the ranges of values
+    in place of those of weights; the rest is this project's definition. Nodes in ``keep`` stay as they are, and so does
+    what has 8 bits: that is fine enough, and binary grids have no other scales.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    if not batches:
+        raise ValueError("equalize needs at least one batch of images")
+    places = [place for place in _places(student) if place.node.name.removesuffix("_quantizer") not in keep]
+    seen = _seen(student, batches, [place.node.name for place in places])
+    for place in places:
+        values, most = seen[place.node.name]
+        ratio = _ratio(values, place.quantizer) ** _SHARE
+        if place.bound is not None:  # what is clipped at a bound must be so above the end of the range
+            ratio = torch.maximum(ratio, (most / place.bound).to(ratio))
+        _give(place, ratio)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A grid whose values layers alone read: its node, these layers, and the one that gives them, which is None where
+    the grid divides by itself; ``bound`` is what a rectifier between clips at, if it does."""
+
+    node: fx.Node
+    quantizer: ActivationQuantizer
+    readers: list[QuantLayer]
+    source: QuantLayer | None
+    bound: float | None
+
+
+def _places(student: Student) -> Iterator[_Place]:
+    modules = dict(student.placed())
+    for node, module in modules.items():
+        if not isinstance(module, ActivationQuantizer) or module.bits >= 8 or len(node.meta["shape"]) not in (2, 4):
+            continue
+        readers = [modules.get(user) for user in node.users]
+        layers = [reader for reader in readers if isinstance(reader, QuantLayer)]
+        if len(layers) < len(readers):
+            continue
+        if module.ratio is not None:
+            yield _Place(node, module, layers, None, None)
+            continue
+        (before,) = node.all_input_nodes
+        bound = None
+        if before.op == "call_function" and len(before.users) == 1 and _scales(before):
+            bound = float(before.args[2]) if operator_of(before) == _CLIPPED else None  # type: ignore[arg-type]
+            (before,) = before.all_input_nodes
+        source = modules.get(before)
+        if isinstance(source, QuantLayer) and len(before.users) == 1:
+            yield _Place(node, module, layers, source, bound)
+
+
+def _scales(rectifier: fx.Node) -> bool:
+    """Whether an operator of what is divided gives what it gives divided, up to a bound above zero."""
+    operator, clipped = operator_of(rectifier), len(rectifier.args) == 3 and rectifier.args[1] == 0
+    return operator == _RECTIFIED or (operator == _CLIPPED and bool(clipped))
+
+
+def _seen(student: Student, batches: Sequence[Tensor], taps: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each tap's channels a sample of values [C, n] and the greatest [C], in floating point."""
+    rng = torch.Generator().manual_seed(0)
+    samples: dict[str, list[Tensor]] = {tap: [] for tap in taps}
+    most: dict[str, Tensor] = {}
+    size = max(1, _SAMPLE * _TOGETHER // sum(map(len, batches)))
+    with quantizers_off(student):
+        for part in (part for batch in batches for part in batch.split(_TOGETHER)):  # type: ignore[no-untyped-call]
+            for tap, values in student.read(part, taps)[1].items():
+                channels = values.movedim(1, 0).flatten(1)  # [C, N * H * W]
+                chosen = torch.randint(channels.shape[1], (size,), generator=rng).to(channels.device)
+                samples[tap].append(channels[:, chosen])
+                greatest = channels.amax(1)
+                most[tap] = torch.maximum(most[tap], greatest) if tap in most else greatest
+    return {tap: (torch.cat(parts, 1), most[tap]) for tap, parts in samples.items()}
+
+
+def _ratio(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """The scale of each channel [C] of ``values`` [C, n] at which the grid's integers err least, over the largest."""
+    low, high = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
+    ends = torch.stack((values.amin(1) / low.clamp_max(-1), values.amax(1) / high.clamp_min(1)))
+    widest = ends.amax(0).clamp_min(0)
+    best, scale = torch.full_like(widest, torch.inf), widest
+    for clip in _CLIPS:
+        step = (widest * clip).clamp_min(torch.finfo(widest.dtype).tiny).unsqueeze(1)
+        rounded = (values / step).round_().clamp_(low, high).mul_(step)
+        error = rounded.sub_(values).square_().sum(1)
+        scale = torch.where(error < best, step.squeeze(1), scale)
+        best = torch.minimum(best, error)
+    ratio = scale / scale.amax().clamp_min(torch.finfo(scale.dtype).tiny)
+    return torch.where(widest > 0, ratio.clamp_min(_LEAST), 1.0)
+
+
+def _give(place: _Place, ratio: Tensor) -> None:
+    for layer in place.readers:
+        layer.weight.copy_(times_inputs(layer, layer.weight, ratio))
+    if place.source is None:
+        assert place.quantizer.ratio is not None
+        place.quantizer.ratio.mul_(ratio)
+        return
+    place.source.weight.div_(ratio.view(-1, *(1,) * (place.source.weight.dim() - 1)))
+    if place.source.bias is not None:
+        place.source.bias.div_(ratio)

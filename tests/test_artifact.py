@@ -42,6 +42,15 @@ def test_loaded_student_is_the_saved_one(name: str, bits: str, binary: bool, tmp
     assert load_facts(tmp_path) == FACTS
 
 
+@pytest.mark.parametrize(("bits", "version"), [("w4a8", 1), ("w4a4", 2)])
+def test_a_student_whose_grids_divide_channels_says_so(bits: str, version: int, tmp_path: Path) -> None:
+    """Readers of the first format would leave the ratios out, so they must refuse it; they read all others."""
+    student = student_of("resnet", bits)
+    save(student, tmp_path, FACTS)
+    assert json.loads((tmp_path / DOCUMENT).read_text())["format"] == version
+    assert any(grid.ratio is not None for _, grid in load(tmp_path).activations()) is (version == 2)
+
+
 def test_loaded_student_can_be_read_trained_and_saved(folder: Path, tmp_path: Path) -> None:
     """It has the same taps and gradients, and saving it again gives the same two files."""
     student = load(folder)
@@ -94,7 +103,7 @@ def change_node(index: int, **fields: Any) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (change(format=2), "format"),
+        (change(format=3), "format"),
         (change(extra=1), "extra"),
         (change(nodes=[]), "damaged"),
         (change(layers={}), "does not describe"),

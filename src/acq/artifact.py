@@ -62,7 +62,7 @@ class _Preprocessing(_Strict):
 
 
 class _Document(_Strict):
-    format: Literal[1]
+    format: Literal[1, 2]  # 2 where grids divide channels, which readers of the first would not
     sha256: str
     plan: Plan
     nodes: list[_Node]
@@ -84,7 +84,7 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     packed = safetensors.torch.save(_tensors(student))
     document = _Document(
-        format=1,
+        format=1 if all(module.ratio is None for _, module in _quantizers(student)) else 2,
         sha256=hashlib.sha256(packed).hexdigest(),
         plan=student.plan,
         nodes=[_encoded(node) for node in student.graph.nodes],

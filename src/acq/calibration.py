@@ -61,16 +61,24 @@ def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """
     flat = weight.detach().flatten(1)  # [C, ...] -> [C, n]
     bound = flat.abs().amax(1) / quantizer.high
-    best = torch.full_like(bound, torch.inf)
-    scale = torch.ones_like(bound)
-    for ratio in _CLIPS:
-        step = quantizer.held((bound * ratio).clamp_min(torch.finfo(flat.dtype).tiny)).unsqueeze(1)
-        rounded = (flat / step).round_().clamp_(quantizer.low, quantizer.high).mul_(step)
-        error = rounded.sub_(flat).square_().sum(1)
-        scale = torch.where(error < best, step.squeeze(1), scale)
-        best = torch.minimum(best, error)
+    least = torch.finfo(flat.dtype).tiny
+    steps = (quantizer.held((bound * ratio).clamp_min(least)) for ratio in _CLIPS)
+    scale = best_steps(flat, steps, quantizer.low, quantizer.high)
     live = bound > 0
     return torch.where(live, scale, scale[live].mean() if live.any() else 1.0)
+
+
+def best_steps(rows: Tensor, steps: Iterable[Tensor], low: int, high: int) -> Tensor:
+    """Of the candidates ``steps``, [C] each and positive, the one at which each of the ``rows`` [C, n] is rounded with
+    the least squared error to multiples ``low`` to ``high``; 1 where none has a finite one."""
+    best, chosen = torch.full_like(rows[:, 0], torch.inf), torch.ones_like(rows[:, 0])
+    for step in steps:
+        column = step.unsqueeze(1)
+        rounded = (rows / column).round_().clamp_(low, high).mul_(column)
+        error = rounded.sub_(rows).square_().sum(1)
+        chosen = torch.where(error < best, step, chosen)
+        best = torch.minimum(best, error)
+    return chosen
 
 
 def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:

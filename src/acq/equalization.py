@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from acq.calibration import best_steps
 from acq.plan import operator_of
 from acq.quantizers import ActivationQuantizer
 from acq.student import QuantLayer, Student, quantizers_off, times_inputs
@@ -106,17 +107,12 @@ def _seen(student: Student, batches: Sequence[Tensor], taps: Sequence[str]) -> d
 
 def _ratio(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """The scale of each channel [C] of ``values`` [C, n] at which the grid's integers err least, over the largest."""
-    low, high = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
-    ends = torch.stack((values.amin(1) / low.clamp_max(-1), values.amax(1) / high.clamp_min(1)))
-    widest = ends.amax(0).clamp_min(0)
-    best, scale = torch.full_like(widest, torch.inf), widest
-    for clip in _CLIPS:
-        step = (widest * clip).clamp_min(torch.finfo(widest.dtype).tiny).unsqueeze(1)
-        rounded = (values / step).round_().clamp_(low, high).mul_(step)
-        error = rounded.sub_(values).square_().sum(1)
-        scale = torch.where(error < best, step.squeeze(1), scale)
-        best = torch.minimum(best, error)
-    ratio = scale / scale.amax().clamp_min(torch.finfo(scale.dtype).tiny)
+    zero = int(quantizer.zero_point.item())
+    low, high = quantizer.low - zero, quantizer.high - zero
+    widest = torch.maximum(values.amin(1) / min(low, -1), values.amax(1) / max(high, 1)).clamp_min(0)
+    least = torch.finfo(widest.dtype).tiny
+    scale = best_steps(values, ((widest * clip).clamp_min(least) for clip in _CLIPS), low, high)
+    ratio = scale / scale.amax()
     return torch.where(widest > 0, ratio.clamp_min(_LEAST), 1.0)
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from helpers import NETWORKS, SIZE, images, student_of
 from torch import nn
@@ -49,6 +51,31 @@ def test_a_student_whose_grids_divide_channels_says_so(bits: str, version: int, 
     save(student, tmp_path, FACTS)
     assert json.loads((tmp_path / DOCUMENT).read_text())["format"] == version
     assert any(grid.ratio is not None for _, grid in load(tmp_path).activations()) is (version == 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [
+        ("relu_narrow_quantizer", torch.zeros(16)),
+        ("relu_narrow_quantizer", torch.full((16,), torch.nan)),
+        ("relu_narrow_quantizer", torch.full((16,), torch.inf)),
+        ("relu_narrow_quantizer", -torch.ones(16)),
+        ("relu_narrow_quantizer", torch.ones(1)),
+        ("relu_narrow_quantizer", torch.ones(16, dtype=torch.int64)),
+        ("relu_1_quantizer", torch.ones(16)),
+    ],
+    ids=["zeros", "nan", "infinite", "negative", "short", "integers", "of another grid"],
+)
+def test_ratios_that_are_none_are_refused(name: str, ratio: torch.Tensor, folder: Path) -> None:
+    """Whatever else the file holds is as it was written, its digest too."""
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    assert tensors["relu_narrow_quantizer.ratio"].shape == (16,)
+    packed = safetensors.torch.save({**tensors, f"{name}.ratio": ratio})
+    (folder / WEIGHTS).write_bytes(packed)
+    document = json.loads((folder / DOCUMENT).read_text())
+    (folder / DOCUMENT).write_text(json.dumps({**document, "sha256": hashlib.sha256(packed).hexdigest()}))
+    with pytest.raises(RequestError, match=f"{name} cannot divide channels"):
+        load(folder)
 
 
 def test_loaded_student_can_be_read_trained_and_saved(folder: Path, tmp_path: Path) -> None:

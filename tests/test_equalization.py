@@ -170,6 +170,37 @@ def test_the_saved_student_and_the_file_divide_too(name: str, tmp_path: Path) ->
     assert floating.plain.equal == floating.optimised.equal == 100
 
 
+class LastAxis(nn.Module):
+    """Sums of channels-last values that linear layers read, as in networks of the ConvNeXt kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 2, 3, 1)
+        y = y + self.back(torch.relu(self.wide(y)))
+        return (y + self.back(torch.relu(self.wide(y)))).permute(0, 3, 1, 2)
+
+
+def test_values_whose_channels_are_the_last_axis_stay_as_they_are() -> None:
+    """A linear layer over places reads [N, H, W, C]: nothing of it is divided, whatever the sizes."""
+    torch.manual_seed(0)
+    model = Chain(nn.MaxPool2d(2), LastAxis()).eval()  # 8 channels on 8 x 8 places
+    graph, x = trace(model, (3, 16, 16)), images(32)
+    student = build(graph, plan(graph, Bits.parse("w4a4")))
+    calibrate(student, x.split(16))
+    before = in_floats(student, x)
+    equalize(student, x.split(16))
+    assert torch.equal(in_floats(student, x), before)
+
+
+@pytest.mark.parametrize(("bits", "changes"), [("w4a4", True), ("w4a8", False)])
+def test_whether_anything_was_divided_is_told(bits: str, changes: bool) -> None:
+    """So that ranges are searched again only where they may differ."""
+    assert equalize(student_of("resnet", bits), images(32).split(16)) is changes
+
+
 def test_images_are_needed() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         equalize(student_of("resnet"), [])

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,20 @@ def test_a_run_of_another_format_is_not_resumed_and_an_unmarked_one_is(tmp_path:
         pass
     with begin(path, overwrite=True) as folder:
         assert folder.load_state() is None
+
+
+def test_a_run_of_before_a_setting_goes_on_as_it_began(tmp_path: Path) -> None:
+    """What was not equalized then is not now, and may not be."""
+    before, path = {**SETTINGS, "config": {"student": {"steps": 2}}}, tmp_path / "run"
+    with claim(path, before, resume=False, overwrite=False) as folder:
+        folder.save_state({"seconds": 1.5})
+    for equalization in (False, True):
+        now = {**before, "config": {"student": {"steps": 2, "equalization": equalization}}}
+        expected = (
+            pytest.raises(RequestError, match=r"config\.student\.equalization") if equalization else nullcontext()
+        )
+        with expected, claim(path, now, resume=True, overwrite=False) as folder:
+            assert folder.load_state() == {"seconds": 1.5}
 
 
 def test_a_run_is_written_where_it_is_expected(tmp_path: Path) -> None:

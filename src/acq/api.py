@@ -19,7 +19,7 @@ from acq.data import batches, read
 from acq.errors import RequestError, first_line
 from acq.evaluate import Classifier, accuracy
 from acq.flow import Preprocessing
-from acq.folder import LATENCY, REPORT, STATE, write_text
+from acq.folder import LATENCY, REPORT, STATE, as_begun, write_text
 from acq.recipe import Request, Result, Watch, run
 from acq.scenes import normalised_scenes
 from acq.student import Student
@@ -210,7 +210,7 @@ def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[
 def _command(facts: Mapping[str, Any], run: Path) -> str:
     """The command that makes a run again, with the settings that differ from its preset's."""
     origin, known = facts["origin"], facts["preprocessing"]
-    config = Config.model_validate(facts["config"])
+    config = Config.model_validate(as_begun(facts["config"]))
     usual = Config.create(config.preset, {"bits": config.bits}).fitted(known["input_size"])
     parts = ["acq", "quantize", str(origin["model"]), "--preset", config.preset, "--bits", config.bits]
     for option, value in (("checkpoint", origin.get("checkpoint")), ("model-args", origin.get("arguments"))):

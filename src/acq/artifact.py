@@ -352,6 +352,8 @@ class _Loader:
 
     def _quantizer(self, name: str, bits: int) -> ActivationQuantizer:
         ratio = self.tensors.get(f"{name}.ratio")
+        if ratio is not None and not ("_narrow_quantizer" in name and self._divides(name, ratio)):
+            raise ValueError(f"{name} cannot divide channels as the file says")
         made = ActivationQuantizer(
             bits,
             name.removesuffix("_quantizer"),
@@ -360,6 +362,12 @@ class _Loader:
         )
         made.load_state_dict({key: self.tensors[f"{name}.{key}"] for key in made.state_dict()})
         return made
+
+    def _divides(self, name: str, ratio: Tensor) -> bool:
+        """Whether a quantizer's values have as many channels as its ``ratio`` [C], which numbers can be divided by."""
+        shapes = [node.shape for node in self.document.nodes if node.op == "call_module" and node.target == name]
+        fits = all(len(shape) in (2, 4) and list(ratio.shape) == shape[1:2] for shape in shapes)
+        return fits and ratio.dtype == torch.float32 and bool((ratio.isfinite() & (ratio > 0)).all())
 
     def _place(self, student: Student, path: str, value: nn.Module | Tensor) -> None:
         if not re.fullmatch(r"\w+(\.\w+)*", path) or place(student, path, value) != path:

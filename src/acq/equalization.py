@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from acq.calibration import best_steps
 from acq.plan import operator_of
 from acq.quantizers import ActivationQuantizer
-from acq.student import QuantLayer, Student, quantizers_off, times_inputs
+from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student, quantizers_off, times_inputs
 
 _TOGETHER = 16  # images whose values are held at once
 _SAMPLE = 4096  # values kept of a channel, over all batches
@@ -22,8 +22,9 @@ _RECTIFIED, _CLIPPED = "aten.relu.default", "aten.hardtanh.default"
 
 
 @torch.no_grad()
-def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[str] = ()) -> None:
-    """Let every channel of what layers alone read use all levels of its tensor's grid; ranges are to be searched anew.
+def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[str] = ()) -> bool:
+    """Let every channel of what layers alone read use more levels of its tensor's grid; whether there was any, whose
+    ranges are then to be searched anew.
 
     Each channel is divided by a ratio of its own, the scale at which its values [N, C, ...] on images given in
     ``batches`` are rounded best over the largest such, and the weights that read it are multiplied by it, so that the
@@ -39,13 +40,16 @@ def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[st
     if not batches:
         raise ValueError("equalize needs at least one batch of images")
     places = [place for place in _places(student) if place.node.name.removesuffix("_quantizer") not in keep]
-    seen = _seen(student, batches, [place.node.name for place in places])
+    if not places:
+        return False
+    samples, greatest = _seen(student, batches, [place.node.name for place in places])
     for place in places:
-        values, most = seen[place.node.name]
+        values, most = torch.cat(samples.pop(place.node.name), 1), greatest[place.node.name]
         ratio = _ratio(values, place.quantizer) ** _SHARE
         if place.bound is not None:  # what is clipped at a bound must be so above the end of the range
             ratio = torch.maximum(ratio, (most / place.bound).to(ratio))
         _give(place, ratio)
+    return True
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ def _places(student: Student) -> Iterator[_Place]:
         if not isinstance(module, ActivationQuantizer) or module.bits >= 8 or len(node.meta["shape"]) not in (2, 4):
             continue
         readers = [modules.get(user) for user in node.users]
-        layers = [reader for reader in readers if isinstance(reader, QuantLayer)]
+        kind = (
+            QuantConv2d if len(node.meta["shape"]) == 4 else QuantLinear
+        )  # a linear layer's channels are the last axis
+        layers: list[QuantLayer] = [reader for reader in readers if isinstance(reader, kind)]
         if len(layers) < len(readers):
             continue
         if module.ratio is not None:
@@ -88,8 +95,10 @@ def _scales(rectifier: fx.Node) -> bool:
     return operator == _RECTIFIED or (operator == _CLIPPED and bool(clipped))
 
 
-def _seen(student: Student, batches: Sequence[Tensor], taps: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of each tap's channels a sample of values [C, n] and the greatest [C], in floating point."""
+def _seen(
+    student: Student, batches: Sequence[Tensor], taps: Sequence[str]
+) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+    """Of each tap's channels a sample of values [C, n], in parts, and the greatest [C], in floating point."""
     rng = torch.Generator().manual_seed(0)
     samples: dict[str, list[Tensor]] = {tap: [] for tap in taps}
     most: dict[str, Tensor] = {}
@@ -98,11 +107,13 @@ def _seen(student: Student, batches: Sequence[Tensor], taps: Sequence[str]) -> d
         for part in (part for batch in batches for part in batch.split(_TOGETHER)):  # type: ignore[no-untyped-call]
             for tap, values in student.read(part, taps)[1].items():
                 channels = values.movedim(1, 0).flatten(1)  # [C, N * H * W]
-                chosen = torch.randint(channels.shape[1], (size,), generator=rng).to(channels.device)
-                samples[tap].append(channels[:, chosen])
                 greatest = channels.amax(1)
                 most[tap] = torch.maximum(most[tap], greatest) if tap in most else greatest
-    return {tap: (torch.cat(parts, 1), most[tap]) for tap, parts in samples.items()}
+                if channels.shape[1] > size:
+                    chosen = torch.randint(channels.shape[1], (size,), generator=rng)
+                    channels = channels[:, chosen.to(channels.device)]
+                samples[tap].append(channels)
+    return samples, most
 
 
 def _ratio(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:

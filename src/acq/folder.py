@@ -200,13 +200,21 @@ def _stored_settings(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     ours = isinstance(stored, dict) and {"origin", "teacher", "preprocessing", "config"} <= stored.keys()
-    return {"format": 1, **stored} if ours else None  # which the first runs did not say
+    return {"format": 1, **stored, "config": as_begun(stored["config"])} if ours else None  # 1: the first said none
+
+
+def as_begun(config: Any) -> Any:
+    """A run's settings and those that it was begun before there were, as it took them."""
+    if not isinstance(config, dict) or not isinstance(config.get("student"), dict):
+        return config
+    return {**config, "student": {"equalization": False, **config["student"]}}
 
 
 def _prepare(path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
     text = yaml.safe_dump({"format": FORMAT, **settings}, sort_keys=False)
     if resume:
-        key = _difference(_stored_settings(path), yaml.safe_load(text))
+        wanted = yaml.safe_load(text)
+        key = _difference(_stored_settings(path), {**wanted, "config": as_begun(wanted["config"])})
         if key is not None:
             what = "teacher (its weights are not those the run began with)" if key == "teacher" else key
             raise RequestError(

@@ -258,7 +258,7 @@ class _Builder:
             bits,
             name.removesuffix("_quantizer"),
             binary=self.built.plan.bits.binary,
-            channels=site.shape[1] if kind == "narrow_quantizer" and len(site.shape) in (2, 4) else None,
+            channels=site.shape[1] if kind == "narrow_quantizer" and _has_channels(site) else None,
         )
         node = self.graph.create_node("call_module", place(self.built, name, quantizer), (copy,), name=name)
         node.meta = {"shape": site.shape}
@@ -298,6 +298,11 @@ class _Builder:
         factor, shift = _affine(self.source, node)
         folded = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
         return folded, shift if bias is None else shift + factor * bias
+
+
+def _has_channels(site: Site) -> bool:
+    """Whether values are [N, C] or [N, C, H, W]; -1 stands for the number of images."""
+    return len(site.shape) in (2, 4) and site.shape[1] > 0
 
 
 def _affine(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:

@@ -356,10 +356,10 @@ def _calibrate(trainer: Trainer) -> dict[str, Tensor]:
     more = plan.calibrated_on(len(images)) - len(images)
     if more:  # the student will see such
         images = torch.cat((images, views(images, trainer.rng)[:more]))
-    calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
-    if plan.equalization:
-        equalize(trainer.student, images.split(64), keep={trainer.teacher.anatomy.features})  # type: ignore[no-untyped-call]
-        calibrate(trainer.student, images.split(64))  # type: ignore[no-untyped-call]
+    batches = images.split(64)  # type: ignore[no-untyped-call]
+    calibrate(trainer.student, batches)
+    if plan.equalization and equalize(trainer.student, batches, keep={trainer.teacher.anatomy.features}):
+        calibrate(trainer.student, batches)
     if plan.rounding:
         fitting = images[: images_that_fit(trainer.student)]
         round_layers(trainer.student, fitting.split(64))  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from acq.errors import RequestError
 from acq.quantizers import ActivationQuantizer, pack
 from acq.student import QuantLayer, QuantLinear, times_inputs
 
@@ -125,7 +126,8 @@ class Writer:
         if quantizer.ratio is None:
             found = self.add("QuantizeLinear", [unclipped, *grid])
         else:  # a scale a channel divides by the ratio too; read again at one scale, values come out divided
-            assert source.bounds == NO_BOUNDS  # what has a ratio was on a grid before
+            if source.bounds != NO_BOUNDS:  # what has a ratio was on a grid before, in every student that was built
+                raise RequestError(f"{name} divides channels right after a rectifier; quantize again")
             steps = (quantizer.scale * quantizer.ratio).detach().cpu().numpy()
             channels = (
                 self.constant(f"{name}.steps", steps),

@@ -158,7 +158,11 @@ def test_the_saved_student_and_the_file_divide_too(name: str, tmp_path: Path) ->
     loaded = artifact.load(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(x), student(x))
-    onnx.save(onnx_model(student), tmp_path / "model.onnx")
+    model = onnx_model(student)
+    sizes = {constant.name: list(constant.dims) for constant in model.graph.initializer}
+    rounded = [sizes[node.input[1]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert rounded == [[]] * len(rounded)  # with a scale a channel ONNX Runtime is a hundred times slower
+    onnx.save(model, tmp_path / "model.onnx")
     parity = check(tmp_path / "model.onnx", student, x)
     assert parity.plain.equal == 100
     assert parity.optimised.equal >= 90

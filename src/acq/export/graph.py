@@ -89,7 +89,7 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     if isinstance(module, ActivationQuantizer):
-        return writer.on_grid(source.name, writer.values[source], module)
+        return writer.on_grid(source.name, writer.values[source], module, len(node.meta["shape"]))
     assert isinstance(module, QuantLayer)
     bias, x = writer.bias(node.name, module), writer.floats(source)
     before = student.get_submodule(str(source.target)) if source.op == "call_module" else None

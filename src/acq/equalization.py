@@ -18,6 +18,8 @@ _SAMPLE = 4096  # values kept of a channel, over all batches
 _CLIPS = [0.1 ** (step / 40) for step in range(41)]  # of the greatest value of a channel
 _LEAST = 1 / 64  # of the greatest ratio: a channel that hardly ever fires is not blown up without end
 _SHARE = 0.5  # of the way, in logarithms: the rest would make of uneven values uneven weights, which are rounded too
+# of values of so many dimensions: those for which channels are the second axis
+_READERS: dict[int, type[QuantLayer]] = {2: QuantLinear, 4: QuantConv2d}
 _RECTIFIED, _CLIPPED = "aten.relu.default", "aten.hardtanh.default"
 
 
@@ -67,12 +69,10 @@ class _Place:
 def _places(student: Student) -> Iterator[_Place]:
     modules = dict(student.placed())
     for node, module in modules.items():
-        if not isinstance(module, ActivationQuantizer) or module.bits >= 8 or len(node.meta["shape"]) not in (2, 4):
+        kind = _READERS.get(len(node.meta["shape"]))
+        if not isinstance(module, ActivationQuantizer) or module.bits >= 8 or kind is None:
             continue
         readers = [modules.get(user) for user in node.users]
-        kind = (
-            QuantConv2d if len(node.meta["shape"]) == 4 else QuantLinear
-        )  # a linear layer's channels are the last axis
         layers: list[QuantLayer] = [reader for reader in readers if isinstance(reader, kind)]
         if len(layers) < len(readers):
             continue

@@ -212,7 +212,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The values on their grid, or as they are while observing or not enabled; in units of the ``ratio``."""
         if self.ratio is not None:
-            x = x * (1 / self.ratio).view(-1, *(1,) * (x.dim() - 2))
+            x = x * self.factor(x.dim())
         if self._sample is not None:
             self._sample.add(x)
             return x
@@ -220,6 +220,11 @@ class ActivationQuantizer(nn.Module):
             return x
         _require_calibrated(self)
         return fake_quantize(x, self.scale, self.zero_point, self.low, self.high)
+
+    def factor(self, dimensions: int) -> Tensor:
+        """What values of so many ``dimensions`` [N, C, ...] are multiplied by: one over the ratio, [C, 1, ...]."""
+        assert self.ratio is not None
+        return (1 / self.ratio).view(-1, *(1,) * (dimensions - 2))
 
     def observe(self, size: int, rng: torch.Generator) -> None:
         """Pass values through from now on and keep ``size`` of each batch's, drawn with ``rng`` (a CPU

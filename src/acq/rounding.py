@@ -174,7 +174,7 @@ class _Rounded:
 
 def _rounded(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> _Rounded | None:
     """None where the layer has too many inputs."""
-    groups = int(layer.geometry.get("groups", 1)) if isinstance(layer, QuantConv2d) else 1
+    groups = layer.groups
     if groups * layer.weight[0].numel() ** 2 > _COVARIANCES:
         return None
     found = _moments(layer, groups, inputs)

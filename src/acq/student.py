@@ -26,6 +26,11 @@ class QuantLayer(nn.Module):
         self.bias = nn.Parameter(bias) if bias is not None else None
         self.weight_quantizer = quantizer
 
+    @property
+    def groups(self) -> int:
+        """Into how many groups its channels fall, each read by weights of its own."""
+        return 1
+
 
 class QuantLinear(QuantLayer):
     """A linear layer with quantized weight [K, C]."""
@@ -43,6 +48,11 @@ class QuantConv2d(QuantLayer):
     ) -> None:
         super().__init__(weight, bias, quantizer)
         self.geometry = geometry
+
+    @property
+    def groups(self) -> int:
+        """As the convolution has them."""
+        return int(self.geometry.get("groups", 1))
 
     def steps(self, name: str) -> tuple[int, int]:
         """``stride`` or ``dilation``, down and across."""
@@ -143,7 +153,7 @@ class _Reader(fx.Interpreter):
 def times_inputs(layer: QuantLayer, weight: Tensor, factor: Tensor) -> Tensor:
     """A ``weight`` of the layer's shape [K, C / groups, ...] with what it multiplies of each input channel times
     ``factor`` [C]."""
-    groups = int(layer.geometry.get("groups", 1)) if isinstance(layer, QuantConv2d) else 1
+    groups = layer.groups
     rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # [G, K / G, C / G, n]
     return (rows * factor.view(groups, 1, -1, 1)).view_as(weight)
 

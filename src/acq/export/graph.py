@@ -112,7 +112,7 @@ def _geometry(layer: QuantConv2d, around: tuple[int, ...]) -> dict[str, Any]:
     found: dict[str, tuple[Any, Any]] = {
         "strides": (layer.steps("stride"), (1, 1)),
         "dilations": (layer.steps("dilation"), (1, 1)),
-        "group": (int(layer.geometry.get("groups", 1)), 1),
+        "group": (layer.groups, 1),
         "pads": (pads, [0, 0, 0, 0]),
     }
     given = {name: value for name, (value, usual) in found.items() if value != usual}

@@ -113,7 +113,7 @@ class Writer:
             return []
         return [self.constant(f"{name}.bias", layer.bias.detach().cpu().numpy())]
 
-    def on_grid(self, name: str, source: Value, quantizer: ActivationQuantizer, dimensions: int = 4) -> Value:
+    def on_grid(self, name: str, source: Value, quantizer: ActivationQuantizer, dimensions: int) -> Value:
         """The bytes of a value of so many ``dimensions``, clipped to the quantizer's width and to the bounds of the
         rectifier before it."""
         if self.floating:
@@ -128,8 +128,8 @@ class Writer:
             if source.bounds != NO_BOUNDS:  # what has a ratio was on a grid before, in every student that was built
                 raise RequestError(f"{name} divides channels right after a rectifier; quantize again")
             # as in the student; with a scale a channel QuantizeLinear takes ONNX Runtime a hundred times as long
-            factor = (1 / quantizer.ratio).view(-1, *(1,) * (dimensions - 2)).detach().cpu().numpy()
-            unclipped = self.add("Mul", [unclipped, self.constant(f"{name}.factor", factor)])
+            factor = self.constant(f"{name}.factor", quantizer.factor(dimensions).cpu().numpy())
+            unclipped = self.add("Mul", [unclipped, factor])
         found = self.add("QuantizeLinear", [unclipped, *grid])
         inverse = np.float32((1 / quantizer.scale).item())  # the student multiplies by it, in 32 bits
         low, high = (_clipped(float(np.float32(b) * inverse), zero, quantizer.high) for b in source.bounds)

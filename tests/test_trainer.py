@@ -323,10 +323,10 @@ def pool_error(trainer: Trainer) -> float:
 def test_the_student_learns() -> None:
     """At 2 bits, distillation on a fixed pool leaves at most a third of the error that calibration leaves."""
     student = replace(
-        STUDENT, weights={"logits": 1.0}, steps=60, batch=24, renew_count=0, rounding=False, learning_rate=0.05
+        STUDENT, weights={"logits": 1.0}, steps=200, batch=24, renew_count=0, rounding=False, learning_rate=0.02
     )
     errors = []
-    for steps in (0, 60):
+    for steps in (0, 200):
         trainer = made(student=replace(student, steps=steps), bits="w2a2")
         list(train(trainer))
         errors.append(pool_error(trainer))

@@ -26,6 +26,9 @@ from acq import cli
 from acq.folder import claim
 from acq.processes import Team
 
+# its weights are those it was born with, so rounding alone may decide which of two students of it is the better one
+pytestmark = pytest.mark.filterwarnings("ignore:training took the student further")
+
 CODE = """
 import torch
 from torch import nn

@@ -26,9 +26,6 @@ from acq import cli
 from acq.folder import claim
 from acq.processes import Team
 
-# its weights are those it was born with, so rounding alone may decide which of two students of it is the better one
-pytestmark = pytest.mark.filterwarnings("ignore:training took the student further")
-
 CODE = """
 import torch
 from torch import nn
@@ -279,7 +276,7 @@ def test_a_wrong_request_is_told_in_a_line(acq: Acq, traps: Path, name: str) -> 
 
 def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> None:
     """The file lies in the run folder, is as right as the student, and says so in JSON where asked."""
-    assert acq("quantize", *NETWORK, "--bits", "w4a4", "--out", "run").code == 0
+    assert acq(*quantize("--bits", "w4a4")).code == 0
     for option in ([], ["--raw-images"]):
         made = json.loads(acq("export", "run", *option, "--json").out)
         assert made["file"] == "run/model.onnx"
@@ -305,7 +302,7 @@ def test_a_run_is_exported_and_the_file_evaluated(acq: Acq, folder: Path) -> Non
 
 def test_every_run_ends_with_a_report(acq: Acq, folder: Path) -> None:
     """Which can be written again from the folder alone, and differs in nothing."""
-    assert acq("quantize", *NETWORK, "--bits", "w4a4", "--out", "run").code == 0
+    assert acq(*quantize("--bits", "w4a4")).code == 0
     page = (folder / "run" / "report.html").read_text()
     (folder / "run" / "report.html").unlink()
     assert json.loads(acq("report", "run", "--json").out) == {"report": "run/report.html"}
@@ -327,7 +324,7 @@ def test_runs_are_compared(acq: Acq, folder: Path) -> None:
 def test_a_run_without_the_extra_says_so(acq: Acq, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is finished all the same; asked for by itself, a report that cannot be made is an error."""
     monkeypatch.setitem(sys.modules, "acq.report.page", None)
-    answer = acq("quantize", *NETWORK, "--bits", "w4a4", "--out", "run", "--json")
+    answer = acq(*quantize("--bits", "w4a4", "--json"))
     assert answer.code == 0
     assert answer.json()["report"] is None
     assert "note: no report" in answer.err

@@ -20,12 +20,8 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 20, "batch": 8, "noise_dim": 4, "width": 8},
     "images": {"count": 16, "batch": 8, "steps": 10},
-    "student": {
-        "steps": 20,
-        "batch": 8,
-        "calibration_images": 8,
-        "learning_rate": 0.001,
-    },  # so few steps must not harm it
+    # so few steps must not harm it
+    "student": {"steps": 20, "batch": 8, "calibration_images": 8, "learning_rate": 0.001},
 }
 
 

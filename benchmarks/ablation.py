@@ -3,7 +3,8 @@
     python benchmarks/ablation.py resnet20-cifar10 --data test.npz --bits w4a4 w3a3 --seeds 0 1 2 --ends same
 
 Writes JSON and a Markdown table that grow run by run, like those of `accuracy.py`; run by hand. The `gdfq` preset
-finishes no images: `--gdfq-steps` gives its generator the steps that make its wall time that of the others.
+finishes no images: `--gdfq-steps` gives its generator the steps that make its wall time that of the others. With
+`--as-generated` no variant finishes images and all have these steps, so that what differs is the generator's losses.
 """
 
 from __future__ import annotations
@@ -39,14 +40,21 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", default=[*OFF, "gdfq"], help="these variants alone")
     parser.add_argument("--gdfq-steps", type=int, default=900, help="generator steps of the gdfq preset")
+    parser.add_argument("--as-generated", action="store_true", help="finish the images of no variant")
     args = parser.parse_args()
     keep_freed_memory()
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
-    gdfq: list[dict[str, Any]] = [{"preset": "gdfq"}, {"generator": {"steps": args.gdfq_steps}}]
+    steps: dict[str, Any] = {"generator": {"steps": args.gdfq_steps}}
     for variant in args.only:
-        changes = gdfq if variant == "gdfq" else list(map(assignment, OFF[variant]))
+        changes: list[dict[str, Any]] = [{"preset": "gdfq"}, steps]
+        name = variant
+        if variant != "gdfq":
+            changes = list(map(assignment, OFF[variant]))
+            if args.as_generated:
+                changes += [*map(assignment, OFF["no finishing"]), steps]
+                name = f"{variant}, as generated"
         for run in quantized(network, configs(args, *changes), args.data):
-            found = keep("ablation", {"variant": variant, **run}, (*KEYS, "placement", "settings", "seed"))
+            found = keep("ablation", {"variant": name, **run}, (*KEYS, "placement", "settings", "seed"))
             print(table("ablation", found, KEYS, FIGURES), flush=True)
 
 

@@ -38,7 +38,7 @@ class GeneratorLosses(Weights):
     classes: float = Field(1.0, ge=0)
     statistics: float = Field(10.0, ge=0)
     statistics_plain: float = Field(0.0, ge=0)
-    centre: float = Field(80.0, ge=0)
+    centre: float = Field(60.0, ge=0)
     paired: float = Field(5.0, ge=0)
     consistency: float = Field(0.3, ge=0)
 
@@ -54,7 +54,7 @@ class Generator(Section):
         None, ge=4, multiple_of=2, description="images a step, in pairs of one condition; by default up to 64"
     )
     learning_rate: float = Field(1e-3, gt=0)
-    spread: float = Field(0.2, ge=0, le=1, description="standard deviation of requested centres")
+    spread: float = Field(0.15, ge=0, le=1, description="standard deviation of requested centres")
     consistency_every: int = Field(5, ge=1, description="steps between two of the consistency loss, times as heavy")
     losses: GeneratorLosses = GeneratorLosses()
 

@@ -45,14 +45,13 @@ def main() -> None:
     keep_freed_memory()
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
     steps: dict[str, Any] = {"generator": {"steps": args.gdfq_steps}}
+    as_generated = [*map(assignment, OFF["no finishing"]), steps] if args.as_generated else []
     for variant in args.only:
-        changes: list[dict[str, Any]] = [{"preset": "gdfq"}, steps]
-        name = variant
-        if variant != "gdfq":
-            changes = list(map(assignment, OFF[variant]))
-            if args.as_generated:
-                changes += [*map(assignment, OFF["no finishing"]), steps]
-                name = f"{variant}, as generated"
+        if variant == "gdfq":  # finishes none anyway
+            name, changes = variant, [{"preset": "gdfq"}, steps]
+        else:
+            name = f"{variant}, as generated" if as_generated else variant
+            changes = [*map(assignment, OFF[variant]), *as_generated]
         for run in quantized(network, configs(args, *changes), args.data):
             found = keep("ablation", {"variant": name, **run}, (*KEYS, "placement", "settings", "seed"))
             print(table("ablation", found, KEYS, FIGURES), flush=True)

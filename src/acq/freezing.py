@@ -28,7 +28,7 @@ def freeze(student: Student) -> None:
     order of a sum decides where it is rounded to, and 4-bit networks make much of it. Where a layer can give too many
     sums for that (8 bits), engines may differ by a level here and there, unless its grids are binary
     (``acq.quantizers``): then nothing is rounded on the way, a tie is one for every engine, and no scale has to move.
-    Layers whose input is on no grid stay as they are.
+    Layers whose input is on no grid stay as they are, and so do scales of what values on two grids add up to.
     """
     roles = {site.node: site.role for site in student.plan.sites}
     passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}

@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
-from helpers import NETWORKS, images, student_of
-from torch import Tensor
+from helpers import NETWORKS, SIZE, Chain, conv, images, student_of
+from torch import Tensor, nn
 
+from acq.calibration import calibrate
 from acq.freezing import _off_ties, _Sums, freeze
+from acq.plan import Bits, plan
 from acq.quantizers import ActivationQuantizer
-from acq.student import QuantLayer, Student
+from acq.student import QuantLayer, Student, build
+from acq.trace import trace
 
 
 def frozen(name: str, bits: str = "w4a4") -> Student:
@@ -20,9 +23,8 @@ def frozen(name: str, bits: str = "w4a4") -> Student:
 
 def sums_of(unit: list[float], reach: int = 200) -> _Sums:
     """Sums of either sign, up to ``reach`` units."""
-    return _Sums(
-        *(torch.tensor(values, dtype=torch.float64) for values in (unit, [-reach] * len(unit), [reach] * len(unit)))
-    )
+    units = torch.tensor(unit, dtype=torch.float64)
+    return _Sums(torch.zeros_like(units), units, torch.full_like(units, -reach), torch.full_like(units, reach))
 
 
 def units(student: Student) -> list[tuple[QuantLayer, Tensor]]:
@@ -84,7 +86,7 @@ def test_a_channel_that_gives_one_sum_does_not_hide_the_others() -> None:
     for low, moved in ((0.0, True), (-1e9, False)):
         quantizer.freeze(torch.tensor(0.5), torch.tensor(0.0))
         unit = torch.tensor([0.125, 1e-9], dtype=torch.float64)
-        _off_ties(quantizer, _Sums(unit, torch.tensor([-200.0, low]), torch.tensor([200.0, 0.0])))
+        _off_ties(quantizer, _Sums(torch.zeros(2), unit, torch.tensor([-200.0, low]), torch.tensor([200.0, 0.0])))
         assert (quantizer.scale != torch.tensor(0.5).log().exp()) == moved
 
 
@@ -101,9 +103,63 @@ def test_no_level_of_a_wider_grid_lies_halfway() -> None:
 
 def from_ties(held: ActivationQuantizer, narrow: ActivationQuantizer) -> float:
     """How near a value of the wider grid comes to halfway between two of the narrower one, in its steps."""
-    levels = (torch.arange(256) - held.zero_point) * held.scale / narrow.scale
-    inside = levels[(levels > -1) & (levels < narrow.high - narrow.zero_point + 1)].double()
+    return nearest(values_of(held), narrow)
+
+
+def values_of(grid: ActivationQuantizer) -> Tensor:
+    return (torch.arange(grid.high + 1) - grid.zero_point).double() * grid.scale.double()
+
+
+def nearest(values: Tensor, grid: ActivationQuantizer) -> float:
+    """How near one of the values comes to halfway between two levels of a grid, in its steps."""
+    levels = values / grid.scale.double()
+    inside = levels[(levels > -grid.zero_point - 0.9) & (levels < grid.high - grid.zero_point + 0.9)]
     return (inside - inside.floor() - 0.5).abs().min().item()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "added"),
+    [
+        ("resnet", "batch_norm_default_2", "relu", "relu_2"),
+        ("shortcut", "relu", "batch_norm_default_1", "add_30"),
+        ("difference", "batch_norm_default_1", "relu", "sub_5"),
+    ],
+)
+def test_no_sum_of_two_grids_lies_halfway(name: str, first: str, second: str, added: str) -> None:
+    """Rectified or not: none of 65,536 stays within 5e-5 of a step of a tie, though before one lay on it."""
+    student = difference() if name == "difference" else student_of(name)
+    one, other, grid = (dict(student.activations())[place] for place in (first, second, added))
+    factor = -2 if name == "difference" else 1
+
+    def sums() -> Tensor:
+        return (values_of(one).view(-1, 1) + factor * values_of(other)).flatten()
+
+    greatest = sums().max()
+    level = (greatest / grid.scale).floor().clamp(1, grid.high - grid.zero_point - 1) + 0.5
+    grid.freeze((greatest / level).float(), grid.zero_point)
+    assert nearest(sums(), grid) < 1e-5
+    freeze(student)
+    assert nearest(sums(), grid) > 5e-5
+
+
+class Difference(nn.Module):
+    """Less twice what went around a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        return torch.sub(self.inner(x), x, alpha=2)
+
+
+def difference() -> Student:
+    torch.manual_seed(0)
+    graph = trace(Chain(Difference()).eval(), SIZE)
+    student = build(graph, plan(graph, Bits.parse("w4a4", "8"), "deployable"))
+    calibrate(student, images(32).split(16))
+    return student
 
 
 @pytest.mark.parametrize(("name", "place"), [("resnet", "relu"), ("relu6", "hardtanh")])

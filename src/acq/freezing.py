@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, fx
 
+from acq.plan import operator_of
 from acq.quantizers import ActivationQuantizer
 from acq.student import QuantLayer, Student
 
 _MOST_UNITS = 2**30
-_NUDGES = [sign * step / 2**14 for step in range(33) for sign in (1, -1)][1:]  # of a scale: 0 first, up to 0.2 %
-_ENOUGH = 1e-3  # of a step: no float error is as large
+_FARTHEST = 2**-9  # that a scale moves, of itself: 0.2 %
+_TRIES, _MOST_TRIES = 32, 512  # on either side; as many as the values' number allows
+_MOST_TRIED = 1 << 25  # values times tries, beyond the fewest
+_ENOUGH = 1e-3  # of a step: no float error of a layer is as large
+_ENOUGH_OF_TWO = 2e-4  # nor of two values' sum: four roundings by 2^-24 of some 256 steps, each twice for good measure
 _MOST_SUMS = 1 << 20  # beyond these, some lie near a tie whatever the scale
 
 
@@ -24,11 +29,11 @@ def freeze(student: Student) -> None:
     times input scale, one a channel, and its bias is such an integer too. Where a bias is more units than 32 bits
     count, as in a channel whose weights are all but zero, the channel's scale grows.
 
-    Scales of activations move by up to 0.2 % to where no accumulator lies halfway between two levels: halfway, the
-    order of a sum decides where it is rounded to, and 4-bit networks make much of it. Where a layer can give too many
-    sums for that (8 bits), engines may differ by a level here and there, unless its grids are binary
-    (``acq.quantizers``): then nothing is rounded on the way, a tie is one for every engine, and no scale has to move.
-    Layers whose input is on no grid stay as they are, and so do scales of what values on two grids add up to.
+    Scales of activations move by up to 0.2 % to where no accumulator lies halfway between two levels, nor the sum of
+    values on two grids: halfway, the order of a sum decides where it is rounded to, and 4-bit networks make much of it.
+    Where a layer can give too many sums for that (8 bits), engines may differ by a level here and there, unless its
+    grids are binary (``acq.quantizers``): then nothing is rounded on the way, a tie is one for every engine, and no
+    scale has to move. Layers whose input is on no grid stay as they are, and so do scales of means and products.
     """
     roles = {site.node: site.role for site in student.plan.sites}
     passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}
@@ -37,8 +42,8 @@ def freeze(student: Student) -> None:
     for node in student.graph.nodes:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
         before = [source for source in node.all_input_nodes if roles.get(source.name) != "shape"]
-        found = {grids[source] for source in before}
-        grid = found.pop() if len(found) == 1 else None
+        inputs = [grids[source] for source in before]
+        grid = inputs[0] if len(set(inputs)) == 1 else None
         if isinstance(module, QuantLayer) and grid is not None:
             _whole_biases(module, grid.scale)
             sums[node] = _sums(module, grid)
@@ -47,6 +52,10 @@ def freeze(student: Student) -> None:
                 _off_ties(module, sums[before[0]])
             elif grid is not None:  # what is held in more bits
                 _off_ties(module, _levels(grid, module.ratio))
+        elif roles.get(node.name) == "sum" and len(inputs) == 2:
+            first, second = inputs
+            if first is not None and second is not None:
+                sums[node] = _added(first, second, _factor(node))
         elif node.name in passing and len(before) == 1 and before[0] in sums:
             sums[node] = sums[before[0]]
         own = module if isinstance(module, ActivationQuantizer) else None
@@ -55,11 +64,27 @@ def freeze(student: Student) -> None:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What a layer's accumulators can hold: of each channel's ``unit`` [K], whole multiples ``low`` to ``high`` [K]."""
+    """What sums can be: ``start`` [K] and whole multiples, ``low`` to ``high`` [K], of each one's ``unit`` [K];
+    ``enough`` is how far from a tie they are wanted, in steps."""
 
+    start: Tensor
     unit: Tensor
     low: Tensor
     high: Tensor
+    enough: float = _ENOUGH
+
+    def values(self, reach: float) -> Tensor | None:
+        """Those from ``-reach`` to ``reach``, in order; None if they are too many to be kept off ties."""
+        low = torch.maximum(self.low, ((-reach - self.start) / self.unit).floor())
+        high = torch.minimum(self.high, ((reach - self.start) / self.unit).ceil())
+        if (high - low + 1).clamp_min(0).sum() > _MOST_SUMS:
+            return None
+        ranges = zip(low.tolist(), high.tolist(), self.start.tolist(), self.unit.tolist(), strict=True)
+        found = [
+            start + unit * torch.arange(first, max(last + 1, first), dtype=torch.float64)
+            for first, last, start, unit in ranges
+        ]
+        return torch.cat(found).sort().values
 
 
 def _whole_biases(layer: QuantLayer, input_scale: Tensor) -> None:
@@ -72,13 +97,14 @@ def _whole_biases(layer: QuantLayer, input_scale: Tensor) -> None:
 
 
 def _sums(layer: QuantLayer, inputs: ActivationQuantizer) -> _Sums:
+    """What a layer's accumulators can hold, one range a channel."""
     integers = layer.weight_quantizer.integers(layer.weight).flatten(1).double().cpu()
     unit = (inputs.scale * layer.weight_quantizer.scale).double().cpu()
     least, most = (bound - inputs.zero_point.item() for bound in (inputs.low, inputs.high))
     bias = torch.zeros(len(unit)) if layer.bias is None else (layer.bias.double().cpu() / unit).round()
     below = torch.minimum(integers * least, integers * most).sum(1)
     above = torch.maximum(integers * least, integers * most).sum(1)
-    return _Sums(unit, bias + below, bias + above)
+    return _Sums(torch.zeros_like(unit), unit, bias + below, bias + above)
 
 
 def _levels(grid: ActivationQuantizer, ratio: Tensor | None) -> _Sums:
@@ -86,26 +112,46 @@ def _levels(grid: ActivationQuantizer, ratio: Tensor | None) -> _Sums:
     zero = grid.zero_point.double().cpu().view(1)
     unit = grid.scale.double().cpu().view(1)
     unit = unit if ratio is None else unit / ratio.double().cpu()
-    return _Sums(unit, (grid.low - zero).expand_as(unit), (grid.high - zero).expand_as(unit))
+    low, high = ((bound - zero).expand_as(unit) for bound in (grid.low, grid.high))
+    return _Sums(torch.zeros_like(unit), unit, low, high)
+
+
+def _added(first: ActivationQuantizer, second: ActivationQuantizer, factor: float) -> _Sums:
+    """What a value on one grid and ``factor`` times one on another add up to: a range for each level of the second."""
+    (one, low, high), (other, least, most) = (
+        (grid.scale.item(), grid.low - grid.zero_point.item(), grid.high - grid.zero_point.item())
+        for grid in (first, second)
+    )
+    start = factor * other * torch.arange(least, most + 1, dtype=torch.float64)
+    unit, bottom, top = (torch.full_like(start, value) for value in (one, low, high))
+    return _Sums(start, unit, bottom, top, _ENOUGH_OF_TWO)
+
+
+def _factor(node: fx.Node) -> float:
+    """What a sum's second operand is multiplied by."""
+    sign = -1 if operator_of(node) == "aten.sub.Tensor" else 1
+    alpha = node.kwargs.get("alpha", 1)
+    assert isinstance(alpha, int | float)
+    return sign * alpha
 
 
 def _off_ties(quantizer: ActivationQuantizer, sums: _Sums) -> None:
     """Move a scale a little, to where ``sums`` stay farthest from halfway between two levels."""
     scale, zero = quantizer.scale.item(), quantizer.zero_point.item()
-    reach = (scale * (quantizer.high + 1) / sums.unit).ceil()  # beyond it, on either side of zero, sums are clipped
-    low, high = torch.maximum(sums.low, -reach), torch.minimum(sums.high, reach)
-    if (high - low + 1).clamp_min(0).sum() > _MOST_SUMS:
+    values = sums.values(scale * (quantizer.high + 1))  # beyond, on either side of zero, sums are clipped
+    if values is None:
         return
-    ranges = zip(low.tolist(), high.tolist(), sums.unit.tolist(), strict=True)
-    counted = [torch.arange(first, max(last + 1, first), dtype=torch.float64) * unit for first, last, unit in ranges]
-    values = torch.cat(counted)
+    tries = max(_TRIES, min(_MOST_TRIES, _MOST_TRIED // (2 * max(len(values), 1))))
+    steps = (sign * step * _FARTHEST / tries for step in range(tries + 1) for sign in (1, -1))
     best, chosen = -1.0, scale
-    for nudge in _NUDGES:
-        levels = values / (scale * (1 + nudge))
-        nearest = _distance_from_ties(levels[(levels > -zero - 1) & (levels < quantizer.high - zero + 1)])
+    for step in islice(steps, 1, None):  # zero once
+        moved = scale * (1 + step)
+        bounds = torch.tensor([-zero - 1, quantizer.high - zero + 1], dtype=torch.float64) * moved
+        first, last = torch.searchsorted(values, bounds).tolist()
+        nearest = _distance_from_ties(values[first:last] / moved)
         if nearest > best:
-            best, chosen = nearest, scale * (1 + nudge)
-        if best >= _ENOUGH:
+            best, chosen = nearest, moved
+        if best >= sums.enough:
             break
     quantizer.freeze(quantizer.scale.new_tensor(chosen), quantizer.zero_point)
 

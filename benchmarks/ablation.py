@@ -33,7 +33,7 @@ OFF = {
     "no training": ["student.steps=0"],
 }
 FIGURES = ("agreement", "correlation", "spread", "label_agreement", "pair_distance")
-KEYS = ("bits", "variant", "addends")
+KEYS = ("bits", "variant", "addends", "device")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from runs import arguments, configs, keep, quantized, table
 from acq import zoo
 from acq.memory import keep_freed_memory
 
-KEYS = ("model", "bits", "placement", "ends", "addends", "preset")
+KEYS = ("model", "bits", "placement", "ends", "addends", "preset", "device", "precision")
 FIGURES = ("agreement", "correlation", "spread", "label_agreement")
 
 

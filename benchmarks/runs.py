@@ -48,7 +48,7 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
             if (record.phase, record.step) == ("images", record.steps):
                 imagined.setdefault(key, copy.deepcopy(trainer.state()))
         images = read(data, input_size=network.preprocessing.input_size, classes=trainer.teacher.classes)
-        settings = {"settings": _digest(request.config)}
+        settings = {"settings": _digest(request.config), "precision": request.config.precision}
         yield {"commit": COMMIT, **settings, **summarise(request, trainer, look(request, trainer), images)}
 
 

@@ -197,6 +197,8 @@ def _small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plans, latencies = recipe._plans, api.benchmark_run
     monkeypatch.setattr(recipe, "_plans", lambda settings: _short(*plans(settings)))
     monkeypatch.setattr(api, "benchmark_run", lambda run, seconds: latencies(run, seconds=0.01))
+    for module in (recipe, cli):  # of results that a GPU made too
+        monkeypatch.setattr(module, "choose_device", lambda _: torch.device("cpu"))
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.delitem(sys.modules, "runs", raising=False)
     monkeypatch.setattr(importlib.import_module("runs"), "RESULTS", folder / "results")

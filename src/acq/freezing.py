@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, fx
@@ -17,7 +16,7 @@ _FARTHEST = 2**-9  # that a scale moves, of itself: 0.2 %
 _TRIES, _MOST_TRIES = 32, 512  # on either side; as many as the values' number allows
 _MOST_TRIED = 1 << 25  # values times tries, beyond the fewest
 _ENOUGH = 1e-3  # of a step: no float error of a layer is as large
-_ENOUGH_OF_TWO = 2e-4  # nor of two values' sum: four roundings by 2^-24 of some 256 steps, each twice for good measure
+_ENOUGH_OF_TWO = 2e-4  # nor of two values' sum: five roundings by 2^-24 of some 256 steps, twice for good measure
 _MOST_SUMS = 1 << 20  # beyond these, some lie near a tie whatever the scale
 
 
@@ -33,7 +32,8 @@ def freeze(student: Student) -> None:
     values on two grids: halfway, the order of a sum decides where it is rounded to, and 4-bit networks make much of it.
     Where a layer can give too many sums for that (8 bits), engines may differ by a level here and there, unless its
     grids are binary (``acq.quantizers``): then nothing is rounded on the way, a tie is one for every engine, and no
-    scale has to move. Layers whose input is on no grid stay as they are, and so do scales of means and products.
+    scale has to move. Layers whose input is on no grid stay as they are, and so do scales of means, products, sums with
+    numbers, what joins several grids, and smooth functions.
     """
     roles = {site.node: site.role for site in student.plan.sites}
     passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}
@@ -142,10 +142,9 @@ def _off_ties(quantizer: ActivationQuantizer, sums: _Sums) -> None:
     if values is None:
         return
     tries = max(_TRIES, min(_MOST_TRIES, _MOST_TRIED // (2 * max(len(values), 1))))
-    steps = (sign * step * _FARTHEST / tries for step in range(tries + 1) for sign in (1, -1))
     best, chosen = -1.0, scale
-    for step in islice(steps, 1, None):  # zero once
-        moved = scale * (1 + step)
+    for step in sorted(range(tries, -tries - 1, -1), key=abs):  # the nearest first
+        moved = scale * (1 + step * _FARTHEST / tries)
         bounds = torch.tensor([-zero - 1, quantizer.high - zero + 1], dtype=torch.float64) * moved
         first, last = torch.searchsorted(values, bounds).tolist()
         nearest = _distance_from_ties(values[first:last] / moved)

@@ -243,7 +243,18 @@ def student_of(
     reduced: bool = False,
 ) -> Student:
     """A calibrated student of one of the tiny networks; ``reduced`` for engines, as runs have it by default."""
-    graph = traced(name)
+    return student_from(traced(name), bits, placement, ends, binary, reduced)
+
+
+def student_from(
+    graph: fx.GraphModule,
+    bits: str = "w4a4",
+    placement: Placement = "deployable",
+    ends: str = "8",
+    binary: bool = False,
+    reduced: bool = False,
+) -> Student:
+    """The same of any traced network for images of ``SIZE``."""
     student = build(graph, plan(graph, replace(Bits.parse(bits, ends), binary=binary, reduced=reduced), placement))
     calibrate(student, images(32).split(16))
     return student

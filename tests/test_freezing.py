@@ -4,14 +4,12 @@ import copy
 
 import pytest
 import torch
-from helpers import NETWORKS, SIZE, Chain, conv, images, student_of
+from helpers import NETWORKS, SIZE, Chain, conv, images, student_from, student_of
 from torch import Tensor, nn
 
-from acq.calibration import calibrate
 from acq.freezing import _off_ties, _Sums, freeze
-from acq.plan import Bits, plan
 from acq.quantizers import ActivationQuantizer
-from acq.student import QuantLayer, Student, build
+from acq.student import QuantLayer, Student
 from acq.trace import trace
 
 
@@ -156,10 +154,7 @@ class Difference(nn.Module):
 
 def difference() -> Student:
     torch.manual_seed(0)
-    graph = trace(Chain(Difference()).eval(), SIZE)
-    student = build(graph, plan(graph, Bits.parse("w4a4", "8"), "deployable"))
-    calibrate(student, images(32).split(16))
-    return student
+    return student_from(trace(Chain(Difference()).eval(), SIZE))
 
 
 @pytest.mark.parametrize(("name", "place"), [("resnet", "relu"), ("relu6", "hardtanh")])

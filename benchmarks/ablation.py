@@ -14,8 +14,8 @@ from typing import Any
 from runs import arguments, configs, keep, quantized, table
 
 from acq import zoo
-from acq.intake import assignment
-from acq.memory import keep_freed_memory
+from acq.files.limits import assignment
+from acq.runs.malloc import keep_freed_memory
 
 OFF = {
     "all parts": [],

@@ -11,7 +11,7 @@ from __future__ import annotations
 from runs import arguments, configs, keep, quantized, table
 
 from acq import zoo
-from acq.memory import keep_freed_memory
+from acq.runs.malloc import keep_freed_memory
 
 KEYS = ("model", "bits", "placement", "ends", "addends", "preset", "device", "precision")
 FIGURES = ("agreement", "correlation", "spread", "label_agreement")

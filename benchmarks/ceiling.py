@@ -15,13 +15,13 @@ from runs import COMMIT, Run, arguments, configs, keep, table
 
 from acq import zoo
 from acq.config import Config
-from acq.data import normalise, read
-from acq.memory import keep_freed_memory
-from acq.pool import Pool
-from acq.pool import read as read_by
+from acq.files.images import normalise, read
 from acq.recipe import Request, prepare
-from acq.summary import accuracy_figures, peak_memory_mb
-from acq.trainer import train
+from acq.runs.malloc import keep_freed_memory
+from acq.runs.summary import accuracy_figures, peak_memory_mb
+from acq.synthesis.dataset import SyntheticDataset
+from acq.synthesis.dataset import read as read_by
+from acq.training.trainer import train
 
 KEYS = ("bits", "count", "placement", "ends", "addends", "preset")
 
@@ -33,7 +33,7 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
     images = read(real, **known).images
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:count]
     pixels = normalise(images[chosen.numpy()], network.preprocessing).contiguous(memory_format=torch.channels_last)
-    trainer.pool = Pool(read_by(pixels.to(trainer.rng.device), trainer.teacher))
+    trainer.pool = SyntheticDataset(read_by(pixels.to(trainer.rng.device), trainer.teacher))
     trainer.phase = "calibration"
     for _ in train(trainer):
         pass

@@ -18,11 +18,11 @@ import torch
 from runs import RESULTS, command, page
 
 from acq import zoo
+from acq.analysis.conditioning import fresh_steps, review
 from acq.config import Config
-from acq.folder import write_text
 from acq.recipe import Request, prepare
-from acq.review import fresh_steps, review
-from acq.trainer import train
+from acq.runs.folder import write_text
+from acq.training.trainer import train
 
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "acq (all parts)": ("default", []),

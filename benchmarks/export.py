@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from runs import COMMIT, keep, page
 
-from acq import api, artifact
-from acq.data import batches, read
-from acq.student import Student
+from acq import api
+from acq.files.images import batches, read
+from acq.quantization.student import Student
+from acq.runs import student_file as artifact
 
 KEYS = ("model", "bits", "ends", "seed")
 COLUMNS = {

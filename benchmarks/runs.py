@@ -19,11 +19,11 @@ from filelock import FileLock
 
 from acq import zoo
 from acq.config import Config
-from acq.data import read
-from acq.folder import write_text
-from acq.intake import assignment, read_settings
+from acq.files.images import read
+from acq.files.limits import assignment, read_settings
 from acq.recipe import Request, look, prepare, summarise
-from acq.trainer import train
+from acq.runs.folder import write_text
+from acq.training.trainer import train
 
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 Run = dict[str, Any]

@@ -21,11 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from acq import zoo
 from acq.config import Config
-from acq.folder import write_text
-from acq.memory import keep_freed_memory
 from acq.recipe import Request, prepare
-from acq.summary import peak_memory_mb
-from acq.trainer import train
+from acq.runs.folder import write_text
+from acq.runs.malloc import keep_freed_memory
+from acq.runs.summary import peak_memory_mb
+from acq.training.trainer import train
 
 WARM = 3  # steps of a phase that are not counted
 

@@ -18,11 +18,11 @@ import onnx
 import torch
 from helpers import SIZE, student_of
 
+from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.export.engine import Engine
 from acq.export.graph import onnx_model
-from acq.export.screening import screened
-from acq.flow import Preprocessing
+from acq.files.screening import screened
 
 NETWORKS = ("residual", "shuffle", "pools")
 NUMBERS = (0, -1, 1, 2, 3, 7, 100, 2**31, -(2**31), 2**62, -(2**63))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from acq.calibration import calibrate
-from acq.plan import Bits, Placement, plan
-from acq.student import Student, build
-from acq.trace import trace
+from acq.network.trace import trace
+from acq.quantization.calibration import calibrate
+from acq.quantization.plan import NumberFormat, Placement, plan
+from acq.quantization.student import Student, build
 from acq.zoo.resnet import CifarResNet
 
 SIZE = (3, 16, 16)
@@ -239,11 +239,11 @@ def student_of(
     bits: str = "w4a4",
     placement: Placement = "deployable",
     ends: str = "8",
-    binary: bool = False,
-    reduced: bool = False,
+    power_of_two: bool = False,
+    reduce_range: bool = False,
 ) -> Student:
-    """A calibrated student of one of the tiny networks; ``reduced`` for engines, as runs have it by default."""
-    return student_from(traced(name), bits, placement, ends, binary, reduced)
+    """A calibrated student of one of the tiny networks; ``reduce_range`` for engines, as runs have it by default."""
+    return student_from(traced(name), bits, placement, ends, power_of_two, reduce_range)
 
 
 def student_from(
@@ -251,10 +251,17 @@ def student_from(
     bits: str = "w4a4",
     placement: Placement = "deployable",
     ends: str = "8",
-    binary: bool = False,
-    reduced: bool = False,
+    power_of_two: bool = False,
+    reduce_range: bool = False,
 ) -> Student:
     """The same of any traced network for images of ``SIZE``."""
-    student = build(graph, plan(graph, replace(Bits.parse(bits, ends), binary=binary, reduced=reduced), placement))
+    student = build(
+        graph,
+        plan(
+            graph,
+            replace(NumberFormat.parse(bits, ends), power_of_two=power_of_two, reduce_range=reduce_range),
+            placement,
+        ),
+    )
     calibrate(student, images(32).split(16))
     return student

@@ -15,10 +15,12 @@ import torch
 from test_recipe import TRACES, quick, request_
 from torch import nn
 
-from acq import cli, recipe, soundness, trainer
-from acq.flow import Record
-from acq.processes import Team, joined, over_whole_batches
+from acq import cli, recipe
+from acq.core.processes import Processes, joined, over_whole_batches
+from acq.core.values import Record
 from acq.recipe import Request, follow, prepare, run
+from acq.training import guards as soundness
+from acq.training import trainer
 
 # three batches of images, of 10, 10 and 4
 STEPS = {"generator": {"steps": 20, "batch": 10}, "images": {"steps": 7}, "student": {"steps": 20, "batch": 9}}
@@ -29,7 +31,7 @@ def exact(parts: dict[str, torch.Tensor], step: int, steps: int) -> dict[str, fl
     return {name: part.item() for name, part in parts.items()}
 
 
-def losses(team: Team, folder: Path) -> None:
+def losses(team: Processes, folder: Path) -> None:
     """Every step's losses in double precision: steps of Adam that begin on noise make much of the last bit of single
     precision. Amid each phase, and after calibration, whose search makes much of any, the state is kept, or resumed
     where another number of processes kept it."""
@@ -52,7 +54,7 @@ def losses(team: Team, folder: Path) -> None:
         (folder / f"losses{team.size}.json").write_text(json.dumps(found))
 
 
-def norms(team: Team, folder: Path) -> None:
+def norms(team: Processes, folder: Path) -> None:
     """A batch normalization over this process's rows, beside one over all."""
     torch.manual_seed(0)
     x = torch.randn(7, 3, 4, 4)
@@ -75,7 +77,7 @@ def norms(team: Team, folder: Path) -> None:
     torch.save(x, folder / f"norms{team.rank}")
 
 
-def whole_run(team: Team, folder: Path, what: str) -> None:
+def whole_run(team: Processes, folder: Path, what: str) -> None:
     """A run in which something happens, mostly to process 1 at the second step of the images or the student."""
     recipe._SAVE_EVERY = 0.0
     few = {"images": {"renew_count": 1, "renew_every": 2}} if what == "few" else {}

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from acq.config import PRESETS, Config
 from acq.errors import RequestError
-from acq.intake import assignment, read_settings
+from acq.files.limits import assignment, read_settings
 
 
 def refused(*changes: dict[str, Any], preset: str = "default") -> str:

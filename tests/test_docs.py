@@ -26,9 +26,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from acq import api, cli, config, generators, losses, recipe, zoo
+from acq import api, cli, config, recipe, zoo
 from acq.config import Config
-from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan
+from acq.synthesis import generators, losses
+from acq.training.trainer import GeneratorPlan, ImagePlan, StudentPlan
 from acq.zoo.registry import BUILTINS
 
 ROOT = Path(__file__).parents[1]

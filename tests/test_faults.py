@@ -14,13 +14,16 @@ import pytest
 import torch
 from test_recipe import quick, request_, whole_run
 
-from acq import checkpoint, distillation, recipe, trainer
-from acq.checkpoint import CheckpointWarning
+from acq import recipe
+from acq.core.values import Record
 from acq.errors import Interrupted, RequestError, RunError
-from acq.fidelity import Fidelity
-from acq.flow import Record
-from acq.folder import STATE, RunFolder, summary_of
 from acq.recipe import run
+from acq.runs import checkpoint
+from acq.runs.checkpoint import CheckpointWarning
+from acq.runs.folder import STATE, RunFolder, summary_of
+from acq.training import losses as distillation
+from acq.training import trainer
+from acq.training.selection import StudentQuality
 
 KILLS = 20
 # One process that forks, with one thread and one trace. Each child is killed after a random time, the run resumed.
@@ -247,7 +250,7 @@ def test_training_that_ruins_a_student(tmp_path: Path) -> None:
 
 def test_a_student_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that agrees with its teacher no more often than a single class would: it is said."""
-    monkeypatch.setattr(trainer, "fidelity", lambda *_: Fidelity(1.0, 3.0))
+    monkeypatch.setattr(trainer, "fidelity", lambda *_: StudentQuality(1.0, 3.0))
     monkeypatch.setattr(trainer, "commonest", lambda _: 20.0)
     with pytest.warns(UserWarning, match=r"of no use: it agrees .* on 3\.0 % .* always on 20\.0 %"):
         run(request_(), tmp_path / "run")

@@ -28,14 +28,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from acq import artifact, checkpoint
 from acq.config import Config
-from acq.data import read
+from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.export.graph import onnx_model
-from acq.export.screening import screened
-from acq.flow import Preprocessing
-from acq.intake import read_settings
+from acq.files.images import read
+from acq.files.limits import read_settings
+from acq.files.screening import screened
+from acq.runs import checkpoint
+from acq.runs import student_file as artifact
 from acq.zoo.checkpoints import load_state
 
 NIGHT = "ACQ_FUZZ" in os.environ

@@ -18,14 +18,14 @@ from torch import fx, nn
 
 import acq
 from acq import recipe
-from acq.artifact import load_facts
 from acq.config import Config
+from acq.core.values import Preprocessing, Record
 from acq.errors import Interrupted, RequestError
-from acq.flow import Preprocessing, Record
-from acq.intake import assignment
+from acq.files.limits import assignment
+from acq.network.trace import trace, weights_hash
+from acq.quantization.student import QuantLayer
 from acq.recipe import Request, Result, choose_device, prepare, run
-from acq.student import QuantLayer
-from acq.trace import fingerprint, trace
+from acq.runs.student_file import load_facts
 
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
@@ -40,7 +40,7 @@ TRACES: dict[object, fx.GraphModule] = {}
 
 def traced_once(model: nn.Module, size: tuple[int, int, int]) -> fx.GraphModule:
     """Tracing takes longer than the runs of these tests, so equal networks are traced once."""
-    key = fingerprint(model), size, str(model)
+    key = weights_hash(model), size, str(model)
     if key not in TRACES:
         TRACES[key] = trace(model, size)
     return TRACES[key]

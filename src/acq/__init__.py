@@ -2,10 +2,10 @@
 
 from acq.api import compare, evaluate, export_onnx, load, quantize, report
 from acq.config import Config
+from acq.core.values import Preprocessing, Record
 from acq.errors import Interrupted, RequestError, RunError
-from acq.flow import Preprocessing, Record
+from acq.quantization.student import Student
 from acq.recipe import Result
-from acq.student import Student
 
 __all__ = [
     "Config",

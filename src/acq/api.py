@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from acq import artifact, checkpoint
 from acq.config import Config
-from acq.data import batches, read
+from acq.core.evaluate import Classifier, accuracy
+from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
-from acq.evaluate import Classifier, accuracy
-from acq.flow import Preprocessing
-from acq.folder import LATENCY, REPORT, STATE, as_begun, write_text
+from acq.files.images import batches, read
+from acq.network.trace import classes_of, trace
+from acq.quantization.student import Student
 from acq.recipe import Request, Result, Watch, run
-from acq.scenes import normalised_scenes
-from acq.student import Student
-from acq.trace import classes_of, trace
+from acq.runs import checkpoint
+from acq.runs import student_file as artifact
+from acq.runs.folder import LATENCY, REPORT, STATE, as_begun, write_text
+from acq.synthesis.scenes import normalised_scenes
 from acq.zoo import preprocessing_of
 
 if TYPE_CHECKING:

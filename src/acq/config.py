@@ -33,7 +33,7 @@ class Weights(Section):
 
 
 class GeneratorLosses(Weights):
-    """Weights of the generator's losses. Formulas: ``acq.losses``."""
+    """Weights of the generator's losses. Formulas: ``acq.synthesis.losses``."""
 
     classes: float = Field(1.0, ge=0)
     statistics: float = Field(10.0, ge=0)
@@ -60,7 +60,7 @@ class Generator(Section):
 
 
 class ImageLosses(Weights):
-    """Weights of the losses that finish images. Formulas: ``acq.losses``."""
+    """Weights of the losses that finish images. Formulas: ``acq.synthesis.losses``."""
 
     classes: float = Field(0.3, ge=0)
     statistics: float = Field(10.0, ge=0)
@@ -88,7 +88,7 @@ class Images(Section):
 
 
 class StudentLosses(Weights):
-    """Weights of the student's losses. Formulas: ``acq.distillation``."""
+    """Weights of the student's losses. Formulas: ``acq.training.losses``."""
 
     logits: float = Field(1.0, ge=0)
     probabilities: float = Field(0.0, ge=0)
@@ -119,7 +119,9 @@ class Student(Section):
     scale_learning_rate: float = Field(
         0.0075, gt=0, description="of scales, in steps by which the end of the range moves, at its highest"
     )
-    views: float = Field(1.0, ge=0, le=1, description="share of a batch that is moved, mirrored, blended, pasted into")
+    augment: float = Field(
+        1.0, ge=0, le=1, description="share of a batch that is moved, mirrored, blended, pasted into"
+    )
     losses: StudentLosses = StudentLosses()
 
 

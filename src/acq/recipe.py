@@ -13,28 +13,28 @@ from typing import Any, get_args
 import torch
 from torch import fx, nn
 
-from acq import artifact
-from acq.allocation import allocate, costs
+from acq.analysis.conditioning import Review, fresh_steps, review
+from acq.analysis.diagnostics import insight
 from acq.config import Config, Device
-from acq.data import LabelledImages, read
+from acq.core.processes import ALONE, Processes, under_torchrun
+from acq.core.values import Preprocessing, Record
 from acq.errors import Interrupted, RequestError, nearest
-from acq.fidelity import Outcome
-from acq.flow import Preprocessing, Record
-from acq.folder import BOARD, RunFolder, claim, summary_of
-from acq.generators import GENERATORS
-from acq.insight import insight
-from acq.interrupt import stop_requested
-from acq.memory import hand_back_freed_memory
-from acq.plan import Bits, plan
-from acq.processes import ALONE, Team, under_torchrun
-from acq.review import Review, fresh_steps, review
-from acq.scenes import normalised_scenes
-from acq.student import Student, build
-from acq.summary import accuracy_figures, run_figures, sample_rows
-from acq.teacher import Teacher
-from acq.tensorboard import board, require
-from acq.trace import fingerprint, is_depthwise, trace
-from acq.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, train
+from acq.files.images import LabelledImages, read
+from acq.network.teacher import Teacher
+from acq.network.trace import is_depthwise, trace, weights_hash
+from acq.quantization.allocation import allocate, costs
+from acq.quantization.plan import NumberFormat, plan
+from acq.quantization.student import Student, build
+from acq.runs import student_file as artifact
+from acq.runs.folder import BOARD, RunFolder, claim, summary_of
+from acq.runs.malloc import hand_back_freed_memory
+from acq.runs.signals import stop_requested
+from acq.runs.summary import accuracy_figures, run_figures, sample_rows
+from acq.runs.tensorboard import board, require
+from acq.synthesis.generators import GENERATORS
+from acq.synthesis.scenes import normalised_scenes
+from acq.training.selection import Selection
+from acq.training.trainer import GeneratorPlan, ImagePlan, StudentPlan, Trainer, train
 
 Watch = Callable[[Record], None]
 _FRESH = 1024  # images of no pool, on which agreement and control are measured
@@ -90,7 +90,7 @@ def run(
     overwrite: bool = False,
     watch: Watch | None = None,
     tensorboard: bool = False,
-    team: Team = ALONE,
+    team: Processes = ALONE,
 ) -> Result:
     """Quantize ``request.model`` without its data; the labelled images at ``data`` only report, at the end.
 
@@ -141,7 +141,7 @@ def run(
     return Result(trainer.student.eval(), summary, out)
 
 
-def follow(request: Request, team: Team) -> None:
+def follow(request: Request, team: Processes) -> None:
     """Take part in the ``run`` of a team's leader, and write nothing.
 
     Raises:
@@ -165,7 +165,7 @@ def follow(request: Request, team: Team) -> None:
     team.dissolve()
 
 
-def prepare(request: Request, team: Team = ALONE) -> Trainer:
+def prepare(request: Request, team: Processes = ALONE) -> Trainer:
     """Everything up to the first step: the teacher read, the student planned and built, the generator made.
 
     Raises:
@@ -237,10 +237,10 @@ def _check_shares(trainer: Trainer) -> None:
         )
 
 
-def _bits(config: Config) -> Bits:
-    bits = Bits.parse(config.bits, config.ends, config.addends)
-    binary = config.binary_scales and config.placement == "deployable" and bits.activation == 8
-    return replace(bits, reduced=config.reduce_range, binary=binary)
+def _bits(config: Config) -> NumberFormat:
+    bits = NumberFormat.parse(config.bits, config.ends, config.addends)
+    power_of_two = config.binary_scales and config.placement == "deployable" and bits.activation == 8
+    return replace(bits, reduce_range=config.reduce_range, power_of_two=power_of_two)
 
 
 def _allocated(graph: fx.GraphModule, preprocessing: Preprocessing, config: Config) -> dict[str, int]:
@@ -254,7 +254,7 @@ def _allocated(graph: fx.GraphModule, preprocessing: Preprocessing, config: Conf
     _, height, width = preprocessing.input_size
     count = max(_FEWEST_PICTURES, _PIXELS_OF_PICTURES // (height * width))
     pictures = normalised_scenes(count, preprocessing, torch.Generator().manual_seed(0))
-    found = costs(build(graph, layout), torch.split(pictures, _FEWEST_PICTURES), free, reduced=bits.reduced)
+    found = costs(build(graph, layout), torch.split(pictures, _FEWEST_PICTURES), free, reduce_range=bits.reduce_range)
     assert config.budget is not None
     return allocate(found, config.budget)
 
@@ -334,7 +334,7 @@ def _plans(config: Config) -> tuple[GeneratorPlan, ImagePlan, StudentPlan]:
             rounding=student.rounding,
             renew_every=images.renew_every,
             renew_count=images.renew_count,
-            views=student.views,
+            augment=student.augment,
         ),
     )
 
@@ -366,7 +366,7 @@ def _train_in(folder: RunFolder, trainer: Trainer, watches: Sequence[Watch]) -> 
         folder.save_state(trainer.state())
 
 
-def _warn(outcome: Outcome | None) -> None:
+def _warn(outcome: Selection | None) -> None:
     """Of a student that training made worse, and of one that is of no use."""
     if outcome is None:  # of a run that an earlier version froze
         return
@@ -382,7 +382,7 @@ def _warn(outcome: Outcome | None) -> None:
     if outcome.at_chance:
         warnings.warn(
             f"the student is of no use: it agrees with the network on {outcome.student.agreement:.1f} % of views of "
-            f"its own images, and one that gives a single class always on {outcome.commonest:.1f} %. Give more --bits, "
+            f"its own images, and one that gives a single class always on {outcome.majority_share:.1f} %. Give more --bits, "
             "or better images (images.count, images.steps)",
             stacklevel=3,
         )
@@ -392,7 +392,7 @@ def _settings(request: Request, trainer: Trainer) -> dict[str, Any]:
     """What ``config.yaml`` holds: all that decides the result, and where the network came from."""
     return {
         "origin": dict(request.origin),
-        "teacher": fingerprint(trainer.teacher),
+        "teacher": weights_hash(trainer.teacher),
         "preprocessing": {key: _listed(value) for key, value in asdict(request.preprocessing).items()},
         "config": request.config.model_dump(mode="json"),
     }

@@ -16,7 +16,7 @@ import onnx
 
 from acq.export.engine import Engine
 from acq.export.graph import onnx_model
-from acq.student import Student
+from acq.quantization.student import Student
 
 _WARM = 3
 _LOAD_AND_RUN = """

@@ -13,10 +13,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from acq.evaluate import evaluating
+from acq.core.evaluate import evaluating
 from acq.export.engine import Engine
 from acq.export.openvino_engine import OpenVINO
-from acq.student import Student
+from acq.quantization.student import Student
 
 # kinds of operators in an optimised graph: layers on integer kernels, and layers that stayed in floating point
 _INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul"}

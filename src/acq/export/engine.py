@@ -9,11 +9,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from acq.data import to_bytes
+from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.export.graph import IMAGES, RAW
-from acq.export.screening import screened
-from acq.flow import Preprocessing
+from acq.files.images import to_bytes
+from acq.files.screening import screened
 
 
 class Engine:

@@ -13,9 +13,9 @@ from torch import fx
 from acq.errors import RequestError
 from acq.export.operators import OPERATORS, pads_of, refused
 from acq.export.writer import Value, Writer
-from acq.plan import operator_of
-from acq.quantizers import ActivationQuantizer
-from acq.student import QuantConv2d, QuantLayer, QuantLinear, Student
+from acq.quantization.plan import operator_of
+from acq.quantization.quantizers import ActivationQuantizer
+from acq.quantization.student import QuantConv2d, QuantLayer, QuantLinear, Student
 
 IMAGES, LOGITS = "images", "logits"
 RAW, NORMALISED = "bytes [N, H, W, C]", "normalised floats [N, C, H, W]"
@@ -29,7 +29,7 @@ def onnx_model(
 
     A value on a grid is QuantizeLinear to bytes, an integer Clip where it has fewer than 8 bits, and DequantizeLinear;
     what only moves values works on the bytes. Weights of up to 4 bits are stored in 4, wider ones in 8, biases as
-    floats that are whole units of their accumulators once ``acq.freezing`` was there. The metadata say what was
+    floats that are whole units of their accumulators once ``acq.quantization.integers`` was there. The metadata say what was
     quantized and how images are normalised, and hold ``facts``. With ``floating`` the same network is written in
     floating point, batch norms folded, no value on a grid: what a file of integers is measured against.
 
@@ -93,15 +93,15 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
     assert isinstance(module, QuantLayer)
     bias, x = writer.bias(node.name, module), writer.floats(source)
     before = student.get_submodule(str(source.target)) if source.op == "call_module" else None
-    ratio = before.ratio if isinstance(before, ActivationQuantizer) else None
+    channel_scale = before.channel_scale if isinstance(before, ActivationQuantizer) else None
     if isinstance(module, QuantConv2d):
-        weight = writer.weight(node.name, module, ratio=ratio)
+        weight = writer.weight(node.name, module, channel_scale=channel_scale)
         return Value(writer.add("Conv", [x, weight, *bias], **_geometry(module, writer.values[source].pads)))
     assert isinstance(module, QuantLinear)
     if len(node.meta["shape"]) == 2:
-        product = writer.add("Gemm", [x, writer.weight(node.name, module, ratio=ratio)], transB=1)
+        product = writer.add("Gemm", [x, writer.weight(node.name, module, channel_scale=channel_scale)], transB=1)
     else:
-        product = writer.add("MatMul", [x, writer.weight(node.name, module, ratio=ratio, turned=True)])
+        product = writer.add("MatMul", [x, writer.weight(node.name, module, channel_scale=channel_scale, turned=True)])
     # added apart: a bias of floats inside the product keeps it from an engine's integer kernel
     return Value(writer.add("Add", [product, *bias]) if bias else product)
 

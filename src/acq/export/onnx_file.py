@@ -12,11 +12,11 @@ from typing import Any
 import onnx
 from torch import Tensor
 
-from acq.data import normalise, to_bytes
 from acq.errors import RequestError, first_line
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
-from acq.student import Student
+from acq.files.images import normalise, to_bytes
+from acq.quantization.student import Student
 
 LEAST_AGREEMENT = 99.0  # percent
 

@@ -12,8 +12,8 @@ from torch import fx
 
 from acq.errors import RequestError
 from acq.export.writer import Value, Writer
-from acq.plan import operator_of
-from acq.student import pair
+from acq.quantization.plan import operator_of
+from acq.quantization.student import pair
 
 Write = Callable[[Writer, fx.Node], Any]
 OPERATORS: dict[str, Write] = {}

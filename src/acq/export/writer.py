@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from acq.errors import RequestError
-from acq.quantizers import ActivationQuantizer, pack
-from acq.student import QuantLayer, QuantLinear, times_inputs
+from acq.quantization.quantizers import ActivationQuantizer, pack
+from acq.quantization.student import QuantLayer, QuantLinear, times_inputs
 
 NO_BOUNDS = (-math.inf, math.inf)
 NO_PADS = (0, 0, 0, 0)
@@ -76,17 +76,17 @@ class Writer:
         """The name of a 32-bit float."""
         return self.constant(f"number_{value!r}", np.float32(value))
 
-    def weight(self, name: str, layer: QuantLayer, *, ratio: Tensor | None = None, turned: bool = False) -> str:
+    def weight(self, name: str, layer: QuantLayer, *, channel_scale: Tensor | None = None, turned: bool = False) -> str:
         """The name of a layer's weight, stored in 4 bits a value where these hold it and in 8 otherwise.
 
         Engines fold the widening to 8 bits, for which they have kernels, when they load the file. A ``turned`` one is
-        a matrix [inputs, outputs]. In floating point nothing divides what the layer reads by ``ratio`` [C], so its
+        a matrix [inputs, outputs]. In floating point nothing divides what the layer reads by ``channel_scale`` [C], so its
         weight is divided by it.
         """
         quantizer = layer.weight_quantizer
         if self.floating:
             weight = quantizer(layer.weight).detach()
-            weight = (weight if ratio is None else times_inputs(layer, weight, 1 / ratio)).cpu()
+            weight = (weight if channel_scale is None else times_inputs(layer, weight, 1 / channel_scale)).cpu()
             return self.constant(f"{name}.weight", (weight.T if turned else weight).numpy())
         integers = quantizer.integers(layer.weight.detach()).cpu()
         integers = integers.T.contiguous() if turned else integers
@@ -124,7 +124,7 @@ class Writer:
             self.constant(f"{name}.zero", np.uint8(zero)),
         )
         unclipped = source.floats if source.floats is not None else self._dequantized(source)
-        if quantizer.ratio is not None and not bool((quantizer.ratio == 1).all()):
+        if quantizer.channel_scale is not None and not bool((quantizer.channel_scale == 1).all()):
             if source.bounds != NO_BOUNDS:  # what has a ratio was on a grid before, in every student that was built
                 raise RequestError(f"{name} divides channels right after a rectifier; quantize again")
             # as in the student; with a scale a channel QuantizeLinear takes ONNX Runtime a hundred times as long
@@ -132,7 +132,7 @@ class Writer:
             unclipped = self.add("Mul", [unclipped, factor])
         found = self.add("QuantizeLinear", [unclipped, *grid])
         inverse = np.float32((1 / quantizer.scale).item())  # the student multiplies by it, in 32 bits
-        low, high = (_clipped(float(np.float32(b) * inverse), zero, quantizer.high) for b in source.bounds)
+        low, high = (_clipped(float(np.float32(b) * inverse), zero, quantizer.qmax) for b in source.bounds)
         if (low, high) != (0, 255):
             found = self.add("Clip", [found, *(self.constant(f"byte_{b}", np.uint8(b)) for b in (low, high))])
         return Value(None, found, grid)

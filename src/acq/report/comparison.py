@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from acq.errors import RequestError
-from acq.folder import summary_of
 from acq.report.page import environment
+from acq.runs.folder import summary_of
 
 Rows = list[tuple[str, list[str]]]
 

@@ -15,11 +15,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from acq.data import use_image
 from acq.errors import RequestError, first_line
-from acq.folder import CONFIG, INSIGHT, LATENCY, METRICS, SAMPLES, SUMMARY
-from acq.intake import from_json, from_yaml, read_text
+from acq.files.images import use_image
+from acq.files.limits import from_json, from_yaml, read_text
 from acq.report import figures
+from acq.runs.folder import CONFIG, INSIGHT, LATENCY, METRICS, SAMPLES, SUMMARY
 
 _SHOWN, _PIXELS = 40, 112  # samples, and the longest side of one
 _RIPE = 0.9  # of the images are of the class that was asked for, else the generator's own say little

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from acq.core.values import Preprocessing
 from acq.errors import RequestError, nearest
-from acq.flow import Preprocessing
 from acq.zoo.checkpoints import apply_state, load_state
 from acq.zoo.loaders import build, from_callable, from_timm, from_torchvision
 from acq.zoo.registry import BUILTINS, IMAGENET_MEAN, IMAGENET_STD, Builtin

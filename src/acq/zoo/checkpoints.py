@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acq import tensors
 from acq.errors import RequestError
+from acq.files import tensors
 from acq.zoo.loaders import describe
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
@@ -23,7 +23,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     Nested dictionaries (``state_dict``, ``model``, ``model_state_dict``, ``net``) are opened, and the name
     parts that data parallelism (``module.``) and compilation (``_orig_mod.``) add are dropped. Entries that
     are no tensors, such as an epoch, are left out. Pickles are read with ``weights_only=True`` and nothing
-    else, after ``acq.tensors`` has held what they claim against what they have.
+    else, after ``acq.files.tensors`` has held what they claim against what they have.
 
     Raises:
         RequestError: there is no such file, it is no checkpoint of weights, or claims more than it has.

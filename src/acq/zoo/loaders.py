@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from acq.core.values import Preprocessing
 from acq.errors import RequestError, nearest
-from acq.flow import Preprocessing
 
 Arguments = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from acq.core.values import Preprocessing
 from acq.errors import RequestError
-from acq.flow import Preprocessing
 from acq.zoo.resnet import resnet20
 
 HERE = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""Figures of a finished run: conditioning, sensitivity and statistics."""

@@ -1,0 +1,1 @@
+"""Values that flow between the parts, and arithmetic that several parts share."""

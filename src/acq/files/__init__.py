@@ -1,0 +1,1 @@
+"""Files from outside: size limits, tensor files, images and ONNX screening."""

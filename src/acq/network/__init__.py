@@ -1,0 +1,1 @@
+"""The float network: trace, structure, attention and teacher."""

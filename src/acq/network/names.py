@@ -1,0 +1,69 @@
+"""Names of nodes as the owner of the network knows them: ``layer3.2.conv2``, ``layer1.0.add``."""
+
+from __future__ import annotations
+
+from torch import fx
+
+_IMAGE = "image"
+_LEAVES = "torch.nn.modules."  # modules of torch itself: one operator each, so the module's name is enough
+_WEIGHT = ".weight"
+_NOWHERE = "_empty_nn_module_stack"  # torch's own mark for nodes that it added itself
+
+
+def name_of(node: fx.Node) -> str:
+    """The public name of a node, unique in its graph.
+
+    Plans, reports, settings and files use this name. ``node.name`` is torch's own and never shown.
+    """
+    name: str = node.meta["name"]
+    return name
+
+
+def assign_names(graph: fx.Graph) -> None:
+    """Give every node of a traced graph its public name.
+
+    A layer has the name of the module that owns its weight. Another operator has the name of its module of
+    ``torch.nn``, or the name of the block that calls it and the operator: ``layer1.0.add``. A name that is taken
+    gets a number: ``layer1.0.relu_2``.
+    """
+    taken: set[str] = set()
+    for node in graph.nodes:
+        wanted = name = _wanted(node)
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        taken.add(name)
+        node.meta["name"] = name
+
+
+def _wanted(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return _IMAGE
+    if node.op != "call_function":
+        return str(node.target)
+    weight = node.args[1] if len(node.args) > 1 else None
+    operator = _operator(node)
+    if operator in ("conv2d", "linear") and isinstance(weight, fx.Node) and weight.op == "get_attr":
+        owner = str(weight.target)
+        if owner.endswith(_WEIGHT):
+            return owner.removesuffix(_WEIGHT)
+    path, kind = _module(node)
+    if path and kind.startswith(_LEAVES) and not kind.startswith(f"{_LEAVES}container"):
+        return path
+    return f"{path}.{operator}" if path else operator
+
+
+def _module(node: fx.Node) -> tuple[str, str]:
+    """Path and type of the innermost module that calls the node; empty where torch does not say."""
+    stack = node.meta.get("nn_module_stack") or {}
+    found = [entry for entry in stack.values() if isinstance(entry, tuple) and not entry[0].startswith(_NOWHERE)]
+    if not found:
+        return "", ""
+    path, kind = found[-1]
+    return str(path).partition("@")[0], kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _operator(node: fx.Node) -> str:
+    name = str(node.target)
+    return name.split(".")[1] if name.startswith("aten.") else str(getattr(node.target, "__name__", name))

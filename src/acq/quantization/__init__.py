@@ -1,0 +1,1 @@
+"""The quantized network: number formats, plan, student, calibration, rounding and integers."""

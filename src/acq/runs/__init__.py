@@ -1,0 +1,1 @@
+"""Run folders: checkpoints, the saved student, summary, progress and signals."""

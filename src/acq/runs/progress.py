@@ -1,0 +1,106 @@
+"""A run's records as something to watch: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
+from acq.core.values import Record
+
+_LINE_EVERY = 15.0  # seconds between plain lines
+_TITLES = {
+    "generator": "1/5 train the generator",
+    "images": "2/5 finish images",
+    "calibration": "3/5 calibrate",
+    "student": "4/5 train the student",
+    "freezing": "5/5 freeze",
+}
+
+
+@contextmanager
+def watching(console: Console, *, verbose: bool = False) -> Iterator[Callable[[Record], None]]:
+    """A function that takes every record of a run and shows it on ``console``; ``verbose`` gives each one that has
+    figures a line."""
+    if verbose:
+        yield _Lines(console, every=0.0)
+    elif console.is_terminal:
+        with _bars(console) as progress:
+            yield _Bars(progress)
+    else:
+        yield _Lines(console)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=max(map(len, _TITLES.values())))),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        # what is left of the line: the losses give way, never the remaining time
+        TextColumn("[dim]{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
+        refresh_per_second=4,
+    )
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, record: Record) -> None:
+        if record.phase not in self.tasks:
+            title = _TITLES.get(record.phase, record.phase)
+            self.tasks[record.phase] = self.progress.add_task(title, total=record.steps, figures="")
+        task = self.tasks[record.phase]
+        self.progress.update(task, completed=record.step)
+        if record.values:
+            self.progress.update(task, figures=_figures(record))
+
+
+class _Lines:
+    """A line at the end of each phase and every few seconds in one; with ``every`` 0, whenever there are figures."""
+
+    def __init__(self, console: Console, every: float = _LINE_EVERY) -> None:
+        self.console = console
+        self.every = every
+        self.last = -every
+        self.began: dict[str, tuple[int, float]] = {}
+
+    def __call__(self, record: Record) -> None:
+        step, clock = self.began.setdefault(record.phase, (record.step, record.seconds))
+        ended = record.step == record.steps
+        now = time.monotonic()
+        if not ended and (now - self.last < self.every or not (self.every or record.values)):
+            return
+        self.last = now
+        pace = (record.seconds - clock) / max(1, record.step - step)
+        known = record.step > step and not ended
+        left = f", {pace * (record.steps - record.step):.0f} s left" if known else ""
+        title = _TITLES.get(record.phase, record.phase)
+        figures = f"  {_figures(record)}" if record.values else ""
+        self.console.print(
+            f"{title}: {record.step}/{record.steps} ({record.seconds:.0f} s{left}){figures}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _figures(record: Record) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in record.values.items())

@@ -1,0 +1,1 @@
+"""Synthetic images: conditions, generators, losses, scenes, refinement and the dataset."""

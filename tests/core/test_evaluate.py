@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acq.core.evaluate import accuracy
+from acq.errors import RequestError
+
+
+class Mixed(nn.Module):
+    """Scores through a batch norm in train mode, a dropout in train mode and a linear layer in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.linear = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)
+        self.linear.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.drop(self.norm(x)))
+
+
+def scores(choices: list[int]) -> Tensor:
+    return torch.eye(3)[choices]
+
+
+def test_accuracy_is_the_share_of_right_guesses_in_percent() -> None:
+    """Three of four right is 75, however the images are batched."""
+    images, labels = scores([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])
+    whole = accuracy(nn.Identity(), [(images, labels)])
+    parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True))
+    assert whole == parts == 75
+
+
+def test_evaluation_leaves_the_module_as_it_was() -> None:
+    """Modes and buffers are restored, and the network is read in eval mode without gradients."""
+    network = Mixed()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    seen: list[tuple[bool, bool]] = []
+    network.norm.register_forward_hook(lambda module, _, y: seen.append((module.training, y.requires_grad)))
+    accuracy(network, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))])
+    assert seen == [(False, False)]
+    assert [part.training for part in network.modules()] == [True, True, True, False]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_modes_are_restored_when_the_network_fails() -> None:
+    """An exception in the network does not leave it in another mode."""
+    network = Mixed()
+    with pytest.raises(RuntimeError):
+        accuracy(network, [(torch.randn(5, 9), torch.zeros(5))])
+    assert network.training
+    assert not network.linear.training
+
+
+def test_nothing_to_evaluate_is_a_wrong_request() -> None:
+    """No image gives no figure."""
+    with pytest.raises(RequestError, match="no images"):
+        accuracy(nn.Identity(), [])

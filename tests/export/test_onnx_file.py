@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from helpers import SIZE, images, student_of
+
+from acq.core.values import Preprocessing
+from acq.errors import RequestError
+from acq.export import onnx_file
+from acq.export.check import Elsewhere, Match, Parity
+from acq.export.engine import Engine
+from acq.export.onnx_file import export_onnx
+from acq.quantization.integers import convert_to_integers
+from acq.quantization.student import Student
+
+KNOWN = Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    made = student_of("resnet", reduce_range=True)
+    convert_to_integers(made)
+    made.preprocessing = KNOWN
+    return made.eval()
+
+
+def test_a_checked_file_gets_its_name(student: Student, tmp_path: Path) -> None:
+    """In a folder that is made for it, with what was found; nothing else is left there."""
+    made = export_onnx(student, tmp_path / "new" / "model.onnx", images(40))
+    assert list((tmp_path / "new").iterdir()) == [made.path]
+    assert made.bytes == made.path.stat().st_size
+    assert made.parity.openvino is not None
+    plain, optimised = (Match(100, 100, match.difference) for match in (made.parity.plain, made.parity.optimised))
+    elsewhere = Elsewhere(Match(100, made.parity.openvino.match.equal, made.parity.openvino.match.difference), 8, 8)
+    assert made.parity == Parity(40, plain, optimised, 8, 8, elsewhere)
+    assert max(plain.difference, optimised.difference) < 1e-5  # sums of the last layer in another order
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_file_gives_the_student_s_logits(student: Student, tmp_path: Path, raw: bool) -> None:
+    """For any number of images; a file that takes bytes normalises them as the student's are."""
+    made = export_onnx(student, tmp_path / "model.onnx", images(8), raw_images=raw)
+    engine = Engine(made.path)
+    assert engine.raw == raw
+    assert (engine.preprocessing, engine.classes) == (KNOWN, 5)
+    pixels = torch.randint(256, (7, 16, 16, 3), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (KNOWN.mean, KNOWN.std))
+    normalised = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
+    for count in (1, 7):
+        with torch.no_grad():
+            wanted = student(normalised[:count])
+        torch.testing.assert_close(engine(normalised[:count]), wanted, rtol=1e-4, atol=1e-4)
+        if raw:
+            torch.testing.assert_close(engine.run(pixels[:count].numpy()), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("runtime", "openvino", "words"), [(97.5, 98, "on ONNX Runtime"), (100, 97.5, "on OpenVINO")])
+def test_a_file_that_disagrees_is_not_kept(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: float, openvino: float, words: str
+) -> None:
+    """An earlier file of that name stays as it was."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"earlier")
+    elsewhere = Elsewhere(Match(openvino, 60, 3), 8, 8)
+    wrong = Parity(40, Match(100, 100, 0), Match(runtime, 60, 3), 7, 8, elsewhere)
+    monkeypatch.setattr(onnx_file, "check", lambda *_: wrong)
+    with pytest.raises(RequestError, match=words + r" .* on 97\.5 % of 40 images only, less than 99 %"):
+        export_onnx(student, path, images(8))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"earlier"
+
+
+def test_a_student_that_is_not_frozen_shows(tmp_path: Path) -> None:
+    """The check compares with the student itself: whole biases that it has not differ, and are found."""
+    loose = student_of("resnet", "w2a3")
+    made = onnx_file.onnx_model(loose.eval())
+    onnx.save(made, tmp_path / "model.onnx")
+    found = onnx_file.check(tmp_path / "model.onnx", loose, images(40))
+    assert found.optimised.equal < 100
+    assert found.optimised.difference > 0
+
+
+def test_a_place_that_cannot_be_written_is_told(student: Student, tmp_path: Path) -> None:
+    """Such as one below a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"cannot be written: .*; choose another --out"):
+        export_onnx(student, tmp_path / "file" / "model.onnx", images(8))
+
+
+def test_a_full_disk_leaves_nothing(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even half a file."""
+
+    def full(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RequestError, match="No space left on device"):
+        export_onnx(student, tmp_path / "model.onnx", images(8))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [images(0), images(3, (3, 8, 8)), images(3, (1, 16, 16))])
+def test_images_that_check_nothing_are_refused(student: Student, tmp_path: Path, wrong: torch.Tensor) -> None:
+    """None, or of another size: the file would be kept unseen."""
+    with pytest.raises(RequestError, match=r"cannot check the file; give at least one of \(3, 16, 16\)"):
+        export_onnx(student, tmp_path / "model.onnx", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_has_the_name_of_one(student: Student, tmp_path: Path) -> None:
+    """Whatever else has a name of its own is left alone: folders, and a run's settings."""
+    folder, settings = tmp_path / "folder.onnx", tmp_path / "config.yaml"
+    folder.mkdir()
+    settings.write_text("mine")
+    for path in (folder, settings, Path(".")):
+        with pytest.raises(RequestError, match=r"is no name of an ONNX file; give one that ends in \.onnx"):
+            export_onnx(student, path, images(8))
+    assert settings.read_text() == "mine"
+
+
+def test_training_mode_is_left_alone(student: Student, tmp_path: Path) -> None:
+    """As are its parts'."""
+    student.train()
+    export_onnx(student, tmp_path / "model.onnx", images(8))
+    assert all(part.training for part in student.modules())
+    student.eval()

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from acq.core.values import Condition, Preprocessing
+from acq.synthesis.condition import draw
+from acq.synthesis.generators import GAIN, GENERATORS, bump, generator, window
+
+SIZES = [(3, 33, 47), (3, 8, 8), (1, 28, 28), (3, 16, 16), (4, 9, 64)]
+
+
+def preprocessing(size: tuple[int, int, int]) -> Preprocessing:
+    channels = size[0]
+    return Preprocessing(
+        size, tuple(0.3 + 0.1 * i for i in range(channels)), tuple(0.2 + 0.1 * i for i in range(channels))
+    )
+
+
+def made(kind: str, size: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return GENERATORS[kind](preprocessing(size), 5, noise_dim=6, width=8)
+
+
+def asked(pairs: int = 3, spread: float = 0.2, seed: int = 0) -> Condition:
+    return draw(pairs, noise_dim=6, classes=5, spread=spread, rng=torch.Generator().manual_seed(seed))
+
+
+def pixels(images: Tensor) -> Tensor:
+    """What normalisation was applied to."""
+    known = preprocessing(tuple(images.shape[1:]))  # type: ignore[arg-type]
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (known.mean, known.std))
+    return images * std + mean
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("size", SIZES)
+def test_images_fit_the_network_and_a_file(kind: str, size: tuple[int, int, int]) -> None:
+    """At odd sizes, few pixels or one channel too, images have the size asked for and pixels in [0, 1]."""
+    network = made(kind, size)
+    for training in (True, False):
+        images = network.train(training)(asked())
+        assert images.shape == (6, *size)
+        assert images.dtype == torch.float32
+        found = pixels(images)
+        assert found.min() >= -1e-6
+        assert found.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_large_images_are_made(kind: str) -> None:
+    """224 x 224 pixels come out of the same code."""
+    with torch.no_grad():
+        assert made(kind, (3, 224, 224))(asked(1)).shape == (2, 3, 224, 224)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_equal_seeds_make_equal_generators(kind: str) -> None:
+    """Two builds under one global seed give the same images bit for bit; another seed gives others."""
+    first, second, other = (made(kind, seed=seed)(asked()) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_every_part_of_the_condition_matters(kind: str) -> None:
+    """Other noise, another label or another centre makes other images."""
+    network, condition = made(kind).eval(), asked()
+    before = network(condition)
+    for changed in (
+        Condition(condition.noise + 1, condition.label, condition.centre),
+        Condition(condition.noise, (condition.label + 1) % 5, condition.centre),
+        Condition(condition.noise, condition.label, condition.centre + 0.1),
+    ):
+        assert not torch.allclose(network(changed), before)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_gradients_reach_the_centre_and_every_weight(kind: str) -> None:
+    """The position can be learned through, and no parameter is idle."""
+    network, drawn = made(kind, (3, 33, 47)), asked()
+    centre = drawn.centre.clone().requires_grad_()
+    images = network(Condition(drawn.noise, torch.tensor([0, 1, 2, 3, 4, 0]), centre))
+    (images * torch.rand(images.shape)).sum().backward()
+    assert centre.grad is not None
+    assert centre.grad.isfinite().all()
+    assert (centre.grad != 0).all()
+    idle = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_an_image_does_not_depend_on_its_batch(kind: str) -> None:
+    """In eval mode each image is that of its own condition."""
+    network, condition = made(kind).eval(), asked()
+    alone = Condition(condition.noise[2:3], condition.label[2:3], condition.centre[2:3])
+    torch.testing.assert_close(network(alone), network(condition)[2:3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_generator_learns_a_toy(kind: str) -> None:
+    """Sixty steps bring images most of the way from what they are to the images asked for."""
+    network, condition = made(kind), asked(2)
+    wanted = torch.rand(4, 3, 16, 16).repeat_interleave(1, 0) * 0.1 + condition.label.view(-1, 1, 1, 1) / 10
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    errors = []
+    for _ in range(60):
+        error = (pixels(network(condition)) - wanted).square().mean()
+        errors.append(error.item())
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert errors[-1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (1, 0), (0, 2), (-2, 1), (2, -2)])
+def test_a_window_moves_content_by_the_gain(right: int, down: int) -> None:
+    """A centre that asks for whole cells moves what is seen by just these: ``GAIN`` times the centre."""
+    canvas = torch.rand(1, 2, 10, 12)
+    height, width = 6, 8
+    middle = canvas[:, :, 2:8, 2:10]
+    centre = torch.tensor([[2 * right / (GAIN * width), 2 * down / (GAIN * height)]])
+    moved = window(canvas, centre, height, width)
+    torch.testing.assert_close(window(canvas, torch.zeros(1, 2), height, width), middle, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved, canvas[:, :, 2 - down : 8 - down, 2 - right : 10 - right], rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_moves_by_parts_of_a_cell() -> None:
+    """Half a cell is the mean of two neighbours, and each image moves by its own centre."""
+    canvas = torch.rand(2, 1, 8, 8)
+    moved = window(canvas, torch.tensor([[0.0, 0.0], [1 / (4 * GAIN), 0.0]]), 4, 4)
+    torch.testing.assert_close(moved[0], canvas[0, :, 2:6, 2:6], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved[1], (canvas[1, :, 2:6, 2:6] + canvas[1, :, 2:6, 1:5]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@given(x=st.floats(-1, 1), y=st.floats(-1, 1))
+def test_a_window_shows_nothing_new(x: float, y: float) -> None:
+    """Wherever it is cut, values lie between the least and greatest of the canvas: its edge is mirrored."""
+    canvas = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)) + 1
+    seen = window(canvas, torch.tensor([[x, y]]), 4, 4)
+    assert seen.isfinite().all()
+    assert canvas.min() - 1e-5 <= seen.min()
+    assert seen.max() <= canvas.max() + 1e-5
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 16)])
+def test_a_bump_peaks_at_its_centre(height: int, width: int) -> None:
+    """Its greatest cell is the one that holds the centre, and it falls with distance on both sides."""
+    column, row = 3, 1
+    x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
+    map_ = bump(torch.tensor([[x, y]]), height, width)[0, 0]
+    assert map_.argmax() == row * width + column
+    torch.testing.assert_close(map_.max(), torch.tensor(1.0))
+    assert (map_[row].diff()[:column] > 0).all()
+    assert (map_[row].diff()[column:] < 0).all()
+
+
+def test_a_new_generator_is_a_class_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decorator registers it and hands it back."""
+    monkeypatch.setattr("acq.synthesis.generators.GENERATORS", dict(GENERATORS))
+    from acq.synthesis import generators
+
+    @generator("other")
+    class Other(nn.Module):
+        pass
+
+    assert generators.GENERATORS["other"] is Other
+    assert "canvas" in generators.GENERATORS
+
+
+@pytest.mark.parametrize("kind", sorted(GENERATORS))
+@pytest.mark.parametrize("side", [16, 32])
+def test_images_lie_channels_last(kind: str, side: int) -> None:
+    """In training and in evaluation, so that the teacher's and the student's convolutions copy nothing."""
+    generator = made(kind, (3, side, side))
+    for model in (generator.train(), generator.eval()):
+        assert model(asked()).is_contiguous(memory_format=torch.channels_last)

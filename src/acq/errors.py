@@ -1,30 +1,59 @@
-"""The ways in which a request ends early."""
+"""Errors that the command line shows as one line, and the helpers that word them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_SUGGESTIONS = 3
+_LINE_LENGTH = 200  # characters of another library's message
+
 
 class RequestError(Exception):
-    """What was asked for cannot be done; the message is one line with the fact and the way out (exit code 2)."""
+    """The request cannot be carried out (exit code 2).
+
+    The message is one line: the fact, then the way out.
+    """
 
 
 class RunError(Exception):
-    """The run failed for a cause that no other request would mend; the message is one line with what happened and how
-    to go on (exit code 1)."""
+    """The run failed although the request was valid (exit code 1).
+
+    The message is one line: what happened, then how to continue.
+    """
 
 
 class Interrupted(Exception):
-    """The run was told to stop; its state is saved and the message says how to go on (exit code 130)."""
+    """The user stopped the run; its state is saved (exit code 130).
+
+    The message says how to continue.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
-    close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Return a hint with up to three known names close to ``name``, closest first.
+
+    Returns:
+        Text to append to a message, such as `` (did you mean 'x' or 'y'?)``; empty if no name is close.
+    """
+    close = [repr(match) for match in get_close_matches(name, list(known), n=_SUGGESTIONS)]
+    if not close:
+        return ""
+    return f" (did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?)"
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, at most 200 characters, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def first_line(error: BaseException, *, typed: bool = False) -> str:
+    """Return the first line of an exception's message, at most 200 characters.
+
+    Args:
+        error: The exception.
+        typed: Put the exception's type in front, for errors whose message alone is unclear: ``KeyError: 'a'``.
+
+    Returns:
+        The line; only the type's name if the exception has no message.
+    """
+    kind, message = type(error).__name__, str(error).strip()
+    if not message:
+        return kind
+    line = message.splitlines()[0][:_LINE_LENGTH]
+    return f"{kind}: {line}" if typed else line

@@ -14,15 +14,14 @@ from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.export import engine
 from acq.export.graph import onnx_model
-from acq.files import screening
 from acq.files.screening import ONNX_BYTES, screened
 
 Edit = Callable[[onnx.ModelProto], None]
-CANNOT = {"unknown operator"}  # be exported
+NOT_EXPORTED = {"unknown operator"}
 
 
 def exported(name: str, raw: bool = False, floating: bool = False) -> onnx.ModelProto:
-    student = student_of(name, reduced=True).eval()
+    student = student_of(name, reduce_range=True).eval()
     student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
     return onnx_model(student, raw_images=raw, floating=floating)
 
@@ -32,9 +31,9 @@ def content() -> bytes:
     return exported("residual").SerializeToString()
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - CANNOT))
-def test_whatever_is_exported_may_be_opened(name: str, tmp_path: Path) -> None:
-    """In each of the forms of a file, with its facts."""
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - NOT_EXPORTED))
+def test_exported_files_pass(name: str, tmp_path: Path) -> None:
+    """Every network, with and without raw images and in floating point; metadata is kept."""
     for raw, floating in ((False, False), (True, False), (False, True)):
         path = tmp_path / "model.onnx"
         onnx.save(exported(name, raw, floating), path)
@@ -47,13 +46,13 @@ def constant(name: str, value: np.ndarray) -> TensorProto:
     return numpy_helper.from_array(value, name)
 
 
-def outside(model: onnx.ModelProto) -> None:
+def external(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer[0]
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/passwd")
 
 
-def claiming(model: onnx.ModelProto) -> None:
+def declaring(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[:] = [10**6, 10**6, 10**6]
 
 
@@ -74,7 +73,7 @@ def nested(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("If", ["images"], ["x"], then_branch=inner, else_branch=inner))
 
 
-def elsewhere(model: onnx.ModelProto) -> None:
+def foreign(model: onnx.ModelProto) -> None:
     model.opset_import.add(domain="com.microsoft", version=1)
 
 
@@ -83,18 +82,18 @@ def function(model: onnx.ModelProto) -> None:
 
 
 def grown(model: onnx.ModelProto) -> None:
-    """A node that repeats the logits a thousand million times, which nothing reads."""
+    """A node that repeats the logits 10^9 times and whose result is unused."""
     model.graph.initializer.append(constant("times", np.array([10**9, 1])))
     model.graph.node.append(helper.make_node("Tile", ["logits", "times"], ["grown"]))
 
 
 def unknown(model: onnx.ModelProto) -> None:
-    """A node whose result is as large as its values say."""
+    """A node whose result has a size that depends on values."""
     model.graph.node.append(helper.make_node("NonZero", ["logits"], ["places"]))
 
 
 def no_text(model: onnx.ModelProto) -> None:
-    """A name that is no UTF-8."""
+    """A name that is not UTF-8."""
     model.ParseFromString(model.SerializeToString().replace(b"deployable", b"deploy\xefble"))
 
 
@@ -102,7 +101,7 @@ def two(model: onnx.ModelProto) -> None:
     model.graph.output.append(model.graph.output[0])
 
 
-def sizeless(model: onnx.ModelProto) -> None:
+def unsized(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
 
 
@@ -113,26 +112,26 @@ def broken(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (outside, "keeps constants in other files"),
-        (claiming, "has a constant that claims .* PiB|has a constant that claims .* TiB"),
-        (negative, "has a constant that claims"),
+        (external, "keeps constants in other files"),
+        (declaring, "has a constant that declares .* TiB"),
+        (negative, "has a constant that declares"),
         (double, "has a constant of type"),
         (sparse, "has sparse constants"),
-        (nested, "has graphs or tensors within its nodes"),
-        (elsewhere, "has operators that are not the standard's"),
+        (nested, "has graphs or tensors inside its nodes"),
+        (foreign, "has operators outside the ONNX standard"),
         (function, "has functions"),
         (grown, "has a value 'grown' of more than 536,870,912 numbers"),
         (unknown, "has a value 'places' of unknown size"),
-        (no_text, "has text that is none"),
+        (no_text, "has text that is not UTF-8"),
         (two, "has several inputs or outputs"),
-        (sizeless, "takes images of no known size"),
+        (unsized, "takes images of unknown size"),
         (broken, "is no valid ONNX file"),
     ],
 )
-def test_what_export_does_not_write_never_comes_to_an_engine(
+def test_files_that_export_does_not_write_never_reach_an_engine(
     edit: Edit, words: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line says what it is and what to give instead."""
+    """One line says what is wrong and what to give instead."""
     model = onnx.load_model_from_string(content)
     edit(model)
     path = tmp_path / "model.onnx"
@@ -140,13 +139,13 @@ def test_what_export_does_not_write_never_comes_to_an_engine(
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the engine opened it"))
     with pytest.raises(RequestError, match=words) as caught:
         engine.Engine(path)
-    assert str(caught.value).endswith("; give a file of acq export")
+    assert str(caught.value).endswith("; give a file from acq export")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    """Before it is read."""
+    """Its size is checked before it is read."""
     with (tmp_path / "model.onnx").open("wb") as file:
         file.truncate(ONNX_BYTES + 1)
-    with pytest.raises(RequestError, match=r"more than the 2 GiB that are read; give a file of acq export"):
-        screening.screened(tmp_path / "model.onnx")
+    with pytest.raises(RequestError, match=r"more than the limit of 2 GiB; give a file from acq export"):
+        screened(tmp_path / "model.onnx")

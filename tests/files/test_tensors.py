@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from acq.errors import RequestError
 from acq.files.limits import WEIGHTS_BYTES
-from acq.files.tensors import MoreThanWeightsError, from_safetensors, load_safetensors, require_weights_size, unpickled
+from acq.files.tensors import (
+    MoreThanWeightsError,
+    from_safetensors,
+    load_safetensors,
+    read_pickle,
+    require_weights_size,
+)
 
 Member = tuple[str, bytes]
 
@@ -28,7 +34,7 @@ def saved(value: Any, *, archive: bool = True) -> bytes:
 
 
 def rewritten(content: bytes, change: Callable[[list[Member]], list[Member]], kind: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive with other members."""
+    """The archive with its members changed."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", kind) as new:
         for name, member in change([(name, old.read(name)) for name in old.namelist()]):
@@ -46,8 +52,8 @@ def calling(function: Any, *arguments: Any) -> Any:
     return Called()
 
 
-def claiming(count: int) -> bytes:
-    """20 floats that say they are ``count``, as torch wrote them before 1.6."""
+def declaring(count: int) -> bytes:
+    """20 floats that are declared as ``count``, in the format of torch before 1.6."""
     content = saved({"w": torch.arange(20.0)}, archive=False)
     return content.replace(b"K\x14Nt", b"J" + struct.pack("<i", count) + b"Nt")
 
@@ -58,15 +64,15 @@ def header(fields: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_what_torch_saved_is_read(archive: bool) -> None:
-    """Both of its formats, every kind of number, parameters, shared and cut storages, and values around them."""
+def test_files_of_torch_are_read(archive: bool) -> None:
+    """Both formats, all dtypes, parameters, shared and cut storages, and other values around them."""
     kinds = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
     base = torch.arange(24.0)
     state: dict[str, Any] = {str(kind): torch.ones(3, dtype=kind) for kind in (*kinds, torch.uint8, torch.bool)}
     state |= {"whole": base, "part": base[4:8], "turned": base.view(4, 6).T, "none": torch.zeros(0, 3)}
     state |= {"parameter": nn.Parameter(torch.ones(2)), "size": torch.Size([2, 3]), "kind": torch.float16}
     value = {"state_dict": OrderedDict(state), "epoch": 3, "losses": [0.5, 1 << 40], "args": (None, True, {"a"})}
-    found = unpickled(io.BytesIO(saved(value, archive=archive)))
+    found = read_pickle(io.BytesIO(saved(value, archive=archive)))
     assert list(found) == list(value)
     for name, wanted in state.items():
         given = found["state_dict"][name]
@@ -76,8 +82,8 @@ def test_what_torch_saved_is_read(archive: bool) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (claiming(2**31 - 1), r"claims 8 GiB of tensors and has 4\d\d bytes"),
-        (saved({"w": torch.zeros(10**6)}, archive=False)[:600], "claims 3.81 MiB of tensors and has 600 bytes"),
+        (declaring(2**31 - 1), r"declares 8 GiB of tensors and has 4\d\d bytes"),
+        (saved({"w": torch.zeros(10**6)}, archive=False)[:600], "declares 3.81 MiB of tensors and has 600 bytes"),
         (rewritten(saved({"w": torch.zeros(10**6)}), lambda members: members, zipfile.ZIP_DEFLATED), "is compressed"),
         (
             rewritten(saved([torch.zeros(9)]), lambda members: [m for m in members if "data/" not in m[0]]),
@@ -92,21 +98,21 @@ def test_what_torch_saved_is_read(archive: bool) -> None:
         (rewritten(saved([torch.zeros(9)]), lambda members: members[1:]), "no pickle"),
     ],
 )
-def test_a_file_that_claims_more_than_it_has_never_comes_to_torch(
+def test_a_file_that_declares_more_than_it_has_never_reaches_torch(
     content: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is allocated for it."""
+    """So nothing is allocated for it."""
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
     with pytest.raises(ValueError, match=words):
-        unpickled(io.BytesIO(content))
+        read_pickle(io.BytesIO(content))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_members_of_one_name_are_refused() -> None:
-    """Of which readers might take different ones."""
+    """Two readers could take different ones."""
     twice = rewritten(saved([torch.zeros(9)]), lambda members: [*members, members[-1]])
     with pytest.raises(ValueError, match="two members of one name"):
-        unpickled(io.BytesIO(twice))
+        read_pickle(io.BytesIO(twice))
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -121,17 +127,18 @@ def test_two_members_of_one_name_are_refused() -> None:
         calling(print, "hello"),
     ],
 )
-def test_what_builds_more_than_plain_tensors_never_comes_to_torch(
+def test_a_pickle_of_more_than_plain_tensors_never_reaches_torch(
     archive: bool, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call of 20 bytes may ask for a terabyte."""
+    """A call of 20 bytes can request a terabyte."""
     content = saved({"w": torch.zeros(1), "more": value}, archive=archive)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
     with pytest.raises(MoreThanWeightsError):
-        unpickled(io.BytesIO(content))
+        read_pickle(io.BytesIO(content))
 
 
 def test_safetensors_are_read_from_memory_and_from_files(tmp_path: Path) -> None:
+    """Both give the saved tensors."""
     state = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(0)}
     (tmp_path / "a.safetensors").write_bytes(save(state))
     for found in (from_safetensors(save(state)), load_safetensors(tmp_path / "a.safetensors")):
@@ -150,8 +157,8 @@ def test_safetensors_are_read_from_memory_and_from_files(tmp_path: Path) -> None
         b"1234567",
     ],
 )
-def test_safetensors_that_claim_more_than_they_have_are_refused(content: bytes, tmp_path: Path) -> None:
-    """In the header's length, a shape or a place; nothing of that size is ever there."""
+def test_safetensors_that_declare_more_than_they_have_are_refused(content: bytes, tmp_path: Path) -> None:
+    """In the header's length, a shape or an offset."""
     (tmp_path / "a.safetensors").write_bytes(content)
     for read in (lambda: from_safetensors(content), lambda: load_safetensors(tmp_path / "a.safetensors")):
         with pytest.raises(Exception, match=r"header|deserializ|metadata|offset|cover|empty|mmap"):
@@ -159,8 +166,8 @@ def test_safetensors_that_claim_more_than_they_have_are_refused(content: bytes, 
 
 
 def test_weights_larger_than_any_network_s_are_refused(tmp_path: Path) -> None:
-    """Before a byte of them is read."""
+    """No byte of them is read."""
     with (tmp_path / "a.pth").open("wb") as file:
         file.truncate(WEIGHTS_BYTES + 1)
-    with pytest.raises(RequestError, match=r"more than the 16 GiB that are read; save the network's state_dict"):
+    with pytest.raises(RequestError, match=r"more than the limit of 16 GiB; save only the network's state_dict"):
         require_weights_size(tmp_path / "a.pth")

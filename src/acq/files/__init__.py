@@ -1,1 +1,1 @@
-"""Files from outside: size limits, tensor files, images and ONNX screening."""
+"""Files from outside, read within limits: settings, tensors, images and ONNX files; and atomic writes."""

@@ -1,4 +1,4 @@
-"""An ONNX file is looked through before an engine opens it: engines are native code and trust what they are given."""
+"""Checks of an ONNX file before an engine opens it, because engines are native code and trust their input."""
 
 from __future__ import annotations
 
@@ -11,75 +11,81 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from acq.errors import RequestError, first_line
-from acq.files.limits import GIB, VALUES_AT_ONCE, images_at_once, in_bytes, read_bytes
+from acq.files.limits import GIB, VALUES_AT_ONCE, format_bytes, images_at_once, read_bytes
 
 ONNX_BYTES = 2 * GIB  # protobuf's own limit
-_INSTEAD = "give a file of acq export"
+_INSTEAD = "give a file from acq export"
 _PLAIN = {AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.STRING}
 _BITS = {
     TensorProto.FLOAT: 32, TensorProto.INT64: 64, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.INT4: 4,
 }  # fmt: skip
+_NAME_LENGTH = 40  # characters of a name in a message
 
 
 @dataclass(frozen=True)
 class Screened:
-    """The content of a file that may be opened, and what it says of itself."""
+    """An ONNX file that passed every check.
+
+    Attributes:
+        content: The bytes that were checked; give these to the engine, because the file may change.
+        facts: The file's metadata.
+    """
 
     content: bytes
     facts: dict[str, str]
 
 
 def screened(file: Path) -> Screened:
-    """The content of an ONNX file that is valid and asks for nothing that `acq export` does not write.
+    """Read an ONNX file and refuse everything that ``acq export`` does not write.
 
-    That is: no data outside the file, no graphs within nodes, functions or other operators than the standard's,
-    constants as large as they say, and, for as many images as are run together, values of known shapes that fit into
-    memory.
+    The file must be valid. It has no data in other files, no graphs inside nodes, no functions and only standard
+    operators. Constants are as large as their shapes. Every value has a known size that fits into memory for a batch
+    of ``images_at_once``.
 
     Raises:
-        RequestError: there is no such file, or something in it is otherwise.
+        RequestError: There is no such file, or a check fails.
     """
     if not file.is_file():
         raise RequestError(f"there is no file {file}; acq export RUN writes one")
     content = read_bytes(file, ONNX_BYTES, _INSTEAD)
     try:
         model = onnx.load_model_from_string(content)
-        _refuse(file, _foreign(model))
-        _refuse(file, _misfits(model))
+        _refuse(file, _foreign_parts(model))
+        _refuse(file, _bad_constants(model))
         onnx.checker.check_model(content, full_check=True)
-        _refuse(file, _too_large(model))
+        _refuse(file, _bad_sizes(model))
     except RequestError:
         raise
-    except Exception as error:  # protobuf's, the checker's, and what other native code raises
+    except Exception as error:  # protobuf and the checker raise errors of native code
         raise RequestError(f"{file} is no valid ONNX file ({first_line(error)}); {_INSTEAD}") from error
     return Screened(content, {entry.key: entry.value for entry in model.metadata_props})
 
 
 def _refuse(file: Path, faults: Iterator[str]) -> None:
     for fault in faults:
-        raise RequestError(f"{file} {fault}, which acq export writes in no file; {_INSTEAD}")
+        raise RequestError(f"{file} {fault}, which acq export never writes; {_INSTEAD}")
 
 
-def _foreign(model: onnx.ModelProto) -> Iterator[str]:
-    """What engines would have to go elsewhere for, or run in ways that no shape tells of."""
+def _foreign_parts(model: onnx.ModelProto) -> Iterator[str]:
+    """Parts that load other files, or whose work no shape limits."""
     if model.functions or model.training_info:
-        yield "has functions or training of its own"
+        yield "has functions or training information"
     if any(entry.domain not in ("", "ai.onnx") for entry in [*model.opset_import, *model.graph.node]):
-        yield "has operators that are not the standard's"
+        yield "has operators outside the ONNX standard"
     if any(part.type not in _PLAIN for node in model.graph.node for part in node.attribute):
-        yield "has graphs or tensors within its nodes"
+        yield "has graphs or tensors inside its nodes"
     if model.graph.sparse_initializer:
         yield "has sparse constants"
-    if any(_is_elsewhere(tensor) for tensor in model.graph.initializer):
+    if any(_is_external(tensor) for tensor in model.graph.initializer):
         yield "keeps constants in other files"
-    if any(isinstance(text, bytes) for text in _texts(model)):  # which protobuf gives where it is no UTF-8
-        yield "has text that is none"
+    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
+        yield "has text that is not UTF-8"
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         yield "has several inputs or outputs, or none"
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """What engines show or hand on, and metadata."""
+    """Texts that engines show or pass on, and metadata."""
     yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
     yield from (model.graph.name, model.graph.doc_string)
     for entry in model.metadata_props:
@@ -88,28 +94,28 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield value.name
 
 
-def _is_elsewhere(tensor: TensorProto) -> bool:
+def _is_external(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
 
 
-def _misfits(model: onnx.ModelProto) -> Iterator[str]:
-    """Constants that are not as large as they say."""
+def _bad_constants(model: onnx.ModelProto) -> Iterator[str]:
+    """Constants of a type that is not written, or whose data does not fit their shape."""
     for tensor in model.graph.initializer:
         if tensor.data_type not in _BITS:
             yield f"has a constant of type {tensor.data_type}"
             return
-        claimed = (math.prod(tensor.dims) * _BITS[tensor.data_type] + 7) // 8
-        if min(tensor.dims, default=0) < 0 or claimed != len(tensor.raw_data):
-            yield f"has a constant that claims {in_bytes(max(claimed, 0))} and has {in_bytes(len(tensor.raw_data))}"
+        declared, stored = (math.prod(tensor.dims) * _BITS[tensor.data_type] + 7) // 8, len(tensor.raw_data)
+        if min(tensor.dims, default=0) < 0 or declared != stored:
+            yield f"has a constant that declares {format_bytes(max(declared, 0))} and has {format_bytes(stored)}"
 
 
-def _too_large(model: onnx.ModelProto) -> Iterator[str]:
-    """Values whose shapes the file does not fix, or that are larger than any network's."""
+def _bad_sizes(model: onnx.ModelProto) -> Iterator[str]:
+    """Values without a fixed shape, or larger than those of any network that is supported."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     image = fixed.graph.input[0].type.tensor_type.shape.dim
     if not image or any(side.dim_value < 1 for side in image[1:]):
-        yield "takes images of no known size"
+        yield "takes images of unknown size"
         return
     image[0].dim_value = images_at_once([side.dim_value for side in image[1:]])
     fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = image[0].dim_value
@@ -117,6 +123,6 @@ def _too_large(model: onnx.ModelProto) -> Iterator[str]:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in [*inferred.value_info, *inferred.output]}
     for name in (name for node in inferred.node for name in node.output if name):
         if not all(side.HasField("dim_value") for side in shapes.get(name, [onnx.TensorShapeProto.Dimension()])):
-            yield f"has a value {name[:40]!r} of unknown size"
+            yield f"has a value {name[:_NAME_LENGTH]!r} of unknown size"
         elif math.prod(side.dim_value for side in shapes[name]) > VALUES_AT_ONCE:
-            yield f"has a value {name[:40]!r} of more than {VALUES_AT_ONCE:,} numbers"
+            yield f"has a value {name[:_NAME_LENGTH]!r} of more than {VALUES_AT_ONCE:,} numbers"

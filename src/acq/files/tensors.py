@@ -1,8 +1,8 @@
-"""Files of tensors from elsewhere: what one claims is held against what it has before torch or safetensors reads it.
+"""Checked reading of tensor files from outside: the declared size is compared with the real one before a library reads.
 
-Pickles are read by torch with ``weights_only=True``, which runs no code of theirs. It does call what builds tensors and
-other values with any numbers, though, and takes a storage's size from the pickle: a file of 400 bytes may ask for
-gigabytes. So the pickle is gone through first, without building anything.
+Torch reads pickles with ``weights_only=True``, which runs no code of theirs. But it does call the functions that build
+tensors, with any numbers, and takes a storage's size from the pickle. So a file of 400 bytes can request gigabytes.
+For that reason the pickle is scanned first, without building anything.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from acq.files.limits import MIB, WEIGHTS_BYTES, in_bytes, require_at_most
+from acq.files.limits import MIB, WEIGHTS_BYTES, format_bytes, require_size
 
-_ARCHIVE = b"PK\x03\x04"  # with which torch takes a file for an archive; before 1.6 it wrote pickles in a row
-_HEADER_BYTES = 16 * MIB  # of safetensors: 0.1 kB a tensor
-_BEFORE, _BEHIND = 3, 1  # pickles around the one with the tensors: a mark, a version, the system; names of storages
+_ARCHIVE = b"PK\x03\x04"  # torch reads files with this beginning as archives, others as pickles in sequence
+_HEADER_BYTES = 16 * MIB  # of safetensors: 0.1 kB per tensor
+_PICKLES = 5  # in a file without archive: mark, version, system, tensors, names of storages
 _ITEM_BYTES = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1,
     "ComplexDouble": 16, "ComplexFloat": 8, "Untyped": 1,
 }  # fmt: skip
-# what builds plain tensors, and containers that say nothing of a size; bytearray(n), legacy constructors and tensors
-# that are sparse, nested, quantized or of no device are left out
+# functions that build plain tensors, or containers without a given size; excluded are bytearray(n), legacy
+# constructors, and tensors that are sparse, nested, quantized or on the meta device
 _BUILDERS = {
     "collections.OrderedDict", "collections.Counter", "_codecs.encode", "torch.Size", "torch.device",
     "torch.nn.parameter.Parameter", "torch.serialization._get_layout", "torch._tensor._rebuild_from_type_v2",
-    *(f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
+    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
     "torch._utils._rebuild_parameter_with_state", "builtins.set", "__builtin__.set", "builtins.complex",
     "__builtin__.complex",
 }  # fmt: skip
-# those that torch's own reader knows; with others what follows could mean something else to it than to us
+# the operations of torch's own reader; after any other, torch and this scan could understand the rest differently
 _OPERATIONS = {
     "PROTO", "STOP", "MARK", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID", "APPEND", "APPENDS", "SETITEM",
     "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "NONE",
     "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
     "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT",
 }  # fmt: skip
-_REFERENCE = 8  # operations that a reference to a storage takes at most
+_REFERENCE_LENGTH = 8  # operations in a reference to a storage at most
 
 
 class MoreThanWeightsError(ValueError):
-    """A pickle is none, or builds something beyond plain tensors, numbers, text and containers of them."""
+    """The file is no pickle, or the pickle builds more than plain tensors, numbers, text and containers of them."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """Bytes that a pickle says it has under a key."""
+    """Bytes that a pickle declares under a key."""
 
     key: str
     bytes: int
 
 
-def unpickled(file: IO[bytes]) -> Any:
-    """What ``torch.save`` wrote, on the CPU.
+def read_pickle(file: IO[bytes]) -> Any:
+    """Read what ``torch.save`` wrote, onto the CPU.
 
     Raises:
-        MoreThanWeightsError: it holds something else.
-        ValueError: it claims more than the file has.
-        Exception: it is damaged; torch has no common base for that.
+        MoreThanWeightsError: The file holds something else.
+        ValueError: The file declares more than it has.
+        Exception: The file is damaged; torch's errors have no common base.
     """
-    _check_claims(file)
+    _check_declared(file)
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of old protocols and of TorchScript, which it then refuses
@@ -76,65 +76,70 @@ def unpickled(file: IO[bytes]) -> Any:
 
 
 def from_safetensors(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content.
+    """Return the tensors in a safetensors file's content.
 
     Raises:
-        ValueError: its header claims more than there is.
-        Exception: other damage; safetensors holds each tensor's shape and place against the length.
+        ValueError: The header is longer than the content or the limit.
+        Exception: Other damage; safetensors compares each tensor's shape and position with the length.
     """
     _check_header(content[:8], len(content))
     return safetensors.torch.load(content)
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """The same of a file that is never in memory as a whole, but for its tensors."""
+    """Return the tensors in a safetensors file, with only the tensors in memory; raises as ``from_safetensors``."""
     with path.open("rb") as file:
         _check_header(file.read(8), path.stat().st_size)
     return safetensors.torch.load_file(path)
 
 
 def require_weights_size(path: Path) -> None:
-    """Refuse a file that is larger than any network's weights; RequestError."""
-    require_at_most(WEIGHTS_BYTES, path, "save the network's state_dict() alone")
+    """Refuse a file that is larger than any network's weights.
+
+    Raises:
+        RequestError: The file has more than ``WEIGHTS_BYTES``.
+        OSError: The file does not exist.
+    """
+    require_size(path, WEIGHTS_BYTES, "save only the network's state_dict()")
 
 
 def _check_header(beginning: bytes, length: int) -> None:
-    claimed, most = int.from_bytes(beginning, "little"), min(_HEADER_BYTES, length - 8)
-    if claimed > most:
-        raise ValueError(f"its header claims {in_bytes(claimed)} where there can be {in_bytes(max(most, 0))}")
+    declared, most = int.from_bytes(beginning, "little"), min(_HEADER_BYTES, length - 8)
+    if declared > most:
+        raise ValueError(f"its header declares {format_bytes(declared)} but may have {format_bytes(max(most, 0))}")
 
 
-def _check_claims(file: IO[bytes]) -> None:
+def _check_declared(file: IO[bytes]) -> None:
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
-    archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+    is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
     file.seek(0)
-    if archive:
+    if is_archive:
         _check_archive(file, length)
     else:
         storages: dict[str, int] = {}
-        for storage in _pickles_in_a_row(file):
+        for storage in (storage for _ in range(_PICKLES) for storage in _storages(file)):
             storages[storage.key] = max(storage.bytes, storages.get(storage.key, 0))
-        _require(sum(storages.values()), length)
+        _require_stored(sum(storages.values()), length)
 
 
 def _check_archive(file: IO[bytes], length: int) -> None:
-    """Members are stored as they are, once each, so that together they cannot be more than the file."""
+    """Compare storages with members, and members with the file, which holds each uncompressed and once."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        folder = _folder_of_pickle(members)
+        folder = _pickle_folder(members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-            raise ValueError("it is compressed, which torch.save never does")
+            raise ValueError("it is compressed, but torch.save never compresses")
         if len(members) != len(archive.infolist()):
             raise ValueError("it has two members of one name")
-        _require(sum(member.file_size for member in members.values()), length)
+        _require_stored(sum(member.file_size for member in members.values()), length)
         with archive.open(f"{folder}data.pkl") as pickle:
             for storage in _storages(pickle):
                 member = members.get(f"{folder}data/{storage.key}")
-                _require(storage.bytes, 0 if member is None else member.file_size)
+                _require_stored(storage.bytes, 0 if member is None else member.file_size)
 
 
-def _folder_of_pickle(members: Mapping[str, zipfile.ZipInfo]) -> str:
+def _pickle_folder(members: Mapping[str, zipfile.ZipInfo]) -> str:
     folders = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(folders) != 1:
         raise ValueError("it has no pickle, or several")
@@ -143,42 +148,37 @@ def _folder_of_pickle(members: Mapping[str, zipfile.ZipInfo]) -> str:
     return folders[0]
 
 
-def _require(claimed: int, there: int) -> None:
-    if claimed > there:
-        raise ValueError(f"it claims {in_bytes(claimed)} of tensors and has {in_bytes(there)}")
-
-
-def _pickles_in_a_row(file: IO[bytes]) -> Iterator[_Storage]:
-    for _ in range(_BEFORE + 1 + _BEHIND):
-        yield from _storages(file)
+def _require_stored(declared: int, stored: int) -> None:
+    if declared > stored:
+        raise ValueError(f"it declares {format_bytes(declared)} of tensors and has {format_bytes(stored)}")
 
 
 def _storages(pickle: IO[bytes]) -> Iterator[_Storage]:
-    """The storages that a pickle refers to, in order, without building anything of it.
+    """Yield the storages that a pickle refers to, in order, without building anything.
 
-    A reference is a tuple that is written out each time, so what it holds is what was pushed since the mark before it:
-    literals as they are, anything else as a tuple of the operation's name.
+    Torch writes out a reference in full each time, so the last pushed values describe it. A literal is pushed as it
+    is, and any other value as a tuple with the operation's name.
     """
     pushed: list[Any] = []
     memo: dict[int, Any] = {}
-    for name, given in _operations(pickle):
+    for name, argument in _operations(pickle):
         if name in ("BINPUT", "LONG_BINPUT"):
-            memo[given] = pushed[-1] if pushed else (name,)
+            memo[argument] = pushed[-1] if pushed else (name,)
         elif name in ("BINGET", "LONG_BINGET"):
-            pushed.append(memo.get(given, (name,)))
+            pushed.append(memo.get(argument, (name,)))
         elif name == "BINPERSID":
-            yield _described(pushed)
+            yield _referenced_storage(pushed)
             pushed.append((name,))
         elif name == "GLOBAL":
-            pushed.append((name, _permitted(given.replace(" ", "."))))
+            pushed.append((name, _permitted(argument.replace(" ", "."))))
         elif name != "PROTO":
-            pushed.append((name,) if given is None else given)
-        del pushed[:-_REFERENCE]
+            pushed.append((name,) if argument is None else argument)
+        del pushed[:-_REFERENCE_LENGTH]
 
 
-def _described(pushed: list[Any]) -> _Storage:
-    """The storage that the last values pushed refer to; before torch 1.6 there was a sixth item, which is None."""
-    if pushed[-2:] == [("NONE",), ("TUPLE",)]:
+def _referenced_storage(pushed: list[Any]) -> _Storage:
+    """The storage that the last pushed values describe."""
+    if pushed[-2:] == [("NONE",), ("TUPLE",)]:  # torch before 1.6 has a sixth item, None
         del pushed[-2]
     match pushed:
         case [*_, ("MARK",), "storage", ("GLOBAL", kind), str(key), _, int(count), ("TUPLE",)]:
@@ -188,7 +188,7 @@ def _described(pushed: list[Any]) -> _Storage:
 
 
 def _permitted(path: str) -> str:
-    """The kind of storage, such as ``Float``, or the name itself of what else may be built."""
+    """A storage's type, such as ``Float``, or the name itself of another permitted function."""
     module, _, name = path.rpartition(".")
     kind = name.removesuffix("Storage")
     if kind != name and kind in _ITEM_BYTES and module in ("torch", "torch.cuda", "torch.storage"):
@@ -200,11 +200,11 @@ def _permitted(path: str) -> str:
 
 def _operations(pickle: IO[bytes]) -> Iterator[tuple[str, Any]]:
     try:
-        for operation, given, _ in pickletools.genops(pickle):
+        for operation, argument, _ in pickletools.genops(pickle):
             if operation.name not in _OPERATIONS:
                 raise MoreThanWeightsError(f"operation {operation.name}")
-            yield operation.name, given
+            yield operation.name, argument
     except MoreThanWeightsError:
         raise
-    except ValueError as error:  # no pickle, or cut
+    except ValueError as error:  # no pickle, or a cut one
         raise MoreThanWeightsError(str(error)) from error

@@ -93,7 +93,7 @@ def _load(path: Path) -> dict[str, Any]:
         digest, saved = _split(written)
         if digest != _digest(saved) and not written.startswith(_ARCHIVE):
             raise ValueError("it is not as it was written")
-        state = tensors.unpickled(io.BytesIO(saved))
+        state = tensors.read_pickle(io.BytesIO(saved))
     except RequestError:
         raise
     except Exception as error:  # a damaged archive fails in many ways, none of them documented

@@ -86,7 +86,7 @@ def _check_file(path: Path) -> None:
 
 def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
-        return tensors.unpickled(file)
+        return tensors.read_pickle(file)
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from acq.files.atomic import replacing, write_atomically
+from acq.files.atomic import remove_leftovers, replacing, write_atomically
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,14 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     """No folder is created for the file."""
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "a.json", "")
+
+
+def test_leftovers_of_killed_processes_can_be_removed(tmp_path: Path) -> None:
+    """The file itself and other files stay."""
+    folder = tmp_path / "runs [1]"
+    folder.mkdir()
+    path = folder / "state.pt"
+    for name in ("state.pt", ".state.partial-1.pt", ".state.partial-22.pt", ".other.partial-1.pt"):
+        (folder / name).touch()
+    remove_leftovers(path)
+    assert {file.name for file in folder.iterdir()} == {"state.pt", ".other.partial-1.pt"}

@@ -14,8 +14,8 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_remembered(number: int) -> None:
-    """The first one interrupts nothing and is answered when asked for; afterwards the old handler is back."""
+def test_a_signal_is_recorded(number: int) -> None:
+    """The first signal interrupts nothing, the answer becomes True, and the old handler is restored at the end."""
     before = signal.getsignal(number)
     with stop_requested() as stopping:
         assert not stopping()
@@ -26,7 +26,7 @@ def test_a_signal_is_remembered(number: int) -> None:
 
 
 def test_a_second_signal_acts_as_before() -> None:
-    """Who presses Ctrl-C twice does not want to wait."""
+    """A user who presses Ctrl-C twice does not want to wait."""
     with stop_requested() as stopping:
         send(signal.SIGINT)
         assert stopping()
@@ -35,8 +35,8 @@ def test_a_second_signal_acts_as_before() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_handlers_are_given_back_after_an_error() -> None:
-    """Whatever ends the block, both handlers are those of before, somebody's own too."""
+def test_handlers_are_restored_after_an_error() -> None:
+    """Both handlers are those of before, also a custom one."""
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
@@ -49,7 +49,7 @@ def test_handlers_are_given_back_after_an_error() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_each_block_asks_anew() -> None:
+def test_each_block_starts_without_a_request() -> None:
     """A stop of an earlier run does not stop the next one."""
     with stop_requested():
         send(signal.SIGINT)
@@ -58,7 +58,7 @@ def test_each_block_asks_anew() -> None:
 
 
 def test_other_threads_are_not_interrupted() -> None:
-    """Outside the main thread the answer is always no, and no handler is touched."""
+    """Outside the main thread the answer is False and no handler changes."""
     answers: list[bool] = []
     before = signal.getsignal(signal.SIGINT)
 
@@ -71,3 +71,12 @@ def test_other_threads_are_not_interrupted() -> None:
     thread.start()
     thread.join()
     assert answers == [False, True]
+
+
+def test_every_signal_is_recorded_under_torchrun() -> None:
+    """With ``once=False`` a second signal stops nothing either."""
+    with stop_requested(once=False) as stopping:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert stopping()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

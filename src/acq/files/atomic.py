@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +39,19 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: The file cannot be moved to ``path``.
     """
     # the process number keeps two writers of one path apart
-    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    temporary = _temporary(path, str(os.getpid()))
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``path`` that killed processes left; only for a process that owns the folder."""
+    for leftover in glob.glob(str(_temporary(Path(glob.escape(str(path))), "*"))):
+        Path(leftover).unlink(missing_ok=True)
+
+
+def _temporary(path: Path, process: str) -> Path:
+    return path.with_name(f".{path.stem}.partial-{process}{path.suffix}")

@@ -1,4 +1,4 @@
-"""A run's state on disk: written whole or not at all, checked by its digest, read without executing anything."""
+"""A run's state on disk: written atomically, verified by its digest, and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -14,65 +14,66 @@ from typing import Any
 import torch
 
 from acq.errors import RequestError, first_line
-from acq.files import tensors
+from acq.files.atomic import remove_leftovers, replacing
 from acq.files.limits import WEIGHTS_BYTES, read_bytes
+from acq.files.tensors import read_pickle
 
-_MARK = b"acq checkpoint 2\n"  # and a SHA-256 of what follows; the first format had neither
-_DIGEST_BYTES = hashlib.sha256().digest_size
-_ARCHIVE = b"PK"  # with which a file of the first format begins
+_MAGIC = b"acq checkpoint 1\n"  # then the SHA-256 of the rest, then the rest, which torch.save writes
+_CONTENT = len(_MAGIC) + hashlib.sha256().digest_size  # where the rest begins
+_RESTART = "start the run again with --overwrite"
 
 
 class CheckpointWarning(UserWarning):
-    """The newest checkpoint is damaged, and the one before it was used."""
+    """The newest checkpoint is damaged, so the previous one is used."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, strings and containers of them) to ``path``; the file before it is kept beside
-    it until the next call.
+    """Write a checkpoint and keep the previous one beside it until the next call.
 
-    The new file is read back before it takes its name: a process killed at any moment, a full disk or one that writes
-    something else leaves a whole file.
+    The new file is read back before it takes its name. So a killed process, a full disk or a disk that returns other
+    bytes leaves a whole checkpoint.
+
+    Args:
+        path: The file; its folder is created.
+        state: Tensors, numbers, text and containers of them.
 
     Raises:
-        OSError: it cannot be written, or not be read back as it was written.
+        OSError: The file cannot be written, or reads back differently.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getbuffer()
-    digest = _digest(content)
-    try:
-        with partial.open("wb") as file:
-            file.writelines((_MARK, digest, content))
+    digest = hashlib.sha256(content).digest()
+    remove_leftovers(path)  # each has the size of a checkpoint, and the run owns its folder
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            file.writelines((_MAGIC, digest, content))
             file.flush()
             os.fsync(file.fileno())
-        if _digest(_split(partial.read_bytes())[1]) != digest:
-            raise OSError(errno.EIO, "what was written reads otherwise", str(partial))
+        with temporary.open("rb") as file:
+            file.seek(_CONTENT)
+            if hashlib.file_digest(file, "sha256").digest() != digest:
+                raise OSError(errno.EIO, "the written file reads back differently", str(temporary))
         if path.exists():
             path.replace(previous(path))
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at ``path`` is kept."""
+    """Return where the checkpoint before the one at ``path`` is kept."""
     return path.with_name(path.name + ".previous")
 
 
 def exists(path: Path) -> bool:
-    """Whether there is one at ``path``, or one before it: a process may be killed between two renames."""
+    """Return whether there is a checkpoint at ``path``, or a previous one: a kill may come between two renames."""
     return path.is_file() or previous(path).is_file()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` wrote, on the CPU; where that is damaged or gone what was saved before it, with a
-    ``CheckpointWarning``.
+    """Read a checkpoint onto the CPU, or the previous one with a ``CheckpointWarning`` if it is damaged or missing.
 
     Raises:
-        RequestError: there is no such file, or neither is a whole checkpoint.
+        RequestError: Neither file is a whole checkpoint.
     """
     try:
         return _load(path)
@@ -87,31 +88,27 @@ def load(path: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise RequestError(f"there is no checkpoint {path}; start the run again with --overwrite")
+        raise RequestError(f"there is no checkpoint {path}; {_RESTART}")
     try:
-        written = read_bytes(path, WEIGHTS_BYTES, "start the run again with --overwrite")
-        digest, saved = _split(written)
-        if digest != _digest(saved) and not written.startswith(_ARCHIVE):
-            raise ValueError("it is not as it was written")
-        state = tensors.read_pickle(io.BytesIO(saved))
+        state = read_pickle(io.BytesIO(_verified(read_bytes(path, WEIGHTS_BYTES, _RESTART))))
     except RequestError:
         raise
-    except Exception as error:  # a damaged archive fails in many ways, none of them documented
-        raise RequestError(
-            f"the checkpoint {path} cannot be read ({first_line(error)[:120]}); start the run again with --overwrite"
-        ) from error
+    except Exception as error:  # a damaged archive fails in many ways, and none of them is documented
+        raise RequestError(f"the checkpoint {path} cannot be read ({first_line(error)}); {_RESTART}") from error
     if not isinstance(state, dict):
-        raise RequestError(f"the checkpoint {path} holds no run; start the run again with --overwrite")
+        raise RequestError(f"the checkpoint {path} holds no run; {_RESTART}")
     return state
 
 
-def _digest(content: bytes | memoryview) -> bytes:
-    return hashlib.sha256(content).digest()
+def _verified(file: bytes) -> bytes:
+    """The content behind the digest.
 
-
-def _split(written: bytes) -> tuple[bytes, bytes]:
-    """The digest that a file holds and what it is of; no digest and all of it where it has no mark."""
-    if not written.startswith(_MARK):
-        return b"", written
-    start = len(_MARK) + _DIGEST_BYTES
-    return written[len(_MARK) : start], written[start:]
+    Raises:
+        ValueError: The file is no checkpoint, or its content has changed since it was written.
+    """
+    if not file.startswith(_MAGIC):
+        raise ValueError("it is not a checkpoint of this version")
+    content = file[_CONTENT:]
+    if hashlib.sha256(content).digest() != file[len(_MAGIC) : _CONTENT]:
+        raise ValueError("its content has changed")
+    return content

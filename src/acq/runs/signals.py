@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that the loop asks between steps, so that what is saved is whole."""
+"""Ctrl-C and SIGTERM as a question that the training loop asks between steps, so that the saved state is whole."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_requested(*, once: bool = True) -> Iterator[Callable[[], bool]]:
-    """Within the block the first signal is remembered and a second one acts as it did before; all are remembered
-    unless ``once``, since torchrun sends another after Ctrl-C and kills who does not end.
+    """Record signals inside the block instead of stopping, and yield the question whether one has arrived.
 
-    Outside the main thread, where Python delivers no signals, the answer is always False.
+    Python delivers signals to the main thread only. In another thread no handler changes and the answer is False.
+
+    Args:
+        once: Record only the first signal, so that a second one stops at once. Pass False under torchrun: it sends
+            further signals after Ctrl-C, and kills processes that do not end.
     """
-    asked = False
+    requested = False
     before: dict[int, Any] = {}
 
     def remember(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal requested
+        requested = True
         if once:
             signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, remember) for number in _SIGNALS}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

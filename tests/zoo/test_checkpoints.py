@@ -30,7 +30,7 @@ def wrap(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
 def test_every_suffix_and_prefix_gives_the_same_weights(tmp_path: Path, suffix: str, prefix: str) -> None:
-    """What is loaded equals what was saved, without what wrappers add to names."""
+    """The loaded weights equal the saved ones, without the name parts that wrappers add."""
     state, path = network().state_dict(), tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(wrap(state, prefix), path)
     assert same(load_state(path), state)
@@ -46,20 +46,20 @@ def test_every_suffix_and_prefix_gives_the_same_weights(tmp_path: Path, suffix: 
     ],
 )
 def test_nested_dictionaries_are_opened(tmp_path: Path, nest: Callable[[Any], Any]) -> None:
-    """Training checkpoints give the weights in them and nothing else."""
+    """Checkpoints of a training give only their weights."""
     state, path = network().state_dict(), tmp_path / "checkpoint.pth"
     torch.save(nest(state), path)
     assert same(load_state(path), state)
 
 
-def test_parts_that_were_compiled_alone_are_understood(tmp_path: Path) -> None:
-    """``_orig_mod.`` is dropped inside a name as well."""
+def test_a_compiled_part_loses_its_prefix(tmp_path: Path) -> None:
+    """``_orig_mod.`` is dropped inside a name too."""
     torch.save({"layer._orig_mod.weight": torch.zeros(2)}, tmp_path / "part.pt")
     assert list(load_state(tmp_path / "part.pt")) == ["layer.weight"]
 
 
 def test_a_cuda_checkpoint_in_the_old_format_is_read(shared: Callable[[str], Path]) -> None:
-    """The public ResNet-20 has the same weights in its two forms."""
+    """The public ResNet-20 has the same weights as a pickle and as safetensors."""
     old, new = load_state(shared("resnet20-12fca82f.th")), load_state(shared("resnet20-cifar10.safetensors"))
     assert all(torch.equal(old[name], value) for name, value in new.items())
 
@@ -90,7 +90,7 @@ def cut(path: Path) -> None:
         ("plain.pth", lambda p: p.write_bytes(pickle.dumps({"a": Fraction(1)})), "more than weights"),
         ("program.pt", program, "TorchScript"),
         ("cut.pt", cut, "damaged"),
-        ("page.pth", lambda p: p.write_text("<html>not found</html>"), "more than weights or none"),
+        ("page.pth", lambda p: p.write_text("<html>not found</html>"), "more than weights, or none"),
         ("page.safetensors", lambda p: p.write_text("<html>not found</html>"), "damaged"),
         ("empty.pt", lambda p: p.touch(), "is empty"),
         ("folder.pt", lambda p: p.mkdir(), "is a folder"),
@@ -105,10 +105,10 @@ def cut(path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_checkpoint_is_told_in_a_line(
+def test_a_file_that_is_no_checkpoint_is_refused(
     tmp_path: Path, name: str, make: Callable[[Path], Any], fact: str
 ) -> None:
-    """Each wrong file ends in one line that names it, the fact and a way out."""
+    """One line names the file, the fact and the way out."""
     make(tmp_path / name)
     with pytest.raises(RequestError, match=fact) as caught:
         load_state(tmp_path / name)
@@ -119,7 +119,7 @@ def test_what_is_no_checkpoint_is_told_in_a_line(
 
 
 def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
-    """A checkpoint that would call a function on loading is refused before it does."""
+    """A checkpoint that calls a function on loading is refused before the call."""
 
     class Touch:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -131,8 +131,8 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_apply_puts_every_weight_in_place() -> None:
-    """After it, the network's state equals the checkpoint's, also where the network itself is wrapped."""
+def test_every_weight_is_applied() -> None:
+    """The network's state equals the checkpoint's, also if the network itself is wrapped."""
     source, target = network(), network()
     apply_state(target, source.state_dict(), Path("x.pt"))
     assert same(target.state_dict(), source.state_dict())
@@ -142,7 +142,7 @@ def test_apply_puts_every_weight_in_place() -> None:
 
 
 def test_num_batches_tracked_may_be_missing() -> None:
-    """Old checkpoints do not have it and no evaluation reads it."""
+    """Old checkpoints lack it, and no evaluation reads it."""
     state = {name: value for name, value in network().state_dict().items() if "tracked" not in name}
     target = network()
     apply_state(target, state, Path("x.pt"))
@@ -160,7 +160,7 @@ def test_num_batches_tracked_may_be_missing() -> None:
     ],
 )
 def test_a_misfit_names_the_weights_and_changes_nothing(change: Callable[[dict[str, Tensor]], Any], words: str) -> None:
-    """A checkpoint that does not fit is refused whole."""
+    """A checkpoint is applied as a whole or not at all."""
     state, target = {name: value.clone() for name, value in network().state_dict().items()}, network()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     change(state)

@@ -39,7 +39,7 @@ ready = nn.Linear(2, 2)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder with code of the user's; what it adds to the interpreter is taken out again."""
+    """A current folder with a user's code; its modules are removed from the interpreter afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def libraries(monkeypatch: pytest.MonkeyPatch, cfg: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Stand-ins for torchvision and timm, and the keyword arguments that they are called with."""
+    """Stand-ins for torchvision and timm; returns the keyword arguments of their calls."""
     calls: list[dict[str, Any]] = []
 
     def make(**arguments: Any) -> nn.Module:
@@ -75,7 +75,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch, cfg: dict[str, Any] | None = None
 
 
 def test_a_callable_of_the_current_folder_is_called(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is importable, arguments reach it, its prints stay off stdout, and ImageNet is assumed."""
+    """It is importable, gets the arguments, prints to stderr, and ImageNet's normalisation is assumed."""
     network = resolve("mynets.small:network", arguments={"classes": 3}, input_size=SIZE)
     assert network.model(torch.zeros(2, *SIZE)).shape == (2, 3)
     assert network.preprocessing.mean == (0.485, 0.456, 0.406)
@@ -86,8 +86,8 @@ def test_a_callable_of_the_current_folder_is_called(folder: Path, capsys: pytest
     assert "building" in said.err
 
 
-def test_a_module_that_is_ready_is_taken_as_it_is(folder: Path) -> None:
-    """A network need not be wrapped in a callable, but then takes no arguments."""
+def test_a_ready_network_is_taken_as_it_is(folder: Path) -> None:
+    """It needs no callable, and takes no arguments."""
     assert isinstance(resolve("mynets.small:ready", input_size=SIZE).model, nn.Linear)
     with pytest.raises(RequestError, match="takes no arguments"):
         resolve("mynets.small:ready", input_size=SIZE, arguments={"a": 1})
@@ -113,10 +113,8 @@ def test_a_module_that_is_ready_is_taken_as_it_is(folder: Path) -> None:
         ("typo:network", {}, "importing 'typo' failed: SyntaxError"),
     ],
 )
-def test_what_is_wrong_with_a_callable_is_told_in_a_line(
-    folder: Path, model: str, arguments: dict[str, Any], fact: str
-) -> None:
-    """Each mistake names itself; none shows a traceback."""
+def test_a_wrong_callable_is_refused(folder: Path, model: str, arguments: dict[str, Any], fact: str) -> None:
+    """One line names the mistake; there is no traceback."""
     (folder / "wrong.py").write_text("import nowhere")
     (folder / "script.py").write_text("import sys; sys.exit(3)")
     (folder / "typo.py").write_text("def network(:")
@@ -125,8 +123,8 @@ def test_what_is_wrong_with_a_callable_is_told_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-def test_torchvision_and_timm_are_asked_for_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretrained without a checkpoint; arguments of the user's go first."""
+def test_torchvision_and_timm_load_their_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do so without a checkpoint; the user's arguments take precedence."""
     calls = libraries(monkeypatch)
     resolve("torchvision:resnet18", input_size=SIZE)
     resolve("torchvision:resnet18", input_size=SIZE, arguments={"weights": None, "num_classes": 5})
@@ -140,8 +138,8 @@ def test_torchvision_and_timm_are_asked_for_their_weights(monkeypatch: pytest.Mo
     ]
 
 
-def test_a_checkpoint_takes_the_place_of_a_library_s_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing is downloaded that a checkpoint replaces."""
+def test_a_checkpoint_replaces_a_library_s_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The library's own weights are not downloaded."""
     calls = libraries(monkeypatch)
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
     for model in ("torchvision:resnet18", "timm:vgg11"):
@@ -149,8 +147,8 @@ def test_a_checkpoint_takes_the_place_of_a_library_s_weights(monkeypatch: pytest
     assert [call.get("weights", call.get("pretrained")) for call in calls] == [None, False]
 
 
-def test_timm_s_own_weights_bring_their_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What timm says of its weights is used, and not of other weights."""
+def test_timm_s_weights_set_the_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their input size, mean and std are used, but not for other weights."""
     libraries(monkeypatch, {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3})
     network = resolve("timm:vgg11")
     assert network.preprocessing.input_size == (3, 64, 64)
@@ -161,15 +159,15 @@ def test_timm_s_own_weights_bring_their_preprocessing(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_a_library_s_unknown_network_gives_the_nearest(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    """A misspelt name is answered before anything is built."""
+def test_an_unknown_network_of_a_library_gives_a_hint(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    """The name is checked before anything is built."""
     libraries(monkeypatch)
     with pytest.raises(RequestError, match=r"did you mean 'resnet18'"):
         resolve(f"{library}:resnet81", input_size=SIZE)
 
 
 class Finder:
-    """Makes the import of a package raise, as one that was built for another torch does."""
+    """Makes the import of a package raise, like a package that was built for another torch."""
 
     def __init__(self, package: str, error: Exception) -> None:
         self.package, self.error = package, error
@@ -197,10 +195,10 @@ class Finder:
         ),
     ],
 )
-def test_a_library_that_cannot_be_imported_is_told(
+def test_a_library_that_cannot_be_imported_gives_one_line(
     monkeypatch: pytest.MonkeyPatch, library: str, make: Callable[[str], Exception], fact: str
 ) -> None:
-    """Absent, incomplete or built for another torch: one line, whatever the import raises."""
+    """It is absent, incomplete or built for another torch."""
     for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Finder(library, make(library)), *sys.meta_path])

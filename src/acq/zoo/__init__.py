@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,23 @@ from torch import nn
 
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, nearest
-from acq.zoo.checkpoints import apply_state, load_state
+from acq.zoo.checkpoints import SUFFIXES, apply_state, load_state
 from acq.zoo.loaders import build, from_callable, from_timm, from_torchvision
-from acq.zoo.registry import BUILTINS, IMAGENET_MEAN, IMAGENET_STD, Builtin
+from acq.zoo.preprocessing import preprocessing_of, require_both_or_neither
+from acq.zoo.registry import BUILTINS, Builtin
 
-SMALLEST = 8  # pixels a side
+__all__ = ["Facts", "Network", "builtin_names", "facts", "looks_like_path", "preprocessing_of", "resolve", "sample_of"]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A classifier in eval mode, on the CPU, with its weights; ``name`` is what was asked for.
+    """A classifier in eval mode, on the CPU, with its weights.
 
-    ``preprocessing_given`` is False where mean and std are ImageNet's by assumption, which the user should be
-    told.
+    Attributes:
+        model: The classifier.
+        preprocessing: Its input size and normalisation.
+        name: The name that ``resolve`` was called with.
+        preprocessing_given: False if mean and std of ImageNet are assumed; the user should know.
     """
 
     model: nn.Module
@@ -35,7 +39,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Facts:
-    """A built-in network in short; ``source`` says where its weights come from."""
+    """A built-in network in short.
+
+    Attributes:
+        name: The name.
+        input_size: Channels, height and width.
+        classes: Number of classes.
+        parameters: Number of parameters.
+        source: Where the weights come from.
+    """
 
     name: str
     input_size: tuple[int, int, int]
@@ -45,12 +57,12 @@ class Facts:
 
 
 def builtin_names() -> list[str]:
-    """The names of the built-in networks."""
+    """Return the names of the built-in networks."""
     return list(BUILTINS)
 
 
 def facts() -> list[Facts]:
-    """A line a built-in network, for ``acq models``."""
+    """Return the facts of every built-in network, for ``acq models``."""
     return [
         Facts(name, entry.preprocessing.input_size, entry.classes, entry.parameters, entry.source)
         for name, entry in BUILTINS.items()
@@ -58,9 +70,15 @@ def facts() -> list[Facts]:
 
 
 def sample_of(name: str) -> Path | None:
-    """The ``.npz`` of test images that is bundled with a network, if there is one."""
+    """Return the ``.npz`` of test images that comes with a built-in network, or None."""
     entry = BUILTINS.get(name)
     return entry.sample if entry is not None else None
+
+
+def looks_like_path(text: str) -> bool:
+    """Return whether a MODEL argument means a file or folder, such as a run folder, and not a network."""
+    rest = os.path.splitdrive(text)[1]  # the colon of a Windows drive is no colon of package.module:callable
+    return text not in BUILTINS and ":" not in rest and ("/" in rest or os.sep in rest or Path(text).exists())
 
 
 def resolve(
@@ -72,23 +90,25 @@ def resolve(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Network:
-    """The network that ``model`` names, with its weights and its preprocessing.
+    """Build the network that ``model`` names, with its weights and preprocessing.
 
-    ``model`` is a built-in name, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, called
-    with the keyword ``arguments``. A ``checkpoint`` takes the place of the weights that it would come with.
-    What is not given of ``input_size`` (C, H, W), ``mean`` and ``std`` is what the weights are known to need;
-    where that is unknown the size must be given, and three channels are taken to be normalised as for
-    ImageNet.
+    Args:
+        model: A built-in name, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
+        arguments: Keyword arguments of the callable.
+        checkpoint: A file of weights that replaces the network's own.
+        input_size: Channels, height and width; by default what the weights are known to need.
+        mean: Mean per channel, for pixels in [0, 1]; by default as known, or ImageNet's for three channels.
+        std: Standard deviation per channel; as ``mean``.
 
     Raises:
-        RequestError: there is no such network, it cannot be built, its checkpoint does not fit, or the
-            preprocessing is incomplete or wrong.
+        RequestError: There is no such network, it cannot be built, its checkpoint does not fit, or the preprocessing
+            is incomplete or wrong.
     """
-    _check_both_or_neither(mean, std)  # before a network is built or downloaded
+    require_both_or_neither(mean, std)  # before a network is built or downloaded
     entry, source = _entry(model), model.partition(":")[0]
     if entry is None and source != "timm":
-        preprocessing_of(input_size, mean, std, None)
-    module, known = _load(model, entry, arguments or {}, checkpoint)
+        preprocessing_of(input_size, mean, std)
+    module, known = _build(model, entry, arguments or {}, checkpoint)
     preprocessing = preprocessing_of(input_size, mean, std, known)
     if checkpoint is not None:
         apply_state(module, load_state(checkpoint), checkpoint)
@@ -96,6 +116,9 @@ def resolve(
 
 
 def _entry(model: str) -> Builtin | None:
+    """The built-in network of this name, or None if the name is a reference with a colon."""
+    if looks_like_path(model):
+        raise RequestError(_path_message(model))
     if model not in BUILTINS and ":" not in model:
         raise RequestError(
             f"there is no built-in network {model!r}{nearest(model, BUILTINS)}; "
@@ -104,7 +127,15 @@ def _entry(model: str) -> Builtin | None:
     return BUILTINS.get(model)
 
 
-def _load(
+def _path_message(model: str) -> str:
+    if model.endswith(SUFFIXES):
+        return f"{model} is a file of weights and no network; name the network, and give the file as --checkpoint"
+    if Path(model).exists():
+        return f"{model} is no run folder; give a folder that acq quantize wrote, or the name of a network"
+    return f"there is no run folder {model}; give a folder that acq quantize wrote, or the name of a network"
+
+
+def _build(
     model: str, entry: Builtin | None, arguments: Mapping[str, Any], checkpoint: Path | None
 ) -> tuple[nn.Module, Preprocessing | None]:
     """The network and the preprocessing that it is known to need."""
@@ -120,50 +151,3 @@ def _load(
     if source == "timm":
         return from_timm(name, arguments, pretrained=checkpoint is None)
     return from_callable(model, arguments), None
-
-
-def preprocessing_of(
-    input_size: Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    known: Preprocessing | None = None,
-) -> Preprocessing:
-    """What is given, completed by what is ``known``; three channels are otherwise normalised as for ImageNet.
-
-    Raises:
-        RequestError: it is incomplete, or a value cannot be right.
-    """
-    _check_both_or_neither(mean, std)
-    size = input_size if input_size is not None else known.input_size if known is not None else None
-    if size is None:
-        raise RequestError("the size of the images is not known; give --input-size, such as 3,224,224")
-    if len(size) != 3 or not all(isinstance(number, int) for number in size) or size[0] < 1 or min(size[1:]) < SMALLEST:
-        raise RequestError(
-            f"--input-size is {','.join(map(str, size))}; give channels, height and width, such as 3,32,32, "
-            f"with at least {SMALLEST} pixels a side"
-        )
-    channels, height, width = size
-    if mean is None or std is None:
-        if known is None and channels != len(IMAGENET_MEAN):
-            raise RequestError(f"how {channels} channels are normalised is not known; give --mean and --std")
-        mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
-    _check_normalisation(mean, std, channels)
-    return Preprocessing((channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def _check_both_or_neither(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    if (mean is None) != (std is None):
-        raise RequestError(f"--{'std' if std is None else 'mean'} is missing; give --mean and --std together")
-
-
-def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    for name, values in (("mean", mean), ("std", std)):
-        shown = ",".join(f"{value:g}" for value in values)
-        if len(values) != channels:
-            raise RequestError(f"--{name} is {shown}; give {channels} values, one a channel")
-        if not all(map(math.isfinite, values)):
-            raise RequestError(f"--{name} is {shown}; give finite values")
-    if max(mean) > 1:
-        raise RequestError(f"--mean is above 1 ({max(mean):g}); pixels are in [0, 1], divide mean and std by 255")
-    if min(std) <= 0:
-        raise RequestError(f"--std has {min(std):g}; give values above 0")

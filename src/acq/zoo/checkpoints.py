@@ -1,4 +1,4 @@
-"""Weights from files, for any network: read safely, and applied only where they fit."""
+"""Weights from files, for any network: read safely, and applied only if all of them fit."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acq.errors import RequestError
-from acq.files import tensors
-from acq.zoo.loaders import describe
+from acq.errors import RequestError, first_line
+from acq.files.tensors import MoreThanWeightsError, load_safetensors, read_pickle, require_weights_size
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
-NESTED = ("state_dict", "model", "model_state_dict", "net")
-SHOWN = 3  # names of each kind that a message spells out
+_NESTED = ("state_dict", "model", "model_state_dict", "net")
+_NAMES_SHOWN = 3  # per kind of misfit
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by parameter name, on the CPU.
+    """Read the weights of a checkpoint onto the CPU.
 
-    Nested dictionaries (``state_dict``, ``model``, ``model_state_dict``, ``net``) are opened, and the name
-    parts that data parallelism (``module.``) and compilation (``_orig_mod.``) add are dropped. Entries that
-    are no tensors, such as an epoch, are left out. Pickles are read with ``weights_only=True`` and nothing
-    else, after ``acq.files.tensors`` has held what they claim against what they have.
+    Nested dictionaries (``state_dict``, ``model``, ``model_state_dict``, ``net``) are opened. The parts of names that
+    data parallelism (``module.``) and compilation (``_orig_mod.``) add are dropped. Entries that are no tensors, such
+    as an epoch, are left out. Pickles are scanned by ``acq.files.tensors`` and read with ``weights_only=True``.
+
+    Args:
+        path: A file with one of ``SUFFIXES``.
+
+    Returns:
+        Tensors by parameter name.
 
     Raises:
-        RequestError: there is no such file, it is no checkpoint of weights, or claims more than it has.
+        RequestError: There is no such file, it holds no weights or more than weights, or it is damaged.
     """
     _check_file(path)
-    content = _read(path, tensors.load_safetensors if path.suffix == ".safetensors" else _unpickle)
+    content = _read(path, load_safetensors if path.suffix == ".safetensors" else _read_pickle)
     while isinstance(content, Mapping) and (inner := _inner(content)) is not None:
         content = inner
     named = content.items() if isinstance(content, Mapping) else ()
@@ -43,28 +47,33 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def apply_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Put weights into a network; each must be there, fit and be finite, or the network is left as it was.
+    """Copy weights into a network, or leave it unchanged if one is missing, unexpected, misshapen or not finite.
 
-    Only ``num_batches_tracked``, which no evaluation reads, may be missing. ``path`` is named in messages.
+    Only ``num_batches_tracked`` may be missing, because no evaluation reads it.
+
+    Args:
+        model: The network; its own names may have parts that wrappers add.
+        state: Tensors by parameter name, from ``load_state``.
+        path: The file that they come from, for messages.
 
     Raises:
-        RequestError: names are missing or unexpected, shapes differ, or values are not finite.
+        RequestError: The weights do not fit or are not finite.
     """
     own = {_bare(name): (name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    kinds = {
-        "missing": [n for n in own if n not in state and not n.endswith("num_batches_tracked")],
-        "unexpected": [n for n in state if n not in own],
+    misfits = {
+        "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
+        "unexpected": [name for name in state if name not in own],
         "wrongly shaped": [
-            f"{n} {list(state[n].shape)} instead of {list(value.shape)}"
-            for n, (_, value) in own.items()
-            if n in state and state[n].shape != value.shape
+            f"{name} {list(state[name].shape)} instead of {list(value.shape)}"
+            for name, (_, value) in own.items()
+            if name in state and state[name].shape != value.shape
         ],
     }
-    misfits = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
-    if misfits:
+    if any(misfits.values()):
+        listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in misfits.items() if names)
         raise RequestError(
-            f"{path} does not fit the network ({'; '.join(misfits)}); "
-            "give the checkpoint of this architecture, or set it with --model-args"
+            f"{path} does not fit the network ({listed}); "
+            "give the checkpoint of this architecture, or set the architecture with --model-args"
         )
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -81,12 +90,12 @@ def _check_file(path: Path) -> None:
         raise RequestError(f"the checkpoint {path} has an unknown suffix; it must be {', '.join(SUFFIXES)}")
     if not path.stat().st_size:
         raise RequestError(f"the checkpoint {path} is empty; save or download it again")
-    tensors.require_weights_size(path)
+    require_weights_size(path)
 
 
-def _unpickle(path: Path) -> Any:
+def _read_pickle(path: Path) -> Any:
     with path.open("rb") as file:
-        return tensors.read_pickle(file)
+        return read_pickle(file)
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -96,25 +105,25 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         text = str(error)
         if "TorchScript" in text:
             fact = "is a TorchScript program, not weights; save its state_dict()"
-        elif isinstance(error, tensors.MoreThanWeightsError) or "Weights only load failed" in text:
-            fact = "holds more than weights or none, and no code in it is run; save the network's state_dict()"
+        elif isinstance(error, MoreThanWeightsError) or "Weights only load failed" in text:
+            fact = "holds more than weights, or none; save the network's state_dict()"
         else:
-            fact = f"is damaged or no checkpoint ({describe(error)}); save or download it again"
+            fact = f"is damaged or no checkpoint ({first_line(error, typed=True)}); save or download it again"
         raise RequestError(f"the checkpoint {path} {fact}") from error
 
 
 def _inner(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    return next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)
+    return next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), None)
 
 
 def _bare(name: str) -> str:
-    """A parameter's name without what wrappers add: ``module.`` in front, ``_orig_mod.`` anywhere."""
+    """A parameter's name without the parts that wrappers add: ``module.`` in front, ``_orig_mod.`` anywhere."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

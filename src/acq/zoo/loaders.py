@@ -121,7 +121,7 @@ def _library(module: str, package: str) -> ModuleType:
                 f"{package} cannot be imported: {first_line(error, typed=True)}; reinstall it"
             ) from error
         raise RequestError(
-            f"{package} is not installed; `pip install {package}` "
+            f"{package} is not installed; install it with pip install {package} "
             "(in a separate environment, because it may install another build of torch)"
         ) from error
     except Exception as error:  # a build for another torch raises RuntimeError, OSError and others

@@ -49,7 +49,7 @@ def _extra(module: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise RequestError(f"{module} is not installed; `pip install 'acq[zoo]'`") from error
+        raise RequestError(f"{module} is not installed; install it with pip install 'acquant[zoo]'") from error
 
 
 def _efficientnet(name: str, **arguments: Any) -> nn.Module:

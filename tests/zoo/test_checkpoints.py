@@ -90,7 +90,11 @@ def cut(path: Path) -> None:
         ("plain.pth", lambda p: p.write_bytes(pickle.dumps({"a": Fraction(1)})), "more than weights"),
         ("program.pt", program, "TorchScript"),
         ("cut.pt", cut, "damaged"),
-        ("page.pth", lambda p: p.write_text("<html>not found</html>"), "more than weights, or none"),
+        (
+            "page.pth",
+            lambda p: p.write_text("<html>not found</html>"),
+            "more than weights, or none, and no code in it is run",
+        ),
         ("page.safetensors", lambda p: p.write_text("<html>not found</html>"), "damaged"),
         ("empty.pt", lambda p: p.touch(), "is empty"),
         ("folder.pt", lambda p: p.mkdir(), "is a folder"),

@@ -92,7 +92,7 @@ def assignment(text: str) -> dict[str, Any]:
     key, sign, value = text.partition("=")
     names = key.split(".", 1 if key.startswith(f"{_LAYERS}.") else -1)
     if not sign or not all(names):
-        raise RequestError(f"setting {text!r} is incomplete; give KEY=VALUE, such as student.steps=100")
+        raise RequestError(f"setting {text!r} is incomplete; give key=value, such as student.steps=100")
     try:
         change: Any = from_yaml(value)
     except ValueError as error:

@@ -106,7 +106,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         if "TorchScript" in text:
             fact = "is a TorchScript program, not weights; save its state_dict()"
         elif isinstance(error, MoreThanWeightsError) or "Weights only load failed" in text:
-            fact = "holds more than weights, or none; save the network's state_dict()"
+            fact = "holds more than weights, or none, and no code in it is run; save the network's state_dict()"
         else:
             fact = f"is damaged or no checkpoint ({first_line(error, typed=True)}); save or download it again"
         raise RequestError(f"the checkpoint {path} {fact}") from error

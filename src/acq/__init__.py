@@ -1,6 +1,6 @@
 """Quantize a trained image classifier to low-bit integers without its training data."""
 
-from acq.api import compare, evaluate, export_onnx, load, quantize, report
+from acq.api import benchmark, compare, evaluate, export_onnx, export_run, inspect, load, quantize, write_report
 from acq.config import Config
 from acq.core.values import Preprocessing, Record
 from acq.errors import Interrupted, RequestError, RunError
@@ -16,11 +16,14 @@ __all__ = [
     "Result",
     "RunError",
     "Student",
+    "benchmark",
     "compare",
     "evaluate",
     "export_onnx",
+    "export_run",
+    "inspect",
     "load",
     "quantize",
-    "report",
+    "write_report",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,55 +1,67 @@
-"""What a run's report shows beyond its summary, as JSON values: layers one by one, statistics, centres, attention."""
+"""What the report shows beyond the summary, as JSON values: layers, statistics, centres and attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from acq.analysis.conditioning import Review
+from acq.analysis.conditioning import Centres, spread_per_class
 from acq.analysis.sensitivity import sensitivities
 from acq.core.values import Moments
+from acq.network.names import name_of
 from acq.network.teacher import Teacher
+from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.plan import Plan
-from acq.quantization.student import build
 from acq.synthesis.losses import unit_variance
 
-_MOST_IMAGES, _PIXELS, _AT_ONCE = 256, 1 << 21, 1 << 18
+_IMAGES, _PIXELS, _PIXELS_AT_ONCE = 256, 1 << 21, 1 << 18
 
 
-def insight(graph: fx.GraphModule, layout: Plan, teacher: Teacher, images: Tensor, seen: Review) -> dict[str, Any]:
-    """Layers quantized alone and batch-norm statistics on some of ``images`` [N, C, H, W], and what a review saw.
+def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor, centres: Centres) -> dict[str, Any]:
+    """Sensitivity of each layer, batch-norm statistics and centres.
 
-    Layers are those of a student as ``layout`` plans it, calibrated and neither rounded as a whole nor trained: what
-    the network itself would lose. At most 256 images or two megapixels are used.
+    The sensitivities are those of a calibrated student, neither rounded layer by layer nor trained: what quantizing
+    costs the network itself.
+
+    Args:
+        graph: the traced network.
+        plan: of the student.
+        teacher: the network as a teacher, on the device of the images.
+        images: finished images [N, C, H, W]; at most 256, or 2 megapixels in all, are used.
+        centres: of the finished images.
     """
     area = images.shape[2] * images.shape[3]
-    few = images[: max(2, min(_MOST_IMAGES, _PIXELS // area))]
-    parts = few.split(max(2, _AT_ONCE // area))  # type: ignore[no-untyped-call]
-    student = build(graph, layout).to(images.device)
+    few = images[: max(2, min(_IMAGES, _PIXELS // area))]
+    parts = few.split(max(2, _PIXELS_AT_ONCE // area))  # type: ignore[no-untyped-call]
+    student = build(graph, plan).to(images.device)
     calibrate(student, parts)
-    found = sensitivities(student, parts)
     return {
         "images": len(few),
-        "layers": [asdict(layer) for layer in found],
+        "layers": [asdict(layer) for layer in sensitivities(student, parts)],
         "statistics": statistics(teacher, parts),
         "centres": [
-            {"label": label, "requested": _short(asked), "realised": _short(came)}
-            for label, asked, came in zip(*(values.tolist() for values in vars(seen.centres).values()), strict=True)
+            {"label": label, "requested": rounded(requested), "realised": rounded(realised)}
+            for label, requested, realised in zip(*(v.tolist() for v in vars(centres).values()), strict=True)
         ],
-        "attention": [[_short(line) for line in one] for one in _relative(seen.samples.attention).tolist()],
+        "spread": {str(k): round(value, 4) for k, value in spread_per_class(centres.realised, centres.label).items()},
     }
 
 
 @torch.no_grad()
 def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """Of every batch normalization how far its input's mean and deviation are from the stored ones.
+    """How far the input of every batch normalization is from the stored mean and standard deviation.
 
-    ``mean`` and ``deviation`` are root mean squares over channels, in stored deviations (this project's definition).
+    ``mean`` and ``deviation`` are root mean squares over channels, in stored standard deviations (this project's
+    definition).
+
+    Args:
+        teacher: the frozen network.
+        batches: images [n, C, H, W].
     """
     count, sums = 0, [torch.zeros(2, len(stored.mean), dtype=torch.float64) for stored in teacher.stored_moments]
     for batch in batches:
@@ -57,8 +69,13 @@ def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, An
             mean, var = moments.mean.double().cpu(), moments.var.double().cpu()
             total += len(batch) * torch.stack([mean, var + mean.square()])
         count += len(batch)
-    pairs = zip(teacher.structure.norms, sums, teacher.stored_moments, strict=True)
-    return [{"layer": name, **_distances(total / count, stored)} for name, total, stored in pairs]
+    rows = zip(teacher.structure.norms, sums, teacher.stored_moments, strict=True)
+    return [{"layer": name_of(norm), **_distances(total / count, stored)} for norm, total, stored in rows]
+
+
+def rounded(values: Sequence[float], digits: int = 3) -> list[float]:
+    """Numbers as they are written to JSON."""
+    return [round(value, digits) for value in values]
 
 
 def _distances(found: Tensor, stored: Moments) -> dict[str, float]:
@@ -68,12 +85,3 @@ def _distances(found: Tensor, stored: Moments) -> dict[str, float]:
     deviation = (square - mean.square()).clamp_min(0).sqrt()
     apart = {"mean": (mean - expected) / unit, "deviation": (deviation - var.sqrt()) / unit}
     return {name: round(value.square().mean().sqrt().item(), 4) for name, value in apart.items()}
-
-
-def _relative(maps: Tensor) -> Tensor:
-    """Each map's greatest value is one."""
-    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def _short(values: list[float]) -> list[float]:
-    return [round(value, 3) for value in values]

@@ -1,4 +1,4 @@
-"""What each layer and grid costs by itself: it alone is quantized, all the others stay in floating point."""
+"""Sensitivity: what each layer or tensor costs when it alone is quantized and the rest stays in floating point."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ import torch
 from torch import Tensor, fx
 
 from acq.core.evaluate import evaluating
+from acq.network.names import name_of
+from acq.quantization.layers import QuantLayer
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
-from acq.quantization.student import QuantLayer, Student, layer_name_of, quantizers_off
+from acq.quantization.student import Student, quantizers_off
+
+_MOST_DB = 120.0  # what float32 resolves
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer quantized alone (this project's definition): its weights, and the grid of the values that it gives;
-    or a grid alone, of values that no layer gives, such as a sum's.
+    """A layer that is quantized alone with its output; or a tensor alone that no layer produces, such as a sum.
 
-    ``layer`` is its node in the plan, of ``weights`` numbers (none for a grid alone); ``bits`` are those of the grid
-    and ``low`` to ``high`` what it reaches (None for logits, which have none). ``ratio_db`` is the ratio of signal to
-    quantization noise in these values, ``logits_db`` that in the logits, and ``agreement`` how often the class is the
-    float network's, in percent.
+    Attributes:
+        layer: public name of the layer, or of the tensor.
+        weights: number of weights; 0 for a tensor alone.
+        weight_bits: bits of the weights; None for a tensor alone.
+        bits: bits of the tensor; None for logits, which have no quantizer.
+        low: smallest value that the quantizer represents; None without one.
+        high: largest value that the quantizer represents; None without one.
+        output_snr_db: signal to quantization noise ratio of the tensor, in dB.
+        logits_snr_db: signal to quantization noise ratio of the logits, in dB.
+        agreement: percentage of images that keep the class of the float network.
     """
 
     layer: str
@@ -31,13 +40,17 @@ class Sensitivity:
     bits: int | None
     low: float | None
     high: float | None
-    ratio_db: float
-    logits_db: float
+    output_snr_db: float
+    logits_snr_db: float
     agreement: float
 
 
 def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivity]:
-    """Every layer and grid of a calibrated ``student`` in order of execution, on images [N, C, H, W] given in batches.
+    """Measure every layer and tensor of a calibrated student, in order of execution.
+
+    Args:
+        student: calibrated; its quantizers are as before afterwards.
+        batches: images [n, C, H, W].
 
     Raises:
         ValueError: there are no batches.
@@ -45,42 +58,42 @@ def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivi
     if not batches:
         raise ValueError("sensitivities need at least one batch of images")
     places = list(_places(student))
-    sums = torch.zeros(len(places), 5, dtype=torch.float64)  # signal and noise of values and of logits, same classes
+    sums = torch.zeros(len(places), 5, dtype=torch.float64)  # of the columns of _compared
     with evaluating(student):
         for batch in batches:
             with quantizers_off(student):
                 logits, values = student.read(batch, [place.tap for place in places])
                 for row, place in zip(sums, places, strict=True):
-                    with _on(place):
-                        found, given = student.read(batch, (place.tap,))
-                    row += _compared(values[place.tap], given[place.tap], logits, found)
+                    with _enabled(place):
+                        found, quantized = student.read(batch, (place.tap,))
+                    row += _compared(values[place.tap], quantized[place.tap], logits, found)
     count = sum(map(len, batches))
     return [_described(place, row.tolist(), count) for place, row in zip(places, sums, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A layer, the grid of what it gives, and the node whose values lie on it; one of both may be missing."""
+    """A layer, the quantizer of its output, and the node whose values are compared. Layer or quantizer may be None."""
 
     name: str
     layer: QuantLayer | None
-    grid: ActivationQuantizer | None
+    quantizer: ActivationQuantizer | None
     tap: str
 
 
 def _places(student: Student) -> Iterator[_Place]:
     seen: set[ActivationQuantizer | None] = set()
-    for node, module in student.placed():
+    for node, module in student.modules_in_order():
         if isinstance(module, QuantLayer):
-            last, grid = _grid_after(student, node)
-            seen.add(grid)
-            yield _Place(layer_name_of(node), module, grid, last.name)
+            last, quantizer = _quantizer_after(student, node)
+            seen.add(quantizer)
+            yield _Place(module.name, module, quantizer, name_of(last))
         elif isinstance(module, ActivationQuantizer) and module not in seen:
-            yield _Place(module.name, None, module, node.name)
+            yield _Place(module.name, None, module, name_of(node))
 
 
-def _grid_after(student: Student, node: fx.Node) -> tuple[fx.Node, ActivationQuantizer | None]:
-    """The first quantizer that a layer's values meet where they go one way only, and the node before it."""
+def _quantizer_after(student: Student, node: fx.Node) -> tuple[fx.Node, ActivationQuantizer | None]:
+    """The first quantizer behind a layer whose values have one consumer each, and the node before it."""
     last = node
     while len(last.users) == 1:
         (user,) = last.users
@@ -94,8 +107,8 @@ def _grid_after(student: Student, node: fx.Node) -> tuple[fx.Node, ActivationQua
 
 
 @contextmanager
-def _on(place: _Place) -> Iterator[None]:
-    quantizers: list[WeightQuantizer | ActivationQuantizer] = [place.grid] if place.grid else []
+def _enabled(place: _Place) -> Iterator[None]:
+    quantizers: list[WeightQuantizer | ActivationQuantizer] = [place.quantizer] if place.quantizer else []
     quantizers += [place.layer.weight_quantizer] if place.layer else []
     for quantizer in quantizers:
         quantizer.enabled = True
@@ -106,33 +119,35 @@ def _on(place: _Place) -> Iterator[None]:
             quantizer.enabled = False
 
 
-def _compared(values: Tensor, given: Tensor, logits: Tensor, found: Tensor) -> Tensor:
-    energies = [values, given - values, logits, found - logits]
+def _compared(values: Tensor, quantized: Tensor, logits: Tensor, found: Tensor) -> Tensor:
+    """Energy of signal and noise of the tensor, the same of the logits, and the number of images of one class: [5]."""
+    energies = [values, quantized - values, logits, found - logits]
     same = (found.argmax(1) == logits.argmax(1)).sum()
     return torch.stack([*(value.double().square().sum() for value in energies), same.double()]).cpu()
 
 
 def _described(place: _Place, row: Sequence[float], count: int) -> Sensitivity:
     signal, noise, logit_signal, logit_noise, same = row
-    layer, grid = place.layer, place.grid
+    layer, quantizer = place.layer, place.quantizer
     return Sensitivity(
         layer=place.name,
         weights=0 if layer is None else layer.weight.numel(),
         weight_bits=None if layer is None else layer.weight_quantizer.bits,
-        bits=None if grid is None else grid.bits,
-        low=None if grid is None else _value(grid, grid.qmin),
-        high=None if grid is None else _value(grid, grid.qmax),
-        ratio_db=_decibels(signal, noise),
-        logits_db=_decibels(logit_signal, logit_noise),
+        bits=None if quantizer is None else quantizer.bits,
+        low=None if quantizer is None else _value(quantizer, quantizer.qmin),
+        high=None if quantizer is None else _value(quantizer, quantizer.qmax),
+        output_snr_db=_decibels(signal, noise),
+        logits_snr_db=_decibels(logit_signal, logit_noise),
         agreement=100 * same / count,
     )
 
 
-def _value(grid: ActivationQuantizer, integer: int) -> float:
-    return float((integer - grid.zero_point.item()) * grid.scale.item())
+def _value(quantizer: ActivationQuantizer, integer: int) -> float:
+    return float((integer - quantizer.zero_point.item()) * quantizer.scale.item())
 
 
 def _decibels(signal: float, noise: float) -> float:
-    """At most 120, which is what 32-bit floats resolve."""
-    ratio = torch.tensor(signal / max(noise, 1e-12 * signal, 1e-300))
-    return 10 * torch.log10(ratio.clamp_min(1e-12)).item()
+    """The ratio in dB, between -120 and 120."""
+    least = 10 ** (-_MOST_DB / 10)
+    ratio = torch.tensor(signal / max(noise, least * signal, 1e-300))
+    return 10 * torch.log10(ratio.clamp_min(least)).item()

@@ -1,4 +1,4 @@
-"""How often a network is right."""
+"""Top-1 accuracy of a classifier, and evaluation mode."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ Classifier = Callable[[Tensor], Tensor]
 def accuracy(
     network: Classifier, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
 ) -> float:
-    """Top-1 accuracy in percent over batches of images [n, C, H, W] and labels [n].
+    """Top-1 accuracy in percent.
 
-    A module is evaluated in eval mode and each of its parts is left in the mode it was in.
+    Args:
+        network: images [n, C, H, W] to logits [n, K]. A module is evaluated in eval mode and then restored.
+        batches: images [n, C, H, W] and labels [n].
+        device: where the network is.
 
     Raises:
-        RequestError: there is not one image.
+        RequestError: there are no images.
     """
     right = total = 0
     with evaluating(network):
@@ -36,13 +39,19 @@ def accuracy(
 
 @contextmanager
 def evaluating(network: Classifier) -> Iterator[None]:
-    """Eval mode and no gradients for a while; each part of a module gets back the mode it was in."""
+    """Eval mode without gradients. On exit each submodule has its previous mode."""
+    with eval_mode(network), torch.no_grad():
+        yield
+
+
+@contextmanager
+def eval_mode(network: Classifier) -> Iterator[None]:
+    """Eval mode. On exit each submodule has its previous mode."""
     modes = [(part, part.training) for part in network.modules()] if isinstance(network, nn.Module) else []
     try:
         for part, _ in modes:
             part.training = False
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for part, mode in modes:
             part.training = mode

@@ -1,9 +1,9 @@
-"""Several processes train one student: each takes its rows of every batch, and all see the whole of what came of it.
+"""Several processes train one student. Each computes its rows of every batch and sees the results of the whole batch.
 
-All draw the same conditions, samples and views from the same random state, so that who takes which row is nobody's
-message. What the networks say of the rows is gathered, and losses are then the formulas that they are in one process;
-each process follows its own rows back, and gradients are summed (this project's definition: averaging the gradients of
-each process's own losses would be another algorithm wherever a loss is no mean over images).
+All processes draw the same conditions, samples and augmentations from the same random state, so no message assigns
+rows. Network outputs of the rows are gathered, and losses are computed on the whole batch as in one process. Each
+process back-propagates through its own rows, and gradients are summed. This is this project's definition: averaging
+the gradients of per-process losses would be another algorithm wherever a loss is not a mean over images.
 """
 
 from __future__ import annotations
@@ -26,140 +26,181 @@ from acq.core.values import Moments
 from acq.errors import RequestError, RunError, first_line
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
-# With a process that is there and says nothing, as the leader while it reads real images; one that is gone is noticed
-# by its closed connection, or by torchrun.
-_PATIENCE = timedelta(days=1)
-_BACKEND = "/gloo/"  # stands in what gloo says, which has no type of its own
+# The main process may read real images for long. A process that ended is noticed by its closed connection.
+_TIMEOUT = timedelta(days=1)
+_GLOO = "/gloo/"  # gloo's errors have no type of their own; their text has this path
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run as one of them sees it; a team of one communicates nothing and copies nothing."""
+    """The processes of a run as seen by one of them. A single process communicates nothing and copies nothing.
+
+    Attributes:
+        rank: number of this process, 0 for the main one.
+        size: number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def rows(self, count: int, rank: int | None = None) -> Tensor:
-        """Which of ``count`` rows a process has, this one by default; rows i and i + count / 2, a pair, go together."""
+        """Indices of the rows that a process computes.
+
+        Args:
+            count: rows of the batch. Rows i and i + count / 2 are a pair and stay together.
+            rank: the process; this one by default.
+        """
         half = (count + 1) // 2
         return (torch.arange(count) % half % self.size == (self.rank if rank is None else rank)).nonzero().flatten()
 
-    def serves(self, count: int) -> bool:
-        """Whether each process has a row of ``count``."""
+    def can_share(self, count: int) -> bool:
+        """Whether each process has a row of a batch of ``count``."""
         return self.size <= (count + 1) // 2 or self.size == 1
 
-    def share(self, whole: Tensor) -> Tensor:
+    def require_rows(self, smallest: int) -> None:
+        """Check that every process has a pair of the smallest batch.
+
+        Raises:
+            RequestError: there are more processes than pairs.
+        """
+        if not self.can_share(smallest):
+            pairs = (smallest + 1) // 2
+            raise RequestError(
+                f"{self.size} processes share batches of which the smallest has {pairs} pairs of images; start at most "
+                f"{pairs}, or give larger batches (generator.batch, images.batch, student.batch)"
+            )
+
+    def local(self, whole: Tensor) -> Tensor:
         """This process's rows of a batch [N, ...]."""
         return whole if self.size == 1 else _kept_layout(whole[self.rows(len(whole)).to(whole.device)], whole)
 
     def gather(self, rows: Tensor, count: int) -> Tensor:
-        """The batch of ``count`` whose rows the processes have, in order.
+        """The whole batch of ``count`` rows, in order.
 
-        Its gradient is that of a loss which all processes compute: each follows its own rows back.
+        The gradient is that of a loss which all processes compute: each back-propagates through its own rows.
         """
         whole: Tensor = rows if self.size == 1 else _Gathered.apply(rows, self, count)  # type: ignore[no-untyped-call]
         return whole
 
-    def pool(self, found: Sequence[Moments], share: float) -> tuple[Moments, ...]:
-        """Moments of the whole batch from those of its rows, ``share`` being this process's part of it.
+    def pool_moments(self, moments: Sequence[Moments], share: float) -> tuple[Moments, ...]:
+        """Moments of the whole batch from the moments of the rows.
 
-        Their gradient, too, is that of a loss which all processes compute.
+        The gradient, too, is that of a loss which all processes compute.
+
+        Args:
+            moments: those of this process's rows.
+            share: the part of the batch that these rows are.
         """
-        if self.size == 1 or not found:
-            return tuple(found)
-        return tuple(_pooled(found, share, apart=False))
+        if self.size == 1 or not moments:
+            return tuple(moments)
+        return tuple(_pooled(moments, share, apart=False))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Give every process the sum of what they found."""
+        """Replace the gradients of ``parameters`` with their sums over processes."""
         if self.size == 1:
             return
-        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = _summed(torch.cat([grad.flatten() for grad in found]))
-        for grad, part in zip(found, torch.split(flat, [grad.numel() for grad in found]), strict=True):
-            grad.copy_(part.view_as(grad))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = _summed(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
-    def any(self, *questions: bool) -> tuple[bool, ...]:
-        """Of each question whether any process says yes."""
+    def any(self, *answers: bool) -> tuple[bool, ...]:
+        """For each question, whether any process answers yes."""
         if self.size == 1:
-            return questions
+            return answers
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        answers = torch.tensor(questions, dtype=torch.int32, device=device)
-        return tuple(bool(count) for count in _summed(answers).tolist())
+        counts = _summed(torch.tensor(answers, dtype=torch.int32, device=device))
+        return tuple(bool(count) for count in counts.tolist())
 
-    def agree(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite ``tensors`` with the leader's, where processors round otherwise."""
+    def synchronize(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite ``tensors`` with those of the main process, because processors may round differently."""
         if self.size > 1:
             for tensor in tensors:
-                held = tensor.contiguous()
-                _broadcast(held)
-                tensor.copy_(held)
+                copy = tensor.contiguous()
+                _broadcast(copy)
+                tensor.copy_(copy)
 
-    def dissolve(self) -> None:
-        """Leave, all at about the same time, when nothing more is to be said: so that none waits for what the leader
-        still does alone."""
-        if self.size > 1:
-            dist.destroy_process_group()
+    def broadcast(self, value: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
+        """The main process's ``value``, in all processes.
 
-    def tell(self, said: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
-        """What the leader says, tensors, numbers and names alone, to all; the others give None."""
+        Args:
+            value: tensors, numbers and names by key; None in all but the main process.
+            device: where messages are held.
+        """
         if self.size == 1:
-            return dict(said or {})
+            return dict(value or {})
         written = io.BytesIO()
-        torch.save(said, written)
-        length = torch.tensor([len(written.getbuffer()) if self.leads else 0], device=device)
+        torch.save(value, written)
+        length = torch.tensor([len(written.getbuffer()) if self.is_main else 0], device=device)
         _broadcast(length)
         content = torch.zeros(int(length), dtype=torch.uint8, device=device)
-        if self.leads:
+        if self.is_main:
             content = torch.frombuffer(written.getbuffer(), dtype=torch.uint8).to(device)
         _broadcast(content)
-        heard = io.BytesIO(content.cpu().numpy().tobytes())
-        return dict(torch.load(heard, map_location="cpu", weights_only=True))
+        received = io.BytesIO(content.cpu().numpy().tobytes())
+        return dict(torch.load(received, map_location="cpu", weights_only=True))
+
+    def close(self) -> None:
+        """Leave the group together, so that no process waits while the main one writes files."""
+        if self.size > 1:
+            dist.destroy_process_group()
 
 
 ALONE = Processes()
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process, with others or alone."""
+    """Whether torchrun started this process."""
     return all(name in os.environ for name in _RENDEZVOUS)
 
 
 def started_by_torchrun() -> Processes:
-    """This process's place among those that torchrun started, before they have met; ``ALONE`` without it."""
+    """This process among those that torchrun started, before they connect; ``ALONE`` without torchrun."""
     return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if under_torchrun() else ALONE
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The team that torchrun started this process in, or a team of one.
+    """Connect to the processes that torchrun started, with NCCL on CUDA devices and gloo on CPUs.
 
     Raises:
-        RequestError: there are several processes and the extra ``processes`` is not installed.
-        RunError: another process does not come.
+        RunError: another process does not connect.
     """
-    if started_by_torchrun().size == 1:
+    processes = started_by_torchrun()
+    if processes.size == 1:
         yield ALONE
         return
-    try:
-        from accelerate import PartialState
-    except ModuleNotFoundError:
-        raise RequestError("several processes need accelerate; pip install 'acq[processes]' has it") from None
-    state = _guarded(lambda: PartialState(cpu=device.type == "cpu", timeout=_PATIENCE))
-    yield Processes(state.process_index, state.num_processes)
-    state.destroy_process_group()  # not after an error: on GPUs leaving waits for all, who may be elsewhere
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    _guarded(lambda: dist.init_process_group(backend, timeout=_TIMEOUT))
+    yield processes
+    if dist.is_initialized():  # not after an error: on GPUs this waits for processes that may be gone
+        dist.destroy_process_group()
 
 
 def whole_batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Moments, int]:
-    """Rows [n, C, ...] normalised by the moments of the whole batch, these moments, and the values a channel that they
-    are of; differentiable through all processes' rows, as batch normalization is through a batch's."""
+    """Batch normalization of this process's rows with the moments of the whole batch.
+
+    Gradients flow through the rows of all processes, as in one process.
+
+    Args:
+        x: rows [n, C, ...].
+        weight: [C] or None.
+        bias: [C] or None.
+        epsilon: added to the variance.
+
+    Returns:
+        The normalised rows, the moments, and the number of values per channel behind them.
+    """
     axes = [axis for axis in range(x.dim()) if axis != 1]
     count = x.numel() // x.shape[1]
     total = int(_summed(x.new_tensor([count], dtype=torch.float64)))
@@ -174,8 +215,10 @@ def whole_batch_norm(
 
 
 def over_whole_batches(module: nn.Module) -> None:
-    """Let the batch normalizations within ``module``, in training, be over the rows of all processes; parameters,
-    buffers and names stay. (torch's own SyncBatchNorm takes no images on a CPU.)"""
+    """Make the batch normalizations in ``module`` use the rows of all processes during training.
+
+    Parameters, buffers and names stay. torch's own SyncBatchNorm does not run on CPUs.
+    """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             setattr(module, name, _WholeBatchNorm(child))
@@ -194,10 +237,10 @@ class _WholeBatchNorm(_BatchNorm):
         y, moments, count = whole_batch_norm(x, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            pace = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+            momentum = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
             with torch.no_grad():
-                self.running_mean.lerp_(moments.mean, pace)
-                self.running_var.lerp_(moments.var * (count / max(1, count - 1)), pace)
+                self.running_mean.lerp_(moments.mean, momentum)
+                self.running_var.lerp_(moments.var * (count / max(1, count - 1)), momentum)
         return y
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -207,9 +250,9 @@ class _WholeBatchNorm(_BatchNorm):
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, team: Processes, count: int) -> Tensor:
-        ctx.team, ctx.count = team, count
-        where = [team.rows(count, rank) for rank in range(team.size)]
+    def forward(ctx: Any, rows: Tensor, processes: Processes, count: int) -> Tensor:
+        ctx.processes, ctx.count = processes, count
+        where = [processes.rows(count, rank) for rank in range(processes.size)]
         most = max(map(len, where))
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -222,12 +265,15 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad[ctx.team.rows(ctx.count).to(grad.device)], None, None
+        return grad[ctx.processes.rows(ctx.count).to(grad.device)], None, None
 
 
 class _Summed(torch.autograd.Function):
-    """Sum over processes. Its gradient is the sum of theirs where each goes on with the sum by itself (``apart``), and
-    what each finds where all do the same with it."""
+    """Sum over processes.
+
+    With ``apart`` each process uses the sum differently, so gradients are summed. Otherwise all processes compute the
+    same loss from it, so each keeps its own gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, apart: bool) -> Tensor:
@@ -240,7 +286,7 @@ class _Summed(torch.autograd.Function):
 
 
 def _pooled(found: Sequence[Moments], share: float, *, apart: bool) -> Iterator[Moments]:
-    """Moments of the whole from those of parts, in one message and in double precision, which squares need."""
+    """Moments of the whole batch from those of its parts, in one message; squares need double precision."""
     means, vars_ = ([part.double() for part in parts] for parts in zip(*((m.mean, m.var) for m in found), strict=True))
     squares = [var + mean.square() for mean, var in zip(means, vars_, strict=True)]
     flat = _Summed.apply(share * torch.cat([*means, *squares]), apart)  # type: ignore[no-untyped-call]
@@ -260,15 +306,15 @@ def _broadcast(x: Tensor) -> None:
 
 
 def _guarded(communicate: Callable[[], T]) -> T:
-    """RunError where another process is gone or says nothing; other errors, as of memory, are this process's own."""
+    """Run a communication; RunError where another process does not answer. Other errors are this process's own."""
     try:
         return communicate()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and _BACKEND not in str(error):
+        if not isinstance(error, dist.DistError) and _GLOO not in str(error):
             raise
         raise RunError(
-            f"another process of the run is gone or does not answer ({first_line(error)[:120]}); its own last line "
-            "says why. Go on with --resume, with as many processes as you like"
+            f"another process of the run ended or does not answer ({first_line(error)}); its own last line says why. "
+            "Continue with --resume; any number of processes is possible"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The values that flow between the parts. Contracts only: no logic, no state.
 
-Shapes: N images, C channels, H x W pixels, K classes, Z noise values. Images are normalised, float32.
+Shapes: N images, C channels, H x W pixels, K classes, Z noise values. Images are normalised float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels in [0, 1] become what the network takes: ``(pixels - mean) / std``, one value a channel."""
+    """How pixels in [0, 1] become network input: ``(pixels - mean) / std``, one mean and one std per channel.
+
+    Attributes:
+        input_size: channels, height and width.
+        mean: one value per channel.
+        std: one value per channel, above 0.
+    """
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -21,7 +27,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the generator is asked for: noise [N, Z], label [N] and attention centre (x, y) in [-1, 1] [N, 2]."""
+    """What the generator is asked for.
+
+    Attributes:
+        noise: [N, Z].
+        label: the class of each image, [N].
+        centre: the attention centre (x, y) of each image, in [-1, 1], [N, 2].
+    """
 
     noise: Tensor
     label: Tensor
@@ -30,7 +42,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and biased variance of a batch-normalization layer's input, one value a channel: [C], [C]."""
+    """Mean and biased variance of a batch normalization's input, one value per channel: [C], [C]."""
 
     mean: Tensor
     var: Tensor
@@ -38,11 +50,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the teacher made of a batch of images.
+    """What the teacher computes for a batch of images.
 
-    ``features`` [N, C, H, W] are its last spatial ones, ``attention`` [N, H, W] sums to one an image, ``centre``
-    [N, 2] is the attention's mass-weighted mean coordinate and ``moments`` has one entry a batch-normalization
-    layer, in order of execution (empty when not asked for).
+    Attributes:
+        logits: [N, K].
+        features: the last spatial feature map, [N, C, H, W].
+        attention: a map per image that sums to one, [N, H, W].
+        centre: the mass-weighted mean coordinate of the attention, [N, 2].
+        moments: one entry per batch normalization in order of execution; empty when not asked for.
     """
 
     logits: Tensor
@@ -54,11 +69,16 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class GeneratorBatch:
-    """One generator step, each forward pass done once: what was asked, what was made and how the teacher read it.
+    """Images with their condition and the teacher's outputs: the input of every loss of ``acq.synthesis.losses``.
 
-    The batch is made of pairs: images ``i`` and ``i + N/2`` share label and centre and differ in noise.
-    ``eval_output`` is the reading with running statistics, ``train_output`` the one with batch statistics (absent when
-    nothing needs it) and ``stored_moments`` are the running statistics themselves.
+    The batch consists of pairs. Images ``i`` and ``i + N/2`` share label and centre and differ in noise.
+
+    Attributes:
+        condition: what was requested.
+        images: [N, C, H, W].
+        eval_output: the teacher's output with running statistics.
+        train_output: the teacher's output with batch statistics; None when no loss needs it.
+        stored_moments: the running statistics, one entry per batch normalization.
     """
 
     condition: Condition
@@ -70,7 +90,15 @@ class GeneratorBatch:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run says about itself at one moment: the phase, how far it is, and named figures."""
+    """Progress of a run after one step.
+
+    Attributes:
+        phase: name of the phase.
+        step: steps done in this phase.
+        steps: steps of this phase.
+        seconds: seconds since the run began, pauses left out.
+        values: losses by name; empty on most steps, because reading a number makes an accelerator wait.
+    """
 
     phase: str
     step: int

@@ -7,11 +7,18 @@ from torch import Tensor
 
 
 def class_activation(features: Tensor, weight: Tensor, label: Tensor) -> Tensor:
-    """Sharpened class activation map of each image's label: [N, C, H, W], [K, C], [N] -> [N, H, W], summing to one.
+    """Sharpened class activation map of each image's label (Zhou et al., arXiv 1512.04150).
 
-    The map is Zhou et al.'s (arXiv 1512.04150): features weighted by the label's row of the linear head. It is
-    shifted to a minimum of zero and squared (this project's definition), so that a flat background does not pull
-    the centre to the middle.
+    The map weighs the features with the label's row of the linear head. It is shifted to a minimum of zero and squared
+    (this project's definition), so that a flat background does not pull the centre to the middle.
+
+    Args:
+        features: [N, C, H, W].
+        weight: of the head, [K, C].
+        label: [N].
+
+    Returns:
+        Maps that sum to one, [N, H, W].
     """
     evidence = torch.einsum("nchw,nc->nhw", features, weight[label])
     return _normalised((evidence - evidence.amin((1, 2), keepdim=True)).square())
@@ -20,7 +27,7 @@ def class_activation(features: Tensor, weight: Tensor, label: Tensor) -> Tensor:
 def channel_energy(features: Tensor) -> Tensor:
     """Mean of squares over channels (Zagoruyko and Komodakis, arXiv 1612.03928): [N, C, H, W] -> [N, H, W].
 
-    Shifted to a minimum of zero and squared like the class activation map; for heads that are not pool + linear.
+    It serves heads other than pooling and one linear layer, and is sharpened like the class activation map.
     """
     energy = features.square().mean(1)
     return _normalised((energy - energy.amin((1, 2), keepdim=True)).square())
@@ -29,8 +36,8 @@ def channel_energy(features: Tensor) -> Tensor:
 def centre_of(attention: Tensor) -> Tensor:
     """Mass-weighted mean coordinate (x, y) of maps that sum to one: [N, H, W] -> [N, 2].
 
-    The image spans [-1, 1] on both axes and a cell counts at its middle (this project's definition), so the value
-    does not depend on the map's resolution.
+    The image spans [-1, 1] on both axes and a cell counts at its middle, so the value does not depend on the resolution
+    (this project's definition).
     """
     height, width = attention.shape[1:]
     x = (attention.sum(1) * cell_middles(width).to(attention)).sum(1)
@@ -39,11 +46,11 @@ def centre_of(attention: Tensor) -> Tensor:
 
 
 def cell_middles(cells: int) -> Tensor:
-    """Coordinates in [-1, 1] of the middles of ``cells`` equal cells: [cells]."""
+    """Coordinates of the middles of ``cells`` equal cells of [-1, 1]: [cells]."""
     return (2 * torch.arange(cells) + 1) / cells - 1
 
 
 def _normalised(mass: Tensor) -> Tensor:
-    """Divide by the sum; a map without any mass becomes uniform instead of undefined."""
+    """Divide by the sum; a map of zeros becomes uniform."""
     mass = mass + torch.finfo(mass.dtype).tiny * 1e8
     return mass / mass.sum((1, 2), keepdim=True)

@@ -1,9 +1,7 @@
-"""Read a frozen network: logits, last spatial features, attention and batch-normalization moments in one pass."""
+"""The frozen network as a teacher: one pass gives logits, features, attention and batch-norm moments."""
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,71 +9,30 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.core.batchnorm import affine_and_moments, at_least_float, batch_norm_affine
+from acq.core.interpreter import KeepingInterpreter
 from acq.core.processes import ALONE, Processes, whole_batch_norm
 from acq.core.values import Moments, TeacherOutput
 from acq.errors import RequestError
 from acq.network.attention import centre_of, channel_energy, class_activation
-from acq.network.trace import aten, classes_of, constant, logits_of, shape_of
-
-POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
-RESHAPES = (
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
-    aten.unsqueeze.default, aten.split.Tensor, operator.getitem,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NetworkStructure:
-    """What the graph says of a network: its nodes of interest and what its head is made of.
-
-    ``head`` is the name of the weight [K, C] that turns pooled features into logits, or None when something else
-    stands between the last spatial features and the logits.
-    """
-
-    features: str
-    norms: tuple[str, ...]
-    head: fx.Node | None
-    classes: int
-
-
-def structure(graph: fx.GraphModule) -> NetworkStructure:
-    """Find features, batch normalizations and head by operator and shape, never by name.
-
-    Raises:
-        RequestError: there is no batch normalization over images or there are no spatial features.
-    """
-    nodes = list(graph.graph.nodes)
-    norms = [n for n in nodes if n.target is aten.batch_norm.default and len(shape_of(n)) == 4]
-    if not norms:
-        raise RequestError(
-            "the network has no BatchNorm2d layer: data-free training reads the data's statistics from there; "
-            "use a network that was trained with batch normalization (and not yet fused)"
-        )
-    logits = logits_of(graph)
-    behind = _ancestors(logits)
-    spatial = [n for n in nodes if n in behind and n.op == "call_function" and _is_spatial(n)]
-    if not spatial:
-        raise RequestError(
-            "the network has no spatial features [N, C, H, W] with H x W of at least 4 before its scores: "
-            "give a larger --input-size, or a convolutional network"
-        )
-    features = spatial[-1]
-    return NetworkStructure(
-        features=features.name,
-        norms=tuple(n.name for n in norms),
-        head=_linear_head(logits, features),
-        classes=classes_of(graph),
-    )
+from acq.network.names import name_of
+from acq.network.structure import NetworkStructure, structure_of
+from acq.network.trace import constant
 
 
 class Teacher(nn.Module):
-    """A frozen network that is read, never trained: the graph of :func:`acq.network.trace.trace` and what is in it."""
+    """A frozen network that is never trained.
+
+    Args:
+        graph: from ``acq.network.trace.trace``.
+
+    Raises:
+        RequestError: the network has no batch normalization with statistics, or no spatial features.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
         self.graph = graph
-        self.structure = structure(graph)
+        self.structure = structure_of(graph)
 
     @property
     def classes(self) -> int:
@@ -83,10 +40,14 @@ class Teacher(nn.Module):
         return self.structure.classes
 
     @property
+    def features(self) -> str:
+        """Public name of the node whose values are the last spatial features."""
+        return name_of(self.structure.features)
+
+    @property
     def stored_moments(self) -> tuple[Moments, ...]:
-        """Running mean and variance of every batch normalization, in the order of a reading's moments."""
-        nodes = {n.name: n for n in self.graph.graph.nodes}
-        return tuple(self._running(nodes[name]) for name in self.structure.norms)
+        """Running mean and variance of every batch normalization, in order of execution."""
+        return tuple(self._running(norm) for norm in self.structure.norms)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] with running statistics."""
@@ -101,109 +62,88 @@ class Teacher(nn.Module):
         batch_statistics: bool = False,
         moments: bool = False,
         mixed: bool = False,
-        team: Processes = ALONE,
+        processes: Processes = ALONE,
     ) -> TeacherOutput:
-        """Read ``images`` [N, C, H, W]; attention is that of ``label`` [N], or of the predicted class without one.
+        """One forward pass that keeps what training needs.
 
-        ``batch_statistics`` normalises images by the batch's own moments, as BatchNorm2d does in training, and
-        changes no buffer. ``mixed`` takes the network's products in bfloat16; what is read is in 32 bits all the same.
-        In a ``team`` images are this process's share of a batch; ``label`` and what is read are of the whole of it.
+        Args:
+            images: [N, C, H, W]; with several processes this process's rows of a batch.
+            label: classes [N] of the attention maps, of the whole batch; the predicted ones where None.
+            batch_statistics: normalise by the batch's own moments, as BatchNorm2d does in training. No buffer changes.
+            moments: measure the moments of the inputs of batch normalizations.
+            mixed: compute the network's products in bfloat16; the output is float32 all the same.
+            processes: those that share the batch.
+
+        Returns:
+            The output for the whole batch.
         """
-        reader = _Reader(self.graph, self.structure, team, batch_statistics=batch_statistics, moments=moments)
-        with mixed_precision(images.device, mixed):
-            found: Tensor = reader.run(images)
-        count = len(images) if label is None else len(label)
-        logits, features = (team.gather(at_least_float(rows), count) for rows in (found, reader.features))
-        if self.structure.head is None:
-            attention = channel_energy(features)
-        else:
-            weight = constant(self.graph, self.structure.head)
-            assert weight is not None
-            attention = class_activation(features, weight, logits.argmax(1) if label is None else label)
-        return TeacherOutput(
-            logits, features, attention, centre_of(attention), team.pool(reader.moments, len(images) / count)
+        reader = _Reader(
+            self.graph, self.structure, processes, batch_statistics=batch_statistics, wants_moments=moments
         )
+        with mixed_precision(images.device, mixed):
+            rows: Tensor = reader.run(images)
+        count, kept = len(images) if label is None else len(label), reader.kept[self.structure.features]
+        logits, features = (processes.gather(at_least_float(part), count) for part in (rows, kept))
+        attention = self._attention(logits, features, label)
+        found = processes.pool_moments(reader.moments, len(images) / count)
+        return TeacherOutput(logits, features, attention, centre_of(attention), found)
+
+    def _attention(self, logits: Tensor, features: Tensor, label: Tensor | None) -> Tensor:
+        weight = constant(self.graph, self.structure.head)
+        if weight is None:
+            return channel_energy(features)
+        return class_activation(features, weight, logits.argmax(1) if label is None else label)
 
     def _running(self, norm: fx.Node) -> Moments:
         mean, var = constant(self.graph, norm.args[3]), constant(self.graph, norm.args[4])
         if mean is None or var is None:
-            raise RequestError(f"batch normalization {norm.name!r} keeps no running statistics to learn from")
+            raise RequestError(
+                f"batch normalization {name_of(norm)!r} keeps no running statistics; "
+                "use a network that was trained with track_running_stats=True"
+            )
         return Moments(mean, var)
 
 
 def mixed_precision(device: torch.device, enabled: bool) -> torch.autocast:
-    """Products in bfloat16 for a while, or nothing changed."""
+    """A context in which products are computed in bfloat16, if ``enabled``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-class _Reader(fx.Interpreter):
-    """One pass over the graph that keeps the values asked for; made anew for each reading, so nothing lingers."""
+class _Reader(KeepingInterpreter):
+    """One pass over the graph that keeps the features and measures moments."""
 
     def __init__(
         self,
         graph: fx.GraphModule,
         structure: NetworkStructure,
-        team: Processes,
+        processes: Processes,
         *,
         batch_statistics: bool,
-        moments: bool,
+        wants_moments: bool,
     ) -> None:
-        super().__init__(graph)
-        self.team = team
-        self.structure = structure
+        super().__init__(graph, graph.graph, (structure.features,))
         self.norms = frozenset(structure.norms)
+        self.processes = processes
         self.batch_statistics = batch_statistics
-        self.wants_moments = moments
+        self.wants_moments = wants_moments
         self.moments: list[Moments] = []
-        self.features: Tensor
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._normalise(*args) if self.current in self.norms else super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        value = self._normalise(n) if n.name in self.norms else super().run_node(n)
-        if n.name == self.structure.features:
-            self.features = value
-        return value
+        self.current = n
+        return super().run_node(n)
 
-    def _normalise(self, n: fx.Node) -> Tensor:
-        args, _ = self.fetch_args_kwargs_from_env(n)
+    def _normalise(self, *args: Any) -> Tensor:
         x, weight, bias, mean, var, _, momentum, eps, _ = args
         if self.wants_moments:
             normalised, found = affine_and_moments(x, *batch_norm_affine(weight, bias, mean, var, eps))
             self.moments.append(found)
             if not self.batch_statistics:
                 return normalised
-        if self.batch_statistics and self.team.size > 1:
+        if self.batch_statistics and self.processes.size > 1:
             return whole_batch_norm(x, weight, bias, eps)[0]
         if self.batch_statistics:
             return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
         return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
-
-
-def _is_spatial(node: fx.Node) -> bool:
-    shape = shape_of(node)
-    return len(shape) == 4 and shape[2] * shape[3] >= 4
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, waiting = set[fx.Node](), [node]
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting.extend(current.all_input_nodes)
-    return found
-
-
-def _linear_head(logits: fx.Node, features: fx.Node) -> fx.Node | None:
-    """The weight of the head if it is pool + linear: walk back from the logits to the features."""
-    if logits.target is not aten.linear.default:
-        return None
-    pooled = False
-    node, weight = logits.args[0], logits.args[1]
-    while isinstance(node, fx.Node) and node is not features:
-        if node.target in POOLS:
-            pooled = shape_of(node)[1:2] == shape_of(features)[1:2]  # over space, and not over channels
-        elif node.target not in RESHAPES:
-            return None
-        node = node.args[0]
-    one_to_one = node is features and shape_of(features)[1] == shape_of(weight)[1]  # type: ignore[arg-type]
-    return weight if pooled and one_to_one and isinstance(weight, fx.Node) else None

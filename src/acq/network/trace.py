@@ -1,4 +1,4 @@
-"""One graph of ATen operators from any classifier; teacher and student are both read from it."""
+"""One graph of ATen operators from any classifier. Teacher and student are both made from it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from acq.core.evaluate import eval_mode
 from acq.errors import RequestError, first_line
 from acq.network.names import assign_names
 
 aten = torch.ops.aten
-# newer versions than 2.8 build a check of the inputs into the graph unless they are told otherwise
+# versions after 2.8 add a check of the inputs to the graph unless told otherwise
 _GUARDS = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
-    """The eval-mode graph of ``model`` for images of ``input_size`` (C, H, W) and any batch size.
+    """Trace ``model`` in eval mode with torch.export, for any batch size.
 
-    The graph is functional (in-place operators and aliases are resolved), free of dropout, has one placeholder and
-    one output [N, K], holds its own copies of the weights, and each node's ``meta["val"]`` has its shape. The model
-    itself is left exactly as it was.
+    The graph is functional: in-place operators and aliases are resolved. It has no dropout, one placeholder and one
+    output [N, K], and holds its own copies of the weights. Each node has its shape in ``meta["val"]`` and its public
+    name (``acq.network.names``). The model itself does not change.
+
+    Args:
+        model: a classifier with float32 weights.
+        input_size: channels, height and width of its images.
 
     Raises:
         RequestError: the model rejects such images, cannot be exported, or its output is not [N, K].
     """
     example = torch.zeros(2, *input_size)
-    with _in_eval_mode(model) as network, warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    with eval_mode(model), warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        _try(network, example)
-        graph = copy.deepcopy(_export(network, example)).requires_grad_(False)
+        _try(model, example)
+        graph = copy.deepcopy(_export(model, example)).requires_grad_(False)
     _restore_batch_norm(graph)
     _drop_copies(graph)
     graph.graph.eliminate_dead_code()
@@ -48,7 +53,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's tensor with the batch dimension as -1 (unknown), or () where it is no tensor."""
+    """The shape of a node's tensor, with -1 for the batch dimension; () where the value is not a tensor."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return ()
@@ -67,7 +72,7 @@ def _groups(convolution: fx.Node) -> object:
 
 
 def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
-    """The tensor that a ``get_attr`` node stands for, or None for any other node or argument."""
+    """The tensor of a ``get_attr`` node; None for any other node or argument."""
     if not (isinstance(node, fx.Node) and node.op == "get_attr"):
         return None
     value: object = graph
@@ -77,7 +82,7 @@ def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
 
 
 def classes_of(graph: fx.GraphModule) -> int:
-    """The number of classes that a traced network scores."""
+    """The number of classes of a traced network."""
     return shape_of(logits_of(graph))[1]
 
 
@@ -97,19 +102,8 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _try(network: nn.Module, example: Tensor) -> None:
-    """One plain forward pass, so that a wrong input size is reported as such and not as a failed export."""
+    """One plain forward pass, so that a wrong input size is not reported as a failed export."""
     size = "x".join(map(str, example.shape[1:]))
     parameter = next(network.parameters(), example)
     if parameter.dtype != torch.float32:
@@ -125,7 +119,7 @@ def _try(network: nn.Module, example: Tensor) -> None:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise RequestError(
             f"the network has no classifier output: it returns {found}, not class scores [N, classes]; "
-            "wrap it in a module that returns those alone"
+            "wrap it in a module that returns only those"
         )
 
 
@@ -148,7 +142,7 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the pages that ``torch.export`` prints and logs of what it cannot trace: the error says it in a line."""
+    """Suppress what ``torch.export`` prints and logs about networks that it cannot trace: the error says it."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -159,7 +153,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _restore_batch_norm(graph: fx.GraphModule) -> None:
-    """Functionalisation splits batch normalization into a tuple and its first item; put the one operator back."""
+    """Put back the one batch-norm operator, which functionalisation splits into a tuple and its first item."""
     for node in list(graph.graph.nodes):
         if node.target is not aten._native_batch_norm_legit_no_training.default:
             continue
@@ -177,7 +171,7 @@ def _restore_batch_norm(graph: fx.GraphModule) -> None:
 
 
 def _drop_copies(graph: fx.GraphModule) -> None:
-    """Copies (dropout in eval mode, ``contiguous``) serve no functional graph; views then must not rely on them."""
+    """Remove copies (dropout in eval mode, ``contiguous``). Views become reshapes, which do not rely on the layout."""
     for node in list(graph.graph.nodes):
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default

@@ -1,4 +1,4 @@
-"""A run's records as something to watch: bars on a terminal, plain lines elsewhere."""
+"""Progress of a run: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ from acq.core.values import Record
 _LINE_EVERY = 15.0  # seconds between plain lines
 _TITLES = {
     "generator": "1/5 train the generator",
-    "images": "2/5 finish images",
-    "calibration": "3/5 calibrate",
+    "images": "2/5 refine images",
+    "calibration": "3/5 calibrate the student",
     "student": "4/5 train the student",
-    "freezing": "5/5 freeze",
+    "conversion": "5/5 convert to integers",
 }
 
 
 @contextmanager
 def watching(console: Console, *, verbose: bool = False) -> Iterator[Callable[[Record], None]]:
-    """A function that takes every record of a run and shows it on ``console``; ``verbose`` gives each one that has
-    figures a line."""
-    if verbose:
+    """A watch that shows the records of a run.
+
+    Args:
+        console: where records are shown.
+        verbose: print a line per record that has losses, besides the bars of a terminal.
+    """
+    if verbose and not console.is_terminal:
         yield _Lines(console, every=0.0)
     elif console.is_terminal:
         with _bars(console) as progress:
-            yield _Bars(progress)
+            bars, lines = _Bars(progress), _Lines(progress.console, every=0.0)
+            yield (lambda record: (bars(record), lines(record))[0]) if verbose else bars
     else:
         yield _Lines(console)
 
@@ -51,7 +56,7 @@ def _bars(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        # what is left of the line: the losses give way, never the remaining time
+        # losses take what is left of the line, so the remaining time always shows
         TextColumn("[dim]{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=console,
         expand=True,
@@ -75,7 +80,7 @@ class _Bars:
 
 
 class _Lines:
-    """A line at the end of each phase and every few seconds in one; with ``every`` 0, whenever there are figures."""
+    """A line at the end of each phase and every few seconds; with ``every`` 0, a line per record that has losses."""
 
     def __init__(self, console: Console, every: float = _LINE_EVERY) -> None:
         self.console = console
@@ -90,9 +95,9 @@ class _Lines:
         if not ended and (now - self.last < self.every or not (self.every or record.values)):
             return
         self.last = now
-        pace = (record.seconds - clock) / max(1, record.step - step)
+        per_step = (record.seconds - clock) / max(1, record.step - step)
         known = record.step > step and not ended
-        left = f", {pace * (record.steps - record.step):.0f} s left" if known else ""
+        left = f", {per_step * (record.steps - record.step):.0f} s left" if known else ""
         title = _TITLES.get(record.phase, record.phase)
         figures = f"  {_figures(record)}" if record.values else ""
         self.console.print(

@@ -1,61 +1,100 @@
-"""The figures of a finished run, as ``summary.json`` and ``samples/`` hold them."""
+"""The figures of a finished run, as ``summary.json`` holds them."""
 
 from __future__ import annotations
 
-import resource
-import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from acq.analysis.conditioning import Review, Samples
+from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_conditioning, generator_quality
+from acq.analysis.diagnostics import diagnose
 from acq.core.evaluate import accuracy
+from acq.core.memory import peak_memory_mb
 from acq.core.values import Preprocessing
-from acq.files.images import LabelledImages, batches, to_bytes
-from acq.quantization.student import float_bytes, mean_weight_bits, quantized_bytes
+from acq.files.images import LabelledImages, batches
+from acq.quantization.student import Student, float_bytes, mean_weight_bits, quantized_bytes
+from acq.training.loop import Training
 from acq.training.selection import Selection
-from acq.training.trainer import Trainer
+
+_NEW_IMAGES = 1024  # generated images on which the generator is measured
 
 
-def run_figures(trainer: Trainer, seen: Review) -> dict[str, Any]:
-    """Cost, agreement, control and size of a run; seconds leave out evaluation on real images."""
-    student, device = trainer.student, trainer.rng.device
+def measure(
+    training: Training, graph: fx.GraphModule, labelled: LabelledImages | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure a trained run.
+
+    Args:
+        training: after its last step.
+        graph: the traced network.
+        labelled: real images that report accuracy; None leaves accuracy unknown.
+
+    Returns:
+        The figures of the summary, and the diagnostics of the report.
+    """
+    clock, context, student = time.perf_counter(), training.context, training.context.student
+    rng = torch.Generator(context.rng.device).manual_seed(context.rng.initial_seed() + 1)
+    generator = generator_quality(context.generator, context.teacher, student, context.conditions, _NEW_IMAGES, rng)
+    conditioning, centres = dataset_conditioning(context.teacher, context.dataset)
+    diagnostics = diagnose(graph, student.plan, context.teacher, context.dataset.images, centres)
+    training.seconds += time.perf_counter() - clock
+    figures = {
+        **cost_figures(training),
+        **quality_figures(context.selection, conditioning, generator),
+        **size_figures(student),
+        **accuracy_figures(context.teacher, student, context.preprocessing, labelled),
+    }
+    return figures, diagnostics
+
+
+def cost_figures(training: Training) -> dict[str, Any]:
+    """What a run cost: device, threads, seconds, memory and steps. Evaluation on real images is not included."""
+    device = training.context.rng.device
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "seconds": round(trainer.seconds, 1),
+        "seconds": round(training.seconds, 1),
         "peak_memory_mb": peak_memory_mb(device),
-        "steps": {
-            "generator": trainer.generator_plan.steps,
-            "images": trainer.image_plan.total_steps if trainer.image_plan.steps else 0,
-            "student": trainer.student_plan.steps,
-        },
-        "student_loss": _student_loss(trainer.outcome),
-        "agreement": None if seen.agreement is None else round(seen.agreement, 2),
-        "attention": {name: round(value, 4) for name, value in asdict(seen.control).items()},
-        "float_bytes": float_bytes(student),
-        "quantized_bytes": quantized_bytes(student),
-        "mean_weight_bits": round(mean_weight_bits(student), 3),
-        "floating": len(student.plan.floating),
+        "steps": {name: training.phases[name].steps for name in ("generator", "images", "student")},
     }
 
 
-def _student_loss(outcome: Selection | None) -> dict[str, Any]:
-    """The student's losses on views of its own images before and after training, and which student was kept."""
-    if outcome is None:  # of a run that an earlier version ended
-        return {"calibrated": None, "trained": None, "kept": None}
-    both = {"calibrated": outcome.calibrated, "trained": outcome.trained}
-    losses = {name: None if found is None else round(found.loss, 4) for name, found in both.items()}
-    return {**losses, "kept": outcome.kept}
+def quality_figures(selection: Selection, conditioning: Conditioning, generator: GeneratorQuality) -> dict[str, Any]:
+    """How close the student is to the teacher, and how closely images follow their conditions.
+
+    Args:
+        selection: of the student.
+        conditioning: of the finished images.
+        generator: of the generator's own images.
+    """
+    own = {**asdict(generator.conditioning), "pair_distance": generator.pair_distance}
+    candidates = {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
+    return {
+        "agreement": round(selection.final.agreement, 2),
+        "student_loss": {"calibrated": None, "trained": None, **candidates, "selected": selection.selected},
+        "attention": _rounded(asdict(conditioning)),
+        "generator": {**_rounded(own), "agreement": round(generator.agreement, 2)},
+    }
+
+
+def size_figures(student: Student) -> dict[str, Any]:
+    """Sizes of the student's weights and scales, and how many operators stay in floating point."""
+    return {
+        "float_bytes": float_bytes(student),
+        "quantized_bytes": quantized_bytes(student),
+        "mean_weight_bits": round(mean_weight_bits(student), 3),
+        "float_operators": len(student.plan.float_nodes),
+    }
 
 
 def accuracy_figures(
     teacher: nn.Module, student: nn.Module, preprocessing: Preprocessing, images: LabelledImages | None
 ) -> dict[str, Any]:
-    """Top-1 in percent of teacher and student on labelled images, or None for each where there are none."""
+    """Top-1 accuracy in percent of teacher and student on labelled images; None where there are none."""
 
     def top1(network: nn.Module) -> float | None:
         if images is None:
@@ -64,35 +103,11 @@ def accuracy_figures(
         return round(accuracy(network, batches(images, preprocessing), device), 2)
 
     return {
-        "images": None if images is None else len(images),
+        "test_images": None if images is None else len(images),
         "teacher_top1": top1(teacher),
         "top1": top1(student),
     }
 
 
-def peak_memory_mb(device: torch.device) -> int:
-    """Most memory that this process has held, in MB (of a million bytes); on CUDA, that of the device."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def sample_rows(samples: Samples, preprocessing: Preprocessing) -> tuple[Any, list[dict[str, Any]]]:
-    """Sample images as bytes, and of each what was asked and what the teacher found."""
-    columns = zip(
-        samples.condition.label.tolist(),
-        samples.found.tolist(),
-        samples.condition.centre.tolist(),
-        samples.centre.tolist(),
-        strict=True,
-    )
-    rows = [
-        {"label": label, "found": found, "centre": _rounded(centre), "realised": _rounded(realised)}
-        for label, found, centre, realised in columns
-    ]
-    return to_bytes(samples.images.cpu(), preprocessing), rows
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [round(value, 4) for value in values]
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""A run in TensorBoard while it goes on: losses as scalars, images as they stand, weights as histograms."""
+"""A run in TensorBoard while it goes on: losses as scalars, images, and weights as histograms."""
 
 from __future__ import annotations
 
@@ -11,69 +11,70 @@ import torch
 from torch import Tensor
 
 from acq.core.evaluate import evaluating
+from acq.core.pixels import to_bytes
 from acq.core.values import Record
 from acq.errors import RequestError
-from acq.files.images import to_bytes
-from acq.synthesis.condition import draw
-from acq.training.trainer import Trainer
+from acq.training.images import ImageRefinement
+from acq.training.loop import Training
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_SHOWN = 16
-_TIMES = 10  # images and histograms are written so often in a phase
+_SHOWN = 16  # images
+_TIMES = 10  # images and histograms are written so often per phase
+_STUDENT_PHASES = ("calibration", "student", "conversion")
 
 
-def require() -> type[SummaryWriter]:
-    """What writes the files; RequestError where the extra ``tensorboard`` is not installed."""
+def require_tensorboard() -> type[SummaryWriter]:
+    """The writer of TensorBoard files.
+
+    Raises:
+        RequestError: the extra ``tensorboard`` is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise RequestError(f"TensorBoard's {error.name} is missing; pip install 'acq[tensorboard]' has it") from None
+        raise RequestError(f"TensorBoard needs {error.name}; pip install 'acquant[tensorboard]'") from None
     return SummaryWriter
 
 
 @contextmanager
-def board(folder: Path, trainer: Trainer) -> Iterator[Callable[[Record], None]]:
-    """A function that writes every record of ``trainer``'s run to ``folder``; the run itself is left as it is."""
-    with require()(str(folder)) as writer:
-        yield _Board(writer, trainer)
+def board(folder: Path, training: Training) -> Iterator[Callable[[Record], None]]:
+    """A watch that writes every record to ``folder``. The run itself does not change."""
+    with require_tensorboard()(str(folder)) as writer:
+        yield _Board(writer, training)
 
 
 class _Board:
-    def __init__(self, writer: SummaryWriter, trainer: Trainer) -> None:
-        self.writer = writer
-        self.trainer = trainer
+    def __init__(self, writer: SummaryWriter, training: Training) -> None:
+        self.writer, self.training = writer, training
 
     def __call__(self, record: Record) -> None:
         for name, value in record.values.items():
             self.writer.add_scalar(f"{record.phase}/{name}", value, record.step)
         if record.step % max(1, record.steps // _TIMES) and record.step != record.steps:
             return
-        images = self._images(record.phase)
-        if images is not None:
-            shown = to_bytes(images, self.trainer.preprocessing)
-            if shown.shape[3] in (1, 3):
-                self.writer.add_images(f"{record.phase}/images", shown, record.step, dataformats="NHWC")
-        if record.phase in ("calibration", "student", "freezing"):
+        images = self._images(record)
+        if images is not None and images.shape[1] in (1, 3):
+            shown = to_bytes(images, self.training.context.preprocessing)
+            self.writer.add_images(f"{record.phase}/images", shown, record.step, dataformats="NHWC")
+        if record.phase in _STUDENT_PHASES:
             self._histograms(record.step if record.phase == "student" else 0, record.phase)
 
-    def _images(self, phase: str) -> Tensor | None:
-        """What the phase works on, as it stands; the generator is asked with noise of this page's own."""
-        trainer = self.trainer
-        if phase == "generator":
-            plan, own = trainer.generator_plan, torch.Generator(trainer.rng.device).manual_seed(0)
-            classes = trainer.teacher.classes
-            asked = draw(_SHOWN // 2, noise_dim=plan.noise_dim, classes=classes, spread=plan.spread, rng=own)
-            with evaluating(trainer.generator):
-                made: Tensor = trainer.generator(asked)
-            return made
-        if phase == "images" and trainer.draft is not None:
-            return trainer.draft.images(trainer.preprocessing)[:_SHOWN]
-        return None if trainer.pool is None else trainer.pool.lesson.images[:_SHOWN]
+    def _images(self, record: Record) -> Tensor | None:
+        """The images that the phase works on, as they are now; None between two batches."""
+        context, phase = self.training.context, self.training.phases[record.phase]
+        if isinstance(phase, ImageRefinement) and record.step < record.steps:
+            return phase.preview(_SHOWN)
+        if record.phase != "generator":
+            return context.dataset.images[:_SHOWN]
+        rng = torch.Generator(context.rng.device).manual_seed(0)  # leaves the run's own random state alone
+        with evaluating(context.generator):
+            images: Tensor = context.generator(context.conditions.draw(_SHOWN // 2, rng))
+        return images
 
     def _histograms(self, step: int, phase: str) -> None:
-        """Each layer's weights in steps of its grid."""
-        for name, layer in self.trainer.student.layers():
+        """Each layer's weights in quantization steps."""
+        for name, layer in self.training.context.student.layers():
             steps = layer.weight / layer.weight_quantizer.scale.view(-1, *(1,) * (layer.weight.dim() - 1))
-            self.writer.add_histogram(f"{phase}/{name} in steps", steps.detach().cpu(), step)
+            self.writer.add_histogram(f"{phase}/{name} in quantization steps", steps.detach().cpu(), step)

@@ -1,9 +1,11 @@
-"""Other views of images: moved, mirrored, blended and pasted into one another. Labels are not kept: the teacher reads
-every view anew."""
+"""Augmentation: images that are moved, mirrored, blended and pasted into one another.
+
+Labels are not kept: the teacher computes its outputs for every augmented image.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,27 +14,66 @@ from torch.nn import functional as F
 from acq.core.values import Condition
 
 
-def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """A view of each image, drawn by itself: [N, C, H, W] -> [N, C, H, W].
+@dataclass(frozen=True)
+class Augmentation:
+    """The constants of the augmentation (this project's definition).
 
-    Each is mirrored (half of them) and moved by up to an eighth of its size; then half are blended with the image
-    before, by up to a half (mixup, Zhang et al., arXiv 1710.09412), and half have a box of up to three quarters of
-    their size pasted in from the image before that (cutmix, Yun et al., arXiv 1905.04899).
+    Attributes:
+        shift: largest shift, in parts of the image size: 8 is an eighth.
+        mirrored: share of mirrored images.
+        blended: share of images that are blended with another.
+        blend: largest share of the other image in a blend.
+        pasted: share of images that have a box of another image.
+        box: largest side of the box, as a share of the image's.
+        jitter: largest shift of ``jitter``, in parts of the image size.
     """
-    images = _moved_and_mirrored(images, rng)
-    blend = _uniform(len(images), rng) / 2 * (_uniform(len(images), rng) < 0.5)
+
+    shift: int = 8
+    mirrored: float = 0.5
+    blended: float = 0.5
+    blend: float = 0.5
+    pasted: float = 0.5
+    box: float = 0.75
+    jitter: int = 16
+
+
+_CONSTANTS = Augmentation()
+
+
+def augment(images: Tensor, rng: torch.Generator, constants: Augmentation = _CONSTANTS) -> Tensor:
+    """Augment each image independently: [N, C, H, W] -> [N, C, H, W].
+
+    Each image is moved and perhaps mirrored. Then it may be blended with the previous image (mixup, Zhang et al., arXiv
+    1710.09412), and may get a box of the image before that (cutmix, Yun et al., arXiv 1905.04899).
+
+    Args:
+        images: [N, C, H, W].
+        rng: random state.
+        constants: how much is changed.
+    """
+    images = _moved_and_mirrored(images, rng, constants)
+    blend = _uniform(len(images), rng) * constants.blend * (_uniform(len(images), rng) < constants.blended)
     images = torch.lerp(images, images.roll(1, 0), blend)
-    pasted = _box(images, rng) & (_uniform(len(images), rng) < 0.5)
+    pasted = _box(images, rng, constants.box) & (_uniform(len(images), rng) < constants.pasted)
     return torch.where(pasted, images.roll(2, 0), images)
 
 
-def jitter(images: Tensor, condition: Condition, rng: torch.Generator) -> tuple[Tensor, Condition]:
-    """All images moved by one small random offset and mirrored or not, and the condition that they then answer to.
+def jitter(
+    images: Tensor, condition: Condition, rng: torch.Generator, constants: Augmentation = _CONSTANTS
+) -> tuple[Tensor, Condition]:
+    """Move all images by one small random offset and perhaps mirror them, so that no loss relies on single pixels.
 
-    At most a sixteenth of the size, or one pixel: what is drawn cannot rely on single pixels.
+    Args:
+        images: [N, C, H, W].
+        condition: what is requested of them.
+        rng: random state.
+        constants: how far images move; at least one pixel.
+
+    Returns:
+        The moved images, and the condition with centres moved alike.
     """
     height, width = images.shape[2:]
-    limit = [max(1, size // 16) for size in (height, width)]
+    limit = [max(1, size // constants.jitter) for size in (height, width)]
     down, across = (int(_integer(2 * most + 1, rng)) - most for most in limit)
     mirror = bool(_integer(2, rng))
     padded = F.pad(images.flip(3) if mirror else images, (limit[1], limit[1], limit[0], limit[0]), mode="reflect")
@@ -43,34 +84,35 @@ def jitter(images: Tensor, condition: Condition, rng: torch.Generator) -> tuple[
     return moved, replace(condition, centre=centre)
 
 
-def _moved_and_mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
+def _moved_and_mirrored(images: Tensor, rng: torch.Generator, constants: Augmentation) -> Tensor:
     count, _, height, width = images.shape
-    down, across = height // 8, width // 8
+    down, across = height // constants.shift, width // constants.shift
     padded = F.pad(images, (across, across, down, down), mode="reflect")
     device = images.device
     rows = torch.randint(2 * down + 1, (count, 1, 1), generator=rng, device=device)
     columns = torch.randint(2 * across + 1, (count, 1, 1), generator=rng, device=device)
     rows = rows + torch.arange(height, device=device).view(1, -1, 1)
     step = torch.arange(width, device=device).view(1, 1, -1)
-    mirrored = torch.rand(count, 1, 1, generator=rng, device=device) < 0.5
+    mirrored = torch.rand(count, 1, 1, generator=rng, device=device) < constants.mirrored
     columns = columns + torch.where(mirrored, width - 1 - step, step)
     which = torch.arange(count, device=device).view(-1, 1, 1)
     return padded[which, :, rows, columns].permute(0, 3, 1, 2)  # gathered as [N, H, W, C]: channels last
 
 
-def _box(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Masks [N, 1, H, W] of a box a image, centred anywhere, its sides up to three quarters of the image's."""
+def _box(images: Tensor, rng: torch.Generator, largest: float) -> Tensor:
+    """Masks [N, 1, H, W] of one box per image, centred anywhere."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     for axis in (2, 3):
         size = images.shape[axis]
         shape = [size if a == axis else 1 for a in range(4)]
         place = torch.arange(size, device=images.device).view(shape)
-        middle, side = _uniform(len(images), rng) * size, _uniform(len(images), rng) * 0.75 * size
+        middle, side = _uniform(len(images), rng) * size, _uniform(len(images), rng) * largest * size
         inside = inside & ((place - middle).abs() < side / 2)
     return inside
 
 
 def _uniform(count: int, rng: torch.Generator) -> Tensor:
+    """[count, 1, 1, 1] in [0, 1)."""
     return torch.rand(count, 1, 1, 1, generator=rng, device=rng.device)
 
 

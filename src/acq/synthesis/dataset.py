@@ -1,94 +1,147 @@
-"""Synthetic images with what the teacher said of them: filled, reused, and renewed a part at a time."""
+"""The synthetic dataset: images, what was requested of each, and the teacher's outputs for them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from acq.core.evaluate import evaluating
-from acq.core.processes import ALONE, Processes
+from acq.core.values import Condition
 from acq.network.teacher import Teacher
 from acq.synthesis.augmentation import augment
-from acq.synthesis.condition import draw
+from acq.synthesis.condition import ConditionSampler
+
+_BATCH = 128  # images per forward pass
 
 
 @dataclass(frozen=True)
 class DistillationBatch:
-    """Images [N, C, H, W] and the teacher's logits [N, K] and last spatial features [N, D, h, w] for them."""
+    """Images [N, C, H, W] with the teacher's logits [N, K] and last spatial features [N, D, h, w]."""
 
     images: Tensor
     logits: Tensor
     features: Tensor
 
     def at(self, index: Tensor) -> DistillationBatch:
-        """The entries ``index`` [n], copied."""
+        """A copy of the entries ``index`` [n]."""
         return DistillationBatch(self.images[index], self.logits[index], self.features[index])
 
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """A lesson of fixed size and the place of its oldest entry."""
+    """A fixed number of synthetic images and the position of the oldest one.
 
-    lesson: DistillationBatch
+    Attributes:
+        batch: all images with the teacher's outputs.
+        label: the requested classes, [N].
+        centre: the requested attention centres, [N, 2].
+        oldest: index of the entry that is replaced next.
+    """
+
+    batch: DistillationBatch
+    label: Tensor
+    centre: Tensor
     oldest: int = 0
 
-    def sample(self, count: int, rng: torch.Generator) -> DistillationBatch:
-        """``count`` distinct entries, or all where there are fewer."""
-        order = torch.randperm(len(self.lesson.images), generator=rng, device=rng.device)
-        return self.lesson.at(order[:count])
+    def __len__(self) -> int:
+        return len(self.label)
 
-    def renewed(self, fresh: DistillationBatch) -> SyntheticDataset:
-        """The pool with its oldest entries overwritten in place by ``fresh`` ones (the last, if too many)."""
-        size = len(self.lesson.images)
-        count = min(len(fresh.images), size)
-        where = (torch.arange(count, device=fresh.images.device) + self.oldest) % size
-        for name in ("images", "logits", "features"):
-            getattr(self.lesson, name)[where] = getattr(fresh, name)[-count:]
-        return SyntheticDataset(self.lesson, (self.oldest + count) % size)
+    @property
+    def images(self) -> Tensor:
+        """All images, [N, C, H, W]."""
+        return self.batch.images
+
+    def sample(self, count: int, rng: torch.Generator) -> DistillationBatch:
+        """Draw ``count`` distinct entries; all entries where there are fewer."""
+        order = torch.randperm(len(self), generator=rng, device=rng.device)
+        return self.batch.at(order[:count])
+
+    def conditions(self, index: slice) -> Condition:
+        """What was requested of some entries, without noise."""
+        label = self.label[index]
+        return Condition(self.centre.new_empty(len(label), 0), label, self.centre[index])
+
+    def renewed(self, fresh: SyntheticDataset) -> SyntheticDataset:
+        """A copy whose oldest entries are replaced by ``fresh`` ones (by the last of them, if there are too many)."""
+        count = min(len(fresh), len(self))
+        where = (torch.arange(count, device=fresh.label.device) + self.oldest) % len(self)
+        columns = [old.clone() for old in _columns(self)]
+        for old, new in zip(columns, _columns(fresh), strict=True):
+            old[where] = new[-count:]
+        images, logits, features, label, centre = columns
+        batch = DistillationBatch(images, logits, features)
+        return SyntheticDataset(batch, label, centre, (self.oldest + count) % len(self))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some images on their way to the dataset, normalised [n, C, H, W], and what was requested of them."""
+
+    proposal: Tensor
+    start: Tensor
+    finished: Tensor
+    label: Tensor
+    centre: Tensor
+
+
+def teach(images: Tensor, teacher: Teacher) -> DistillationBatch:
+    """Images [N, C, H, W] with the teacher's outputs, without gradients."""
+    with torch.no_grad():
+        outputs = [teacher.read(part) for part in images.split(_BATCH)]  # type: ignore[no-untyped-call]
+    logits = torch.cat([output.logits for output in outputs])
+    return DistillationBatch(images, logits, torch.cat([output.features for output in outputs]))
 
 
 def augmented(
-    lesson: DistillationBatch, teacher: Teacher, share: float, rng: torch.Generator, team: Processes = ALONE
+    batch: DistillationBatch, share: float, rng: torch.Generator, teacher: Callable[[Tensor], DistillationBatch]
 ) -> DistillationBatch:
-    """The lesson with other views of the first ``share`` of its images (``acq.synthesis.augmentation``), read anew."""
-    count = round(share * len(lesson.images))
+    """Replace the first ``share`` of a batch with augmented images (``acq.synthesis.augmentation``).
+
+    Args:
+        batch: entries of the dataset.
+        share: part of the batch, 0 to 1.
+        rng: random state of the augmentation.
+        teacher: computes the teacher's outputs for the augmented images.
+    """
+    count = round(share * len(batch.images))
     if not count:
-        return lesson
-    seen = read(augment(lesson.images[:count], rng), teacher, team=team)
+        return batch
+    changed = teacher(augment(batch.images[:count], rng))
     return DistillationBatch(
-        torch.cat((seen.images, lesson.images[count:])),
-        torch.cat((seen.logits, lesson.logits[count:])),
-        torch.cat((seen.features, lesson.features[count:])),
+        torch.cat((changed.images, batch.images[count:])),
+        torch.cat((changed.logits, batch.logits[count:])),
+        torch.cat((changed.features, batch.features[count:])),
     )
 
 
-def read(images: Tensor, teacher: Teacher, batch: int = 128, team: Processes = ALONE) -> DistillationBatch:
-    """Images and the teacher's reading of them, for which each of a ``team`` reads its share, if all have one."""
-    team = team if team.serves(len(images)) else ALONE
-    with torch.no_grad():
-        readings = [teacher.read(part) for part in team.share(images).split(batch)]  # type: ignore[no-untyped-call]
-    logits = torch.cat([reading.logits for reading in readings])
-    features = torch.cat([reading.features for reading in readings])
-    return DistillationBatch(images, team.gather(logits, len(images)), team.gather(features, len(images)))
+def generate(
+    generator: nn.Module, conditions: ConditionSampler, count: int, rng: torch.Generator, batch: int = _BATCH
+) -> tuple[Tensor, Condition]:
+    """Draw ``count`` conditions and let the generator, in eval mode, make an image for each.
+
+    Returns:
+        The images [count, C, H, W] and their conditions.
+    """
+    parts = list(_generated(generator, conditions, count, rng, batch))
+    images = torch.cat([images for images, _ in parts])[:count]
+    noise, label, centre = (
+        torch.cat([getattr(condition, name) for _, condition in parts])[:count] for name in ("noise", "label", "centre")
+    )
+    return images, Condition(noise, label, centre)
 
 
-def synthesise(
-    generator: nn.Module,
-    teacher: Teacher,
-    count: int,
-    *,
-    noise_dim: int,
-    spread: float,
-    rng: torch.Generator,
-    batch: int = 128,
-    team: Processes = ALONE,
-) -> DistillationBatch:
-    """``count`` fresh images from the generator as it stands (in eval mode) and the teacher's reading of them."""
-    parts = []
+def _generated(
+    generator: nn.Module, conditions: ConditionSampler, count: int, rng: torch.Generator, batch: int
+) -> Iterator[tuple[Tensor, Condition]]:
     with evaluating(generator):
         for start in range(0, count, batch):
-            pairs = (min(batch, count - start) + 1) // 2
-            parts.append(generator(draw(pairs, noise_dim=noise_dim, classes=teacher.classes, spread=spread, rng=rng)))
-    return read(torch.cat(parts)[:count], teacher, batch, team)
+            condition = conditions.draw((min(batch, count - start) + 1) // 2, rng)
+            yield generator(condition), condition
+
+
+def _columns(dataset: SyntheticDataset) -> tuple[Tensor, ...]:
+    batch = dataset.batch
+    return batch.images, batch.logits, batch.features, dataset.label, dataset.centre

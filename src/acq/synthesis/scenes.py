@@ -1,81 +1,141 @@
-"""Pictures of nothing: procedural images with the statistics of natural ones, made from random numbers alone."""
+"""Procedural scenes: images with the statistics of natural ones, made from random numbers alone.
+
+The model is that of dead leaves: opaque shapes of all sizes hide one another (Lee, Mumford and Huang, IJCV 2001). Each
+shape has a texture of spectrum 1 / f^a. Baradad et al. (arXiv 2106.05963) show that networks learn from such images.
+The constants are this project's definition.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from acq.core.pixels import normalise
 from acq.core.values import Preprocessing
 from acq.network.attention import cell_middles
 
-_SHAPES = 12
-_CHUNK = 256  # scenes drawn at once: bounds memory
+_CHUNK = 256  # scenes drawn at once, which bounds memory
+Range = tuple[float, float]
 
 
-def scenes(count: int, size: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """``count`` pictures of overlapping soft-edged shapes, each with a texture of its own: [count, C, H, W] in [0, 1].
+@dataclass(frozen=True)
+class SceneModel:
+    """The constants of the scenes. Pairs are bounds of uniform draws.
 
-    The dead leaves model of natural images (occlusion of shapes of all sizes, Lee, Mumford and Huang, IJCV 2001) with
-    textures of spectrum 1 / f^a. That networks learn from such pictures is known (Baradad et al., arXiv 2106.05963);
-    the details are this project's definition.
+    Attributes:
+        shapes: shapes per scene.
+        opaque: probability that a shape is drawn.
+        background_slope: exponent a of the background's spectrum.
+        shape_slope: exponent a of a shape's spectrum.
+        contrast: standard deviation of a texture.
+        brightness: mean of a texture, common to its channels.
+        colour: what each channel adds to the brightness.
+        mixing: mean of the matrix that mixes channels, its deviation, and what its diagonal adds.
+        position: centre of a shape on each axis, where the image spans [-1, 1].
+        extent: least extent of a shape, and what the square of a uniform number adds at most.
+        power: exponent of the superellipse: 1 is a rhombus, 2 an ellipse, 4 nearly a box.
+        edge: sharpness of a shape's edge.
     """
-    return torch.cat([_drawn(min(_CHUNK, count - start), size, rng) for start in range(0, count, _CHUNK)])
+
+    shapes: int = 12
+    opaque: float = 0.7
+    background_slope: Range = (0.8, 2.2)
+    shape_slope: Range = (1.2, 2.6)
+    contrast: Range = (0.05, 0.25)
+    brightness: Range = (0.2, 0.5)
+    colour: Range = (0.0, 0.3)
+    mixing: tuple[float, float, float] = (0.6, 0.4, 0.4)
+    position: Range = (-1.2, 1.2)
+    extent: Range = (0.08, 0.8)
+    power: Range = (1.0, 4.0)
+    edge: float = 32.0
+
+
+_MODEL = SceneModel()
+
+
+def scenes(count: int, size: tuple[int, int, int], rng: torch.Generator, model: SceneModel = _MODEL) -> Tensor:
+    """Draw scenes.
+
+    Args:
+        count: number of scenes.
+        size: channels, height and width.
+        rng: random state.
+        model: constants of the scenes.
+
+    Returns:
+        Pixels in [0, 1], [count, C, H, W].
+    """
+    starts = range(0, count, _CHUNK)
+    return torch.cat([_drawn(min(_CHUNK, count - start), size, rng, model) for start in starts])
 
 
 def normalised_scenes(count: int, preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
-    """``scenes`` [count, C, H, W] as the network takes images."""
-    pictures = scenes(count, preprocessing.input_size, rng)
-    mean, std = (pictures.new_tensor(v).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    return (pictures - mean) / std
+    """Draw scenes as network input, [count, C, H, W]."""
+    return normalise(scenes(count, preprocessing.input_size, rng), preprocessing)
 
 
 def texture(
-    count: int, size: tuple[int, int, int], rng: torch.Generator, slope: tuple[float, float] = (1.2, 2.6)
+    count: int, size: tuple[int, int, int], rng: torch.Generator, slope: Range, model: SceneModel = _MODEL
 ) -> Tensor:
-    """Coloured noise [count, C, H, W] in [0, 1] whose amplitude falls as 1 / f^a, a uniform in ``slope``.
+    """Draw coloured noise whose amplitude falls as 1 / f^a.
 
-    Brightness, contrast and the mixture of channels differ from picture to picture.
+    Brightness, contrast and the mixture of channels differ per image.
+
+    Args:
+        count: number of textures.
+        size: channels, height and width.
+        rng: random state.
+        slope: bounds of the exponent a.
+        model: constants of the textures.
+
+    Returns:
+        Pixels in [0, 1], [count, C, H, W].
     """
     channels, height, width = size
     down = torch.fft.fftfreq(height, device=rng.device).view(-1, 1)
     across = torch.fft.rfftfreq(width, device=rng.device)
     frequency = (down.square() + across.square()).sqrt().clamp_min(1 / max(height, width))
-    falling = frequency ** -_uniform(count, 1, *slope, rng)
+    falling = frequency ** -_uniform(count, 1, slope, rng)
     noise = torch.randn(count, channels, *frequency.shape, 2, generator=rng, device=rng.device)
     x = torch.fft.irfft2(torch.view_as_complex(noise) * falling, s=(height, width))
     x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
-    # natural colours: channels mostly rise and fall together
-    mixture = torch.randn(count, channels, channels, generator=rng, device=rng.device) * 0.4 + 0.6
-    mixture = mixture + 0.4 * torch.eye(channels, device=rng.device)
-    x = torch.einsum("nij,njhw->nihw", mixture, x) * _uniform(count, 1, 0.05, 0.25, rng)
-    brightness = _uniform(count, 1, 0.2, 0.5, rng) + _uniform(count, channels, 0.0, 0.3, rng)
+    # in natural images the channels mostly rise and fall together
+    mean, deviation, diagonal = model.mixing
+    mixture = torch.randn(count, channels, channels, generator=rng, device=rng.device) * deviation + mean
+    mixture = mixture + diagonal * torch.eye(channels, device=rng.device)
+    x = torch.einsum("nij,njhw->nihw", mixture, x) * _uniform(count, 1, model.contrast, rng)
+    brightness = _uniform(count, 1, model.brightness, rng) + _uniform(count, channels, model.colour, rng)
     return (x + brightness).clamp(0, 1)
 
 
-def _drawn(count: int, size: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    picture = texture(count, size, rng, slope=(0.8, 2.2))
-    for _ in range(_SHAPES):
-        shape = _superellipse(count, size[1:], rng) * (_uniform(count, 1, 0, 1, rng) < 0.7)
-        picture = torch.lerp(picture, texture(count, size, rng), shape)
-    return picture
+def _drawn(count: int, size: tuple[int, int, int], rng: torch.Generator, model: SceneModel) -> Tensor:
+    image = texture(count, size, rng, model.background_slope, model)
+    for _ in range(model.shapes):
+        shape = _superellipse(count, size[1:], rng, model) * (_uniform(count, 1, (0, 1), rng) < model.opaque)
+        image = torch.lerp(image, texture(count, size, rng, model.shape_slope, model), shape)
+    return image
 
 
-def _superellipse(count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
-    """Masks [count, 1, H, W] of soft-edged shapes between a rhombus and a rounded box, anywhere, of any direction."""
+def _superellipse(count: int, size: tuple[int, int], rng: torch.Generator, model: SceneModel) -> Tensor:
+    """Masks [count, 1, H, W] of soft-edged shapes between a rhombus and a rounded box, of any position and angle."""
     x, y = (cell_middles(cells).to(rng.device) for cells in reversed(size))
-    centre, angle = _uniform(count, 2, -1.2, 1.2, rng), _uniform(count, 1, 0, math.pi, rng)
-    extent = 0.08 + 0.8 * _uniform(count, 2, 0, 1, rng).square()
+    centre, angle = _uniform(count, 2, model.position, rng), _uniform(count, 1, (0, math.pi), rng)
+    least, more = model.extent
+    extent = least + more * _uniform(count, 2, (0, 1), rng).square()
     x = x.view(1, 1, 1, -1) - centre[:, :1]
     y = y.view(1, 1, -1, 1) - centre[:, 1:]
     along = (x * angle.cos() + y * angle.sin()).abs() / extent[:, :1]
     beside = (y * angle.cos() - x * angle.sin()).abs() / extent[:, 1:]
-    power = _uniform(count, 1, 1, 4, rng)
+    power = _uniform(count, 1, model.power, rng)
     inside = 1 - (along**power + beside**power)
-    return torch.sigmoid(32 * extent.amin(1, keepdim=True) * inside)
+    return torch.sigmoid(model.edge * extent.amin(1, keepdim=True) * inside)
 
 
-def _uniform(count: int, channels: int, low: float, high: float, rng: torch.Generator) -> Tensor:
-    """[count, channels, 1, 1] between ``low`` and ``high``."""
+def _uniform(count: int, channels: int, bounds: tuple[float, float], rng: torch.Generator) -> Tensor:
+    """Uniform numbers between two bounds, [count, channels, 1, 1]."""
+    low, high = bounds
     return low + (high - low) * torch.rand(count, channels, 1, 1, generator=rng, device=rng.device)

@@ -1,4 +1,7 @@
-"""Does training go wrong? Losses that are no numbers, ranges that blow up, a generator that collapses."""
+"""Signs of diverged training: losses that are not finite, ranges that explode, a generator that collapses.
+
+The thresholds are this project's definition.
+"""
 
 from __future__ import annotations
 
@@ -9,65 +12,89 @@ import torch
 from torch import Tensor
 
 from acq.core.values import TeacherOutput
+from acq.quantization.student import Student
 
-_RANGE = 4.0  # times as wide or as narrow since the last good state
+_RANGE_CHANGE = 4.0  # largest factor by which a range may change since the last snapshot
 _FALLEN = 0.4  # of the best running mean
-_PROVED = 0.5  # what a running mean must have reached before its fall says anything
-_PACE = 0.1  # of the running means, a step
+_LEARNED = 0.5  # running share of correct labels from which a fall counts
+_MOMENTUM = 0.1  # of the running means, per step
 
 
-def nonfinite_losses(parts: Mapping[str, Tensor]) -> str | None:
-    """The losses, where one of them is no finite number; else None."""
-    if not parts or bool(torch.stack([part.detach().float() for part in parts.values()]).isfinite().all()):
+def nonfinite_losses(losses: Mapping[str, Tensor]) -> str | None:
+    """The losses as text if one of them is NaN or infinite; else None."""
+    if not losses or bool(torch.stack([value.detach().float() for value in losses.values()]).isfinite().all()):
         return None
-    return "losses " + ", ".join(f"{name} {part.item():.3g}" for name, part in parts.items())
+    return "losses " + ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
 
 
-def changed_range(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str | None:
-    """The range that is more than four times as wide or as narrow in ``now`` as in ``before``, both a student's state;
-    else None (the factor is this project's definition)."""
-    for name, log_scale in now.items():
-        if name.endswith("log_scale"):
-            change = (log_scale.detach() - before[name]).abs().max().item()
-            if not change <= math.log(_RANGE):
+class RangeGuard:
+    """Watches the ranges of a student's quantizers.
+
+    Args:
+        student: whose scales are watched.
+    """
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        self.reference: dict[str, Tensor] = {}
+
+    def remember(self) -> None:
+        """Take the present scales as the reference."""
+        self.reference = {name: value.clone() for name, value in self._log_scales().items()}
+
+    def fault(self) -> str | None:
+        """The range that grew or shrank more than four times since ``remember``; else None."""
+        for name, log_scale in self._log_scales().items():
+            change = (log_scale - self.reference[name]).abs().max().item()
+            if not change <= math.log(_RANGE_CHANGE):
                 return f"the range of {name.removesuffix('.log_scale')} changed by a factor of {math.exp(change):.3g}"
-    return None
+        return None
+
+    def _log_scales(self) -> dict[str, Tensor]:
+        state = self.student.state_dict()
+        return {name: value.detach() for name, value in state.items() if name.endswith("log_scale")}
 
 
-class Control:
-    """Running means of how far a generator's images follow their condition, and the best that these were.
+class CollapseDetector:
+    """Running means of how closely a generator's images follow their conditions, and the best of these means.
 
-    ``labels`` is the share of images of the class asked for, ``spread`` the standard deviation of realised centres over
-    that of requested ones (this project's definitions).
+    ``labels`` is the share of images that show the requested class. ``centres`` is the standard deviation of realised
+    centres divided by that of requested ones.
     """
 
     def __init__(self) -> None:
-        self.means = {"labels": 0.0, "spread": 0.0}
+        self.means = {"labels": 0.0, "centres": 0.0}
         self.best = dict(self.means)
 
-    def see(self, label: Tensor, centre: Tensor, reading: TeacherOutput) -> str | None:
-        """Take a batch in; the mean that has fallen below 0.4 of its best, once labels were above a half; else None.
+    def fault(self, label: Tensor, centre: Tensor, output: TeacherOutput) -> str | None:
+        """Add a batch; name the mean that fell below 0.4 of its best value.
 
-        Before that a generator has not learned yet, and nothing can fall away.
+        A generator that has not yet learned the labels cannot collapse: a fall counts once the running share of correct
+        labels was above a half.
+
+        Args:
+            label: requested classes, [N].
+            centre: requested centres, [N, 2].
+            output: the teacher's output for the images.
         """
-        asked = centre.std(0).mean().item()
+        requested = centre.std(0).mean().item()
         found = {
-            "labels": (reading.logits.argmax(1) == label).float().mean().item(),
-            "spread": reading.centre.detach().std(0).mean().item() / asked if asked else 0.0,
+            "labels": (output.logits.argmax(1) == label).float().mean().item(),
+            "centres": output.centre.detach().std(0).mean().item() / requested if requested else 0.0,
         }
         for name, value in found.items():
-            self.means[name] += _PACE * (value - self.means[name])
-        proved = max(self.best["labels"], self.means["labels"]) > _PROVED
+            self.means[name] += _MOMENTUM * (value - self.means[name])
+        learned = max(self.best["labels"], self.means["labels"]) > _LEARNED
         for name, mean in self.means.items():
-            self.best[name] = max(self.best[name], mean) if proved else mean
-            if proved and mean < _FALLEN * self.best[name]:
+            self.best[name] = max(self.best[name], mean) if learned else mean
+            if learned and mean < _FALLEN * self.best[name]:
                 return f"{name} fell from {self.best[name]:.2f} to {mean:.2f}"
         return None
 
     def state(self) -> dict[str, dict[str, float]]:
-        """Both as numbers."""
+        """Both kinds of means."""
         return {"means": dict(self.means), "best": dict(self.best)}
 
     def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Go back to what ``state`` gave."""
+        """Continue from ``state``."""
         self.means, self.best = dict(state["means"]), dict(state["best"])

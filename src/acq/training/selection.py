@@ -1,87 +1,125 @@
-"""How near a student is to its teacher, and whether training it was worth while."""
+"""Which student is kept: the trained one, unless it is further from the teacher than the calibrated one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import torch
 
 from acq.core.evaluate import evaluating
 from acq.quantization.student import Student
 from acq.synthesis.dataset import DistillationBatch
-from acq.training import losses as distillation
+from acq.training.losses import student_losses, weighted_sum
 
-# Nearer ones are told apart by chance, and at 8 bits training changes less. Agreement is asked too: a dead network has
-# a loss of no more than its weights, and one that is right half the time may have a larger one.
-_WORSE, _FALLEN = 1.1, 0.8
-_MOST = 50  # percent of the images in one class: beyond, agreement says nothing
+# Smaller differences are chance, and at 8 bits training changes less. Agreement counts too: a dead network has a loss
+# of at most the sum of its weights, and a network that is right half the time may have a larger one.
+_WORSE_LOSS, _WORSE_AGREEMENT = 1.1, 0.8
+_MOST_MAJORITY = 50  # percent of images in one class, above which agreement says little
 
 
 @dataclass(frozen=True)
 class StudentQuality:
-    """Of a student on some images the weighted losses of distillation, and the percentage to which it gives the
-    teacher's class."""
+    """How close a student is to the teacher on a set of images.
+
+    Attributes:
+        loss: the weighted sum of the student's losses, mean over images.
+        agreement: percentage of images for which student and teacher name the same class.
+    """
 
     loss: float
     agreement: float
 
-    def worse(self, other: StudentQuality) -> bool:
-        """Whether its loss is more than 1.1 times the other's, or no number, or its agreement below 0.8 of the other's
-        (the factors are this project's)."""
-        return not self.loss <= _WORSE * other.loss or self.agreement < _FALLEN * other.agreement
+    def is_worse_than(self, other: StudentQuality) -> bool:
+        """Whether the loss is above 1.1 times the other's or NaN, or agreement below 0.8 of the other's."""
+        return not self.loss <= _WORSE_LOSS * other.loss or self.agreement < _WORSE_AGREEMENT * other.agreement
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What came of a student: as calibrated, as trained (None for what was not looked at), and which of both was kept.
+    """The quality of every candidate and of the student that was kept.
 
-    ``majority_share`` is the percentage of the images that the teacher gives the class that it gives most often.
+    Attributes:
+        candidates: quality by name, in order of training.
+        selected: name of the candidate that was kept.
+        final: quality of that student after its conversion to integers.
+        majority_share: percentage of the images in the class that the teacher names most often.
     """
 
-    calibrated: StudentQuality | None
-    trained: StudentQuality | None
-    kept: Literal["calibrated", "trained"]
+    candidates: Mapping[str, StudentQuality]
+    selected: str
+    final: StudentQuality
     majority_share: float
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether the student agrees no more often than one that always names the same class.
+
+        Never true where the teacher gives one class to half of the images (this project's definition).
+        """
+        return self.final.agreement <= self.majority_share < _MOST_MAJORITY
+
+    def state(self) -> dict[str, Any]:
+        """All figures as numbers and names."""
+        return asdict(self)
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Self:
-        """From ``dataclasses.asdict`` of one."""
-        both = {name: state[name] and StudentQuality(**state[name]) for name in ("calibrated", "trained")}
-        return cls(**{**state, **both})
-
-    @property
-    def student(self) -> StudentQuality:
-        """Of the student that was kept."""
-        found = self.calibrated if self.kept == "calibrated" else self.trained
-        assert found is not None
-        return found
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether the student that was kept agrees no more often than one that gives the same class always, where the
-        teacher gives none to half of the images (this project's definition)."""
-        return self.student.agreement <= self.majority_share < _MOST
+        """The selection that ``state`` was taken from."""
+        candidates = {name: StudentQuality(**quality) for name, quality in state["candidates"].items()}
+        final = StudentQuality(**state["final"])
+        return cls(candidates, state["selected"], final, state["majority_share"])
 
 
-def fidelity(
-    student: Student, tap: str, lessons: Sequence[DistillationBatch], weights: Mapping[str, float]
+def quality(
+    student: Student, tap: str, batches: Sequence[DistillationBatch], weights: Mapping[str, float]
 ) -> StudentQuality:
-    """``student`` on ``lessons``, whose features are those of the node ``tap``; losses are the mean over images of each
-    lesson's ``distillation.total``."""
+    """Measure a student.
+
+    Args:
+        student: calibrated.
+        tap: the node whose values are the features.
+        batches: images with the teacher's outputs.
+        weights: of the student's losses, by name.
+    """
     loss, same = 0.0, 0
     with evaluating(student):
-        for lesson in lessons:
-            logits, values = student.read(lesson.images, (tap,))
-            parts = distillation.parts((logits, values[tap]), (lesson.logits, lesson.features), weights)
-            loss += len(lesson.images) * distillation.total(parts, weights).item()
-            same += int((logits.argmax(1) == lesson.logits.argmax(1)).sum())
-    count = sum(len(lesson.images) for lesson in lessons)
+        for batch in batches:
+            logits, values = student.read(batch.images, (tap,))
+            losses = student_losses((logits, values[tap]), (batch.logits, batch.features), weights)
+            loss += len(batch.images) * weighted_sum(losses, weights).item()
+            same += int((logits.argmax(1) == batch.logits.argmax(1)).sum())
+    count = sum(len(batch.images) for batch in batches)
     return StudentQuality(loss / count, 100 * same / count)
 
 
-def majority_share(lessons: Sequence[DistillationBatch]) -> float:
-    """The percentage of images that the teacher gives the class that it gives most often."""
-    found = torch.cat([lesson.logits.argmax(1) for lesson in lessons])
-    return 100 * int(torch.bincount(found).max()) / len(found)
+def majority_share(batches: Sequence[DistillationBatch]) -> float:
+    """Percentage of images in the class that the teacher names most often."""
+    classes = torch.cat([batch.logits.argmax(1) for batch in batches])
+    return 100 * int(torch.bincount(classes).max()) / len(classes)
+
+
+def warnings_about(selection: Selection, learning_rate: float) -> list[str]:
+    """What a user should know about a selection: training was in vain, or the student is of no use.
+
+    Args:
+        selection: of a finished run.
+        learning_rate: with which the student was trained.
+    """
+    found = []
+    first, last = (selection.candidates[name] for name in (selection.selected, list(selection.candidates)[-1]))
+    if first is not last:
+        found.append(
+            f"training increased the student's loss from {first.loss:.3g} to {last.loss:.3g} and changed agreement "
+            f"from {first.agreement:.1f} to {last.agreement:.1f} %, on augmented synthetic images; the "
+            f"{selection.selected} student is kept. Give a smaller rate, such as "
+            f"--set student.learning_rate={learning_rate / 3:.2g}, or another number of student.steps"
+        )
+    if selection.is_at_chance:
+        found.append(
+            f"the student is of no use: it agrees with the teacher on {selection.final.agreement:.1f} % of augmented "
+            f"synthetic images, and one that always names the same class on {selection.majority_share:.1f} %. "
+            "Give more --bits, or better images (images.count, images.steps)"
+        )
+    return found

@@ -1,0 +1,21 @@
+"""The public verbs of the library, in plain Python values. The command line has the same verbs."""
+
+from acq.api.evaluate import Target, evaluate, target
+from acq.api.files import benchmark, engine, export_onnx, export_run, load
+from acq.api.quantize import inspect, quantize
+from acq.api.reports import compare, write_report
+
+__all__ = [
+    "Target",
+    "benchmark",
+    "compare",
+    "engine",
+    "evaluate",
+    "export_onnx",
+    "export_run",
+    "inspect",
+    "load",
+    "quantize",
+    "target",
+    "write_report",
+]

@@ -1,0 +1,135 @@
+"""Evaluate whatever can be evaluated: students, run folders, exported files and networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from acq.api.files import engine, load
+from acq.core.device import choose_device
+from acq.core.evaluate import Classifier, accuracy
+from acq.core.values import Preprocessing
+from acq.errors import RequestError
+from acq.files.images import batches, read
+from acq.network.trace import classes_of, trace
+from acq.quantization.student import Student
+from acq.runs import student_file
+from acq.runs.folder import require_run
+from acq.zoo import resolve
+
+if TYPE_CHECKING:
+    from acq.export.engine import Engine
+
+
+@dataclass(frozen=True)
+class Target:
+    """A classifier that can be evaluated.
+
+    Attributes:
+        network: normalised images [N, C, H, W] to logits [N, K].
+        preprocessing: of its images.
+        classes: number of classes.
+        model: name of the network that it came from; empty where unknown.
+        device: where it runs.
+    """
+
+    network: Classifier
+    preprocessing: Preprocessing
+    classes: int
+    model: str
+    device: torch.device
+
+    def top1(self, data: Path, limit: int | None = None) -> tuple[float, int]:
+        """Top-1 accuracy in percent on labelled images, and the number of images.
+
+        Args:
+            data: an ``.npz`` file or a folder of classes.
+            limit: evaluate only the first images.
+        """
+        images = read(data, input_size=self.preprocessing.input_size, classes=self.classes, limit=limit)
+        return accuracy(self.network, batches(images, self.preprocessing), self.device), len(images)
+
+
+def evaluate(
+    network: nn.Module | str | Path,
+    data: str | Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+) -> float:
+    """Top-1 accuracy in percent on labelled images.
+
+    Args:
+        network: a student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
+        data: an ``.npz`` file or a folder of classes.
+        preprocessing: of the network's images; a classifier of your own needs it.
+        limit: evaluate only the first images.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        RequestError: the data does not fit the network, its preprocessing is not known, or the target does not exist.
+    """
+    found = target(network, preprocessing=preprocessing, device=device)
+    return found.top1(Path(data), limit)[0]
+
+
+def target(
+    network: nn.Module | str | Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Target:
+    """Find what a name or path stands for.
+
+    Args:
+        network: as for ``evaluate``.
+        preprocessing: of a classifier of your own.
+        device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU.
+        **options: of ``acq.zoo.resolve``, for the name of a network alone.
+
+    Raises:
+        RequestError: the target does not exist, or its preprocessing is not known.
+    """
+    if isinstance(network, Student):
+        return _of_student(network, "", preprocessing, next(network.parameters()).device)
+    if isinstance(network, nn.Module):
+        if preprocessing is None:
+            raise RequestError("the normalisation of this network's images is not known; give preprocessing")
+        classes = classes_of(trace(network, preprocessing.input_size))
+        return Target(network, preprocessing, classes, "", next(network.parameters()).device)
+    path, place = Path(network), choose_device(device)
+    is_file = path.suffix == ".onnx"
+    if (is_file or path.is_dir()) and any(value is not None for value in options.values()):
+        kind = "an ONNX file" if is_file else "a run folder"
+        raise RequestError(f"{network} is {kind}, which has its own weights and sizes; leave out the other options")
+    if is_file:
+        return _of_file(engine(path), network, preprocessing, device)
+    if path.is_dir():
+        require_run(path)
+        facts = student_file.load_facts(path)
+        return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
+    named = resolve(str(network), **options)
+    graph = trace(named.model, named.preprocessing.input_size).to(place)
+    return Target(graph, named.preprocessing, classes_of(graph), str(network), place)
+
+
+def _of_student(student: Student, model: str, known: Preprocessing | None, device: torch.device) -> Target:
+    known = known or student.preprocessing
+    if known is None:
+        raise RequestError("the normalisation of this student's images is not known; give preprocessing")
+    return Target(student, known, student.classes, model, device)
+
+
+def _of_file(file: Engine, path: str | Path, known: Preprocessing | None, device: str) -> Target:
+    if device not in ("auto", "cpu"):
+        raise RequestError(f"{path} runs on the CPU alone; leave out --device")
+    known = known or file.preprocessing
+    if known is None:
+        raise RequestError(f"{path} does not say how its images are normalised; export it from a run folder")
+    return Target(file, known, file.classes, file.model, torch.device("cpu"))

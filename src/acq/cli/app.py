@@ -1,0 +1,66 @@
+"""The command ``acq``: exit codes, warnings and errors as single lines."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from acq.core.processes import started_by_torchrun
+from acq.errors import Interrupted, RequestError, RunError
+
+app = typer.Typer(name="acq", rich_markup_mode="rich", pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"acq {version('acquant')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _acq(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Quantize a trained image classifier to low-bit integers without its training data."""
+
+
+def main() -> NoReturn:
+    """Run the command. Exit codes: 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted."""
+    warnings.showwarning = _warn
+    sys.exit(exit_code(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False)))
+
+
+def exit_code(command: Callable[[], Any]) -> int:
+    """Run a command and turn its exceptions into one line on standard error and an exit code."""
+    try:
+        command()
+    except typer.TyperException as error:
+        return _fail(error.format_message(), 2)
+    except RequestError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
+        return _fail(str(error) or "interrupted", 130)
+    return 0
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line without its place in the code; of several processes only the main one warns."""
+    if started_by_torchrun().is_main:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> int:
+    process = started_by_torchrun()
+    who = "" if process.is_main else f"process {process.rank} of {process.size}: "
+    kind = {1: "failed: ", 2: "error: "}.get(code, "")
+    print(f"{who}{kind}{' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,110 @@
+"""``acq quantize --dry-run``: the plan, the settings, and how long a run would take on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from acq.cli.look import print_plan
+from acq.cli.output import in_minutes, print_json, print_lines
+from acq.config import Config
+from acq.core.memory import keep_freed_memory
+from acq.files.images import read
+from acq.recipe import Prepared, Request, prepare
+from acq.training import Calibration, Distillation, GeneratorTraining, ImageRefinement
+
+_STEPS = 3  # timed steps per phase
+_IMAGES = 64  # most images of the timed calibration
+
+
+def describe(request: Request, out: Path, data: Path | None, as_json: bool) -> None:
+    """Print what ``acq quantize`` would do. Nothing is written."""
+    prepared = prepare(request)
+    context = prepared.training.context
+    if data is not None:
+        read(data, input_size=request.preprocessing.input_size, classes=context.teacher.classes)
+    seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}
+    plan, config = context.student.plan, prepared.config
+    if as_json:
+        settings = config.model_dump(mode="json")
+        print_json({"run": str(out), "config": settings, "plan": plan.rows(), "seconds": seconds})
+        return
+    print_plan(plan)
+    parts = ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items())
+    steps = prepared.training.phases
+    print_lines(
+        [
+            "",
+            config.to_yaml().rstrip(),
+            "",
+            f"steps: generator {steps['generator'].steps}, images {steps['images'].steps}, "
+            f"student {steps['student'].steps}, on {context.rng.device}",
+            f"time: about {in_minutes(sum(seconds.values()))} ({parts}), and a tenth more for the report",
+            f"would write {out}; nothing was written",
+        ]
+    )
+
+
+def estimate(request: Request, prepared: Prepared) -> dict[str, float]:
+    """Seconds per phase, from the first steps of each phase with the same settings.
+
+    The fastest timed step stands for all steps of a phase, because the first ones also warm up. Calibration is taken to
+    grow with the number of images, which is an upper bound. Renewals and the evaluation at the end are not included.
+
+    Args:
+        request: as for the run.
+        prepared: the run that is estimated; it does not change.
+    """
+    keep_freed_memory()
+    short = prepare(replace(request, config=_shortened(prepared)))
+    times: dict[str, list[float]] = {name: [] for name in prepared.training.phases}
+    before = short.training.seconds
+    for record in short.training.run():
+        times[record.phase].append(record.seconds - before)
+        before = record.seconds
+    paces = {phase: min(found, default=0.0) for phase, found in times.items()}
+    period = _period(prepared.config)
+    if 1 < period <= len(times["generator"]):  # its last step is the one with the consistency loss
+        paces["generator"] += max(0.0, times["generator"][period - 1] - paces["generator"]) / period
+    return {phase: paces[phase] * count for phase, count in _counts(prepared, short).items()}
+
+
+def _counts(prepared: Prepared, short: Prepared) -> dict[str, float]:
+    """How often the timed unit of each phase occurs in the whole run."""
+    whole, timed = prepared.training.phases, short.training.phases
+    counts = {name: float(phase.steps) for name, phase in whole.items()}
+    images, timed_images = whole["images"], timed["images"]
+    calibration, timed_calibration = whole["calibration"], timed["calibration"]
+    assert isinstance(images, ImageRefinement) and isinstance(timed_images, ImageRefinement)  # noqa: PT018
+    assert isinstance(calibration, Calibration) and isinstance(timed_calibration, Calibration)  # noqa: PT018
+    if not images.settings.steps:
+        counts["images"] = images.count / timed_images.count
+    counts["calibration"] = calibration.images_of(images.count) / timed_calibration.images_of(timed_images.count)
+    return counts
+
+
+def _shortened(prepared: Prepared) -> Config:
+    """The settings with few steps and images, but the same batches."""
+    config, phases = prepared.config, prepared.training.phases
+    generator, images, student = phases["generator"], phases["images"], phases["student"]
+    assert isinstance(generator, GeneratorTraining)
+    assert isinstance(images, ImageRefinement)
+    assert isinstance(student, Distillation)
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "generator": {"steps": min(max(_STEPS, _period(config)), generator.steps), "batch": generator.batch},
+        "images": {
+            "count": min(images.batch, images.count),
+            "batch": images.batch,
+            "steps": min(_STEPS, config.images.steps),
+        },
+        "calibration": {"images": min(_IMAGES, config.calibration.images, images.batch)},
+        "student": {"steps": min(_STEPS, student.steps), "batch": student.batch},
+    }
+    sections = {name: getattr(config, name).model_copy(update=dict(change)) for name, change in changes.items()}
+    return config.model_copy(update={**sections, "budget": None})
+
+
+def _period(config: Config) -> int:
+    return config.generator.consistency_every if config.generator.losses.consistency else 1

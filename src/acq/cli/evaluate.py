@@ -1,0 +1,42 @@
+"""``acq evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from acq import api
+from acq.cli import options as o
+from acq.cli.app import app
+from acq.cli.output import print_json, print_lines
+from acq.cli.requests import data_path, network_options
+
+
+@app.command(
+    epilog=o.examples(
+        "acq evaluate runs/first --data sample",
+        "acq evaluate resnet20-cifar10 --data test.npz --limit 1000",
+    )
+)
+def evaluate(
+    target: o.Target,
+    data: o.Data,
+    checkpoint: o.Checkpoint = None,
+    model_args: o.ModelArgs = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    device: o.DeviceName = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="evaluate only the first N images")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Top-1 accuracy of a run's student, an exported file or a network on labelled images."""
+    found = api.target(
+        target, device=device or "auto", **network_options(checkpoint, model_args, input_size, mean, std)
+    )
+    top1, count = found.top1(data_path(data, found.model), limit)
+    if as_json:
+        print_json({"target": target, "data": data, "test_images": count, "top1": round(top1, 2)})
+    else:
+        print_lines([f"top-1  {top1:.2f} %  ({count:,} images)"])

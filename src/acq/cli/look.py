@@ -1,0 +1,94 @@
+"""Commands that only look: inspect, models and settings."""
+
+from __future__ import annotations
+
+from acq import api, zoo
+from acq.cli import options as o
+from acq.cli.app import app
+from acq.cli.output import print_json, print_lines, print_table
+from acq.cli.requests import config_of, network_of
+from acq.config import Config
+from acq.quantization.plan import Plan
+
+
+@app.command(
+    epilog=o.examples(
+        "acq inspect resnet20-cifar10 --bits w4a4 --first-last-bits same",
+        "acq inspect mypackage.nets:build --input-size 3,32,32 --set 'layers.layer3.*=6'",
+    )
+)
+def inspect(
+    model: o.Model,
+    checkpoint: o.Checkpoint = None,
+    model_args: o.ModelArgs = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    bits: o.Bits = None,
+    budget: o.Budget = None,
+    first_last_bits: o.FirstLastBits = None,
+    add_bits: o.AddBits = None,
+    exclude: o.Exclude = None,
+    placement: o.Placement = None,
+    preset: o.Preset = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Print what becomes of every operator of MODEL, and what stays in floating point."""
+    settings = config_of(
+        preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
+        placement=placement, device="cpu",
+    )  # fmt: skip
+    network = network_of(model, checkpoint, model_args, input_size, mean, std)
+    context = api.inspect(network.model, network.preprocessing, settings).training.context
+    structure, plan = context.teacher.structure, context.student.plan
+    if not as_json:
+        print_plan(plan)
+        return
+    print_json(
+        {
+            "model": model,
+            "classes": structure.classes,
+            "features": context.teacher.features,
+            "batch_norms": len(structure.norms),
+            "attention": "class activation" if structure.head else "channel energy",
+            "plan": plan.rows(),
+        }
+    )
+
+
+@app.command()
+def models(as_json: o.AsJson = False) -> None:
+    """List the built-in networks."""
+    facts = zoo.facts()
+    if as_json:
+        print_json({"models": [vars(fact) | {"input_size": list(fact.input_size)} for fact in facts]})
+        return
+    rows = [
+        [fact.name, "x".join(map(str, fact.input_size)), str(fact.classes), f"{fact.parameters:,}", fact.source]
+        for fact in facts
+    ]
+    print_table(["name", "input", "classes", "parameters", "weights"], rows)
+
+
+@app.command(epilog=o.examples("acq settings --preset best > best.yaml", "acq settings --set student.steps=1000"))
+def settings(
+    preset: o.Preset = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Print every setting with its meaning, as YAML that --config takes."""
+    found: Config = config_of(preset, config, set_)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print_lines([found.to_commented_yaml().rstrip()])
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan, and the operators that stay in floating point with the reason of each."""
+    kept = plan.float_nodes
+    print_lines([str(plan), "", f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
+    print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)

@@ -1,0 +1,113 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acq import zoo
+
+NETWORK, STUDENT, RUN, OUTPUT = "Network", "Student", "Run", "Output"
+MODEL_HELP = "a built-in name (see `acq models`), torchvision:NAME, timm:NAME or package.module:callable"
+
+
+def _builtin_names(incomplete: str) -> list[str]:
+    return [name for name in zoo.builtin_names() if name.startswith(incomplete)]
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=_builtin_names)]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help=f"a run folder, an .onnx file of acq export, or {MODEL_HELP}")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")]
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="weights: .safetensors, .pth, .pt or .th", rich_help_panel=NETWORK),
+]
+ModelArgs = Annotated[
+    str | None, typer.Option(metavar="JSON", help="keyword arguments of the callable", rich_help_panel=NETWORK)
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C,H,W", help="size of the images, such as 3,32,32", rich_help_panel=NETWORK
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="mean per channel of pixels in [0, 1]", rich_help_panel=NETWORK),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="standard deviation per channel", rich_help_panel=NETWORK),
+]
+
+Bits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="wNaM|auto",
+        help="bits of weights and activations, 2 to 8 (default w4a4); auto chooses bits per layer",
+        rich_help_panel=STUDENT,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(metavar="BITS", help="mean bits of weights for --bits auto (default 4)", rich_help_panel=STUDENT),
+]
+FirstLastBits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="8|same", help="bits of the first and last weights (default 8)", rich_help_panel=STUDENT
+    ),
+]
+AddBits = Annotated[
+    str | None,
+    typer.Option(metavar="8|same", help="bits of tensors that enter an addition (default 8)", rich_help_panel=STUDENT),
+]
+Placement = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="deployable (default), or relu-only as in papers", rich_help_panel=STUDENT),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="keep these layers in floating point, such as 'head.*'; repeatable",
+        rich_help_panel=STUDENT,
+    ),
+]  # fmt: skip
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="fast, default, best or gdfq (default: default)", rich_help_panel=RUN),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="settings", rich_help_panel=RUN)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="a setting (see `acq settings`); repeatable", rich_help_panel=RUN
+    ),
+]
+DeviceName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="auto (default), cpu or cuda", rich_help_panel=RUN)
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH", help="labelled images: .npz, a folder of classes, or sample for a built-in network's own"
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="print one JSON object on standard output", rich_help_panel=OUTPUT),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="print all losses, line by line", rich_help_panel=OUTPUT)
+]
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(["Examples:", *lines])

@@ -1,0 +1,74 @@
+"""What commands print: results on standard output, progress and notes on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def results() -> Console:
+    """The console for results."""
+    return Console(soft_wrap=True)
+
+
+def notes(quiet: bool = False) -> Console:
+    """The console for progress and notes; silent if ``quiet``."""
+    return Console(stderr=True, quiet=quiet)
+
+
+def note(text: str, quiet: bool = False) -> None:
+    """Print a note on standard error."""
+    notes(quiet).print(Text(f"note: {text}"), soft_wrap=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    print(json.dumps(shortened(value)))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of text on standard output, as they are."""
+    for line in lines:
+        print(line)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int | None = None) -> None:
+    """Print a table on standard output.
+
+    Args:
+        columns: titles.
+        rows: cells as text.
+        numbers_from: index of the first column that is aligned to the right.
+    """
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        right = numbers_from is not None and index >= numbers_from
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def shortened(value: Any) -> Any:
+    """The same value with floats of at most six significant digits."""
+    if isinstance(value, Mapping):
+        return {key: shortened(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def in_kilobytes(count: int) -> str:
+    """A number of bytes as text."""
+    return f"{count / 1e6:,.1f} MB" if count >= 10_000_000 else f"{count / 1e3:,.0f} kB"
+
+
+def in_minutes(seconds: float) -> str:
+    """A duration as text, such as 1:05 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min"

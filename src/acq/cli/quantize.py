@@ -1,0 +1,141 @@
+"""``acq quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from acq import api
+from acq.cli import options as o
+from acq.cli.app import app
+from acq.cli.dry_run import describe
+from acq.cli.output import in_kilobytes, in_minutes, note, notes, print_json, print_lines
+from acq.cli.requests import config_of, data_path, json_object, network_of
+from acq.core.device import choose_device
+from acq.core.processes import joined, started_by_torchrun
+from acq.errors import RequestError
+from acq.recipe import Request
+from acq.recipe import quantize as run_recipe
+from acq.runs.folder import free_folder, require_free
+from acq.runs.progress import watching
+from acq.runs.session import Session
+
+
+@app.command(
+    epilog=o.examples(
+        "acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/first",
+        "acq quantize mypackage.nets:build --checkpoint weights.pth --input-size 3,32,32 --bits w4a8 --out runs/mine",
+        "acq quantize resnet20-cifar10 --bits auto --budget 3.5 --out runs/mixed",
+    )
+)
+def quantize(
+    model: o.Model,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="the run folder (default runs/MODEL-BITS, numbered)", rich_help_panel=o.RUN),
+    ] = None,
+    checkpoint: o.Checkpoint = None,
+    model_args: o.ModelArgs = None,
+    input_size: o.InputSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    bits: o.Bits = None,
+    budget: o.Budget = None,
+    first_last_bits: o.FirstLastBits = None,
+    add_bits: o.AddBits = None,
+    exclude: o.Exclude = None,
+    placement: o.Placement = None,
+    preset: o.Preset = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="labelled images that only report accuracy: .npz, a folder of classes, or sample",
+            rich_help_panel=o.RUN,
+        ),
+    ] = None,
+    device: o.DeviceName = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="of everything random (default 0)", rich_help_panel=o.RUN)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run", rich_help_panel=o.RUN)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run", rich_help_panel=o.RUN)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the plan, the settings and the time", rich_help_panel=o.RUN)
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write RUN/tensorboard", rich_help_panel=o.OUTPUT)
+    ] = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Quantize MODEL without its data, and keep the result in a run folder."""
+    if quiet and verbose:
+        raise RequestError("--quiet and --verbose contradict each other; give one of them")
+    if out is None and resume:
+        raise RequestError("--resume needs the folder of the run; give --out")
+    is_main = started_by_torchrun().is_main
+    quiet = quiet or not is_main
+    place = None if data is None else data_path(data, model)
+    settings = config_of(
+        preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
+        placement=placement, device=device, seed=seed,
+    )  # fmt: skip
+    network = network_of(model, checkpoint, model_args, input_size, mean, std, quiet)
+    folder = out or free_folder(model, settings.bits)
+    origin = {
+        "model": model,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "arguments": {} if model_args is None else json_object(model_args),
+    }
+    request = Request(network.model, network.preprocessing, settings, origin)
+    if dry_run:
+        if is_main:
+            require_free(folder, resume=resume, overwrite=overwrite)
+            describe(request, folder, place, as_json)
+        return
+    with joined(choose_device(settings.device)) as processes, watching(notes(quiet), verbose=verbose) as watch:
+        session = Session(folder, resume, overwrite, (watch,), tensorboard, processes)
+        summary = run_recipe(request, session, place).summary
+    if is_main:
+        _show(summary | {"run": str(folder), "report": _report(folder, quiet)}, as_json, quiet)
+
+
+def _report(folder: Path, quiet: bool) -> str | None:
+    """Where the page of the run is. A run without a page is as good, so a missing extra is only a note."""
+    try:
+        return str(api.write_report(folder))
+    except RequestError as error:
+        note(f"no report: {error}", quiet)
+        return None
+
+
+def _show(figures: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print_json(figures)
+    elif not quiet:
+        print_lines(finished_lines(figures))
+
+
+def finished_lines(figures: dict[str, Any]) -> list[str]:
+    """The figures of a finished run in three lines: quality, cost, and what to run next."""
+    bits = figures["bits"]
+    if figures["top1"] is not None:
+        float_, low = figures["teacher_top1"], figures["top1"]
+        quality = f"top-1      float {float_:.2f} %  ->  {bits} {low:.2f} %  ({low - float_:+.2f}, "
+        quality += f"{figures['test_images']:,} test images)"
+    else:
+        quality = f"agreement  {bits} student and float network name the same class for {figures['agreement']:.1f} % "
+        quality += "of augmented synthetic images"
+    size = f"{in_kilobytes(figures['float_bytes'])}  ->  {in_kilobytes(figures['quantized_bytes'])}"
+    report = figures["report"] or figures["run"]
+    return [
+        quality,
+        f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}    {report}",
+        f"next       acq export {figures['run']}",
+    ]

@@ -1,0 +1,97 @@
+"""From text of the command line to values of the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from acq import zoo
+from acq.cli.output import note
+from acq.config import Config
+from acq.errors import RequestError
+from acq.files.documents import assignment, read_settings
+
+
+def network_of(
+    model: str,
+    checkpoint: Path | None,
+    model_args: str | None,
+    input_size: str | None,
+    mean: str | None,
+    std: str | None,
+    quiet: bool = False,
+) -> zoo.Network:
+    """The network that the options name. A note tells when its normalisation is assumed."""
+    network = zoo.resolve(model, **network_options(checkpoint, model_args, input_size, mean, std))
+    if not network.preprocessing_given:
+        mean_, std_ = network.preprocessing.mean, network.preprocessing.std
+        note(f"--mean and --std not given, so ImageNet's are assumed: {mean_}, {std_}", quiet)
+    return network
+
+
+def network_options(
+    checkpoint: Path | None, model_args: str | None, input_size: str | None, mean: str | None, std: str | None
+) -> dict[str, Any]:
+    """The options of a network as ``acq.zoo.resolve`` takes them; None where not given."""
+    return {
+        "arguments": None if model_args is None else json_object(model_args),
+        "checkpoint": checkpoint,
+        "input_size": _numbers(input_size, "--input-size", int),
+        "mean": _numbers(mean, "--mean", float),
+        "std": _numbers(std, "--std", float),
+    }
+
+
+def config_of(
+    preset: str | None,
+    config: Path | None,
+    assignments: Sequence[str] | None,
+    exclude: Sequence[str] | None = None,
+    **given: Any,
+) -> Config:
+    """The settings: preset, then the file, then ``--set``, then the options that are given."""
+    options = {key: _bits(key, value) for key, value in given.items() if value is not None}
+    changes: list[Mapping[str, Any]] = [read_settings(config)] if config else []
+    changes += map(assignment, assignments or [])
+    changes += [{"layers": {pattern: "float"}} for pattern in exclude or []]
+    return Config.create("default", *changes, options, {"preset": preset} if preset else {})
+
+
+def data_path(data: str, model: str) -> Path:
+    """The path of labelled images; ``sample`` names those that are bundled with a built-in network."""
+    if data != "sample":
+        return Path(data)
+    sample = zoo.sample_of(model)
+    if sample is None:
+        raise RequestError(f"no sample is bundled with {model}; give --data an .npz or a folder of classes")
+    return sample
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The object of a JSON text; RequestError if it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"--model-args is not JSON ({error.msg}); give an object such as '{{\"width\": 2}}'"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError("--model-args must be a JSON object of keyword arguments, such as '{\"width\": 2}'")
+    return value
+
+
+def _numbers(text: str | None, option: str, kind: Callable[[str], Any]) -> list[Any] | None:
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        example = "3,32,32" if kind is int else "0.5,0.5,0.5"
+        raise RequestError(f"{option} {text!r} is not a list of numbers such as {example}") from None
+
+
+def _bits(key: str, value: Any) -> Any:
+    is_number = key in ("first_last_bits", "add_bits") and str(value).isdecimal()
+    return int(value) if is_number else value

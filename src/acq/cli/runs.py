@@ -1,0 +1,85 @@
+"""Commands on finished runs: export, benchmark, report and compare."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acq import api
+from acq.cli import options as o
+from acq.cli.app import app
+from acq.cli.output import in_kilobytes, print_json, print_lines, print_table, shortened
+
+
+@app.command(epilog=o.examples("acq export runs/first", "acq export runs/mine --raw-images --out deploy.onnx"))
+def export(
+    run_folder: o.RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="where to write it (default RUN/model.onnx)")
+    ] = None,
+    raw_images: Annotated[
+        bool, typer.Option("--raw-images", help="make a file that takes bytes [N, H, W, C] and normalises them itself")
+    ] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Write RUN's student as an ONNX file of integers, after comparing it with the student on ONNX Runtime."""
+    clock = time.perf_counter()
+    made = api.export_run(run_folder, out, raw_images=raw_images)
+    if as_json:
+        print_json({"file": str(made.path), "bytes": made.bytes, **asdict(made.parity)})
+        return
+    parity, took = made.parity, time.perf_counter() - clock
+    engines = "ONNX Runtime and OpenVINO" if parity.openvino else "ONNX Runtime"
+    print_lines(
+        [
+            f"file       {made.path}, {in_kilobytes(made.bytes)}",
+            f"checked    same class as the student for {parity.optimised.agreement:.1f} % of {parity.images} images, "
+            f"same logits for {parity.optimised.equal:.1f} %, on {engines}",
+            f"kernels    {parity.integer} of {parity.layers} layers run in integers    time {took:.0f} s",
+        ]
+    )
+
+
+@app.command()
+def report(run_folder: o.RunFolder, as_json: o.AsJson = False) -> None:
+    """Write RUN/report.html: the run on one page that loads nothing else."""
+    page = str(api.write_report(run_folder))
+    if as_json:
+        print_json({"report": page})
+    else:
+        print_lines([page])
+
+
+@app.command(epilog=o.examples("acq compare runs/first runs/mixed --html both.html"))
+def compare(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="the folders of finished runs")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="also write the table as a page")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Print the figures of several runs side by side; what differs comes first."""
+    rows = api.compare(run_folders, html)
+    if as_json:
+        print_json({"runs": list(map(str, run_folders)), "figures": dict(rows)})
+        return
+    print_table(["", *map(str, run_folders)], [[name, *values] for name, values in rows])
+
+
+@app.command()
+def benchmark(
+    run_folder: o.RunFolder,
+    seconds: Annotated[float, typer.Option(metavar="S", help="how long each latency is measured", min=0.0)] = 5.0,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure RUN's ONNX file of integers beside the same network in floating point, on this machine's CPU."""
+    found = shortened(asdict(api.benchmark(run_folder, seconds=seconds)))
+    if as_json:
+        print_json(found)
+        return
+    latencies = found.pop("latencies")
+    print_table(["", ""], [[name.replace("_", " "), str(value)] for name, value in found.items()], numbers_from=1)
+    titles = ["threads", "batch", "float ms", "integer ms", "integer / float"]
+    print_table(titles, [[f"{value:.3g}" for value in row.values()] for row in latencies], numbers_from=0)

@@ -1,0 +1,30 @@
+"""The base of every settings section. A phase defines its own section; ``acq.config`` composes them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """A frozen part of the settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LossWeights(Section):
+    """Weights of losses by name. A weight of 0 switches a loss off; at least one must be above 0."""
+
+    @model_validator(mode="after")
+    def _some_loss_has_weight(self) -> Self:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one loss must have a weight above 0")
+        return self
+
+
+def number_or(value: int | Auto, automatic: int) -> int:
+    """The number itself, or ``automatic`` where the setting is ``auto``."""
+    return automatic if value == "auto" else value

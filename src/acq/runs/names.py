@@ -1,0 +1,13 @@
+"""Names of the files in a run folder."""
+
+from __future__ import annotations
+
+CONFIG, METRICS, SUMMARY, SAMPLES = "config.yaml", "metrics.jsonl", "summary.json", "samples"
+DIAGNOSTICS, REPORT, TENSORBOARD, LATENCY = "diagnostics.json", "report.html", "tensorboard", "latency.json"
+STUDENT, QUANTIZATION, MODEL = "student.safetensors", "quantization.json", "model.onnx"
+CHECKPOINT = "checkpoint"
+STATE = f"{CHECKPOINT}/state.pt"
+CONTENTS = (
+    CONFIG, METRICS, SUMMARY, SAMPLES, DIAGNOSTICS, REPORT, TENSORBOARD, LATENCY, STUDENT, QUANTIZATION, MODEL,
+    CHECKPOINT,
+)  # fmt: skip

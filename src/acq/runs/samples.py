@@ -1,0 +1,82 @@
+"""The example images of a run: how each became what it is, and where the teacher looks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from acq.core.pixels import to_bytes
+from acq.core.values import Preprocessing
+from acq.files.atomic import write_atomically
+from acq.network.teacher import Teacher
+from acq.runs.names import SAMPLES
+from acq.synthesis.dataset import Examples, SyntheticDataset
+from acq.training.images import EXAMPLES
+
+INDEX = "samples.json"
+STAGES = ("proposal", "start", "finished")
+
+
+def write_samples(
+    folder: Path, teacher: Teacher, preprocessing: Preprocessing, examples: Examples | None, dataset: SyntheticDataset
+) -> None:
+    """Write a dozen examples as PNG files, and what was requested and realised as ``samples.json``.
+
+    Args:
+        folder: the run folder.
+        teacher: the network.
+        preprocessing: of its images.
+        examples: refined images on their way; None where images are as generated, and then the first images of the
+            dataset are written.
+        dataset: the synthetic images.
+    """
+    (folder / SAMPLES).mkdir(exist_ok=True)
+    stages = _stages(examples, dataset)
+    asked = dataset.conditions(slice(EXAMPLES)) if examples is None else examples
+    label, centre = asked.label, asked.centre
+    with torch.no_grad():
+        output = teacher.read(stages["finished"], label)
+    pixels = {stage: to_bytes(images, preprocessing) for stage, images in stages.items()}
+    rows = []
+    for index in range(len(label)):
+        files = {stage: f"{index:02d}-{stage}.png" for stage in pixels}
+        for stage, name in files.items():
+            _save(pixels[stage][index], folder / SAMPLES / name)
+        rows.append(
+            {
+                "label": int(label[index]),
+                "class": int(output.logits[index].argmax()),
+                "requested": _rounded(centre[index]),
+                "realised": _rounded(output.centre[index]),
+                "attention": [_rounded(line) for line in _relative(output.attention[index])],
+                "files": files,
+            }
+        )
+    write_atomically(folder / SAMPLES / INDEX, json.dumps(rows) + "\n")
+
+
+def _stages(examples: Examples | None, dataset: SyntheticDataset) -> dict[str, Tensor]:
+    if examples is None:
+        return {"finished": dataset.images[:EXAMPLES]}
+    return {stage: getattr(examples, stage) for stage in STAGES}
+
+
+def _save(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an image [H, W, C] of 1 channel, or the first 3 channels of an image with more."""
+    shown = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+    Image.fromarray(np.ascontiguousarray(shown)).save(path)
+
+
+def _relative(attention: Tensor) -> Tensor:
+    """An attention map whose maximum is one."""
+    return attention / attention.amax().clamp_min(1e-12)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]

@@ -1,0 +1,78 @@
+"""Calibration: ranges of all quantizers, equalization of channels, and layer-wise rounding of weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from acq.core.settings import Auto, Section
+from acq.quantization.calibration import calibrate
+from acq.quantization.equalization import equalize
+from acq.quantization.rounding import images_that_fit, round_layers
+from acq.synthesis.augmentation import augment
+from acq.training.context import Context
+from acq.training.phase import StepResult
+
+CALIBRATED = "calibrated"  # name of the candidate
+_BATCH = 64  # images per forward pass
+
+
+class CalibrationSettings(Section):
+    """Calibration of the student."""
+
+    images: int = Field(1024, ge=1, description="images that calibration sees, at most")
+    augmentation: bool = Field(True, description="add an augmented copy of each image while there are fewer images")
+    equalization: bool | Auto = Field(
+        "auto", description="rescale channels of low-bit layer inputs; auto: unless a convolution is depthwise"
+    )
+    rounding: bool = Field(True, description="round weights layer by layer in closed form")
+
+
+class Calibration:
+    """The third phase, one step. It makes the student work in low bits without training.
+
+    Args:
+        settings: the section ``calibration``.
+        context: what the phases share.
+    """
+
+    name = "calibration"
+    steps = 1
+
+    def __init__(self, settings: CalibrationSettings, context: Context) -> None:
+        self.settings, self.context = settings, context
+        depthwise = context.teacher.structure.depthwise
+        self.equalized = not depthwise if settings.equalization == "auto" else settings.equalization
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Calibrate, equalize and round the student, and keep it as a candidate."""
+        context, student = self.context, self.context.student
+        images = context.dataset.sample(self.settings.images, context.rng).images
+        missing = self.images_of(len(images)) - len(images)
+        if missing:
+            images = torch.cat((images, augment(images, context.rng)[:missing]))
+        batches = images.split(_BATCH)  # type: ignore[no-untyped-call]
+        calibrate(student, batches)
+        if self.equalized and equalize(student, batches, keep={context.teacher.features}):
+            calibrate(student, batches)
+        if self.settings.rounding:
+            fitting = images[: images_that_fit(student)]
+            round_layers(student, fitting.split(_BATCH))  # type: ignore[no-untyped-call]
+        context.synchronize_student()
+        context.candidates[CALIBRATED] = copy.deepcopy(student.state_dict())
+        return StepResult({})
+
+    def images_of(self, count: int) -> int:
+        """How many images calibration sees of ``count`` synthetic ones, augmented copies included."""
+        return min(self.settings.images, count * (2 if self.settings.augmentation else 1))
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the one step is done or not."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""

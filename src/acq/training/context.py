@@ -1,0 +1,181 @@
+"""What all phases share: teacher, generator, student, dataset and random state.
+
+This is the one place that knows about several processes: networks run on this process's rows of a batch, and results
+are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acq.core.processes import ALONE, Processes, over_whole_batches
+from acq.core.values import Condition, GeneratorBatch, Preprocessing, TeacherOutput
+from acq.network.teacher import Teacher, mixed_precision
+from acq.quantization.student import Student
+from acq.synthesis.condition import ConditionSampler
+from acq.synthesis.dataset import DistillationBatch, Examples, SyntheticDataset, augmented, generate, teach
+from acq.training.selection import Selection
+
+
+class Context:
+    """The shared objects of a run and the operations on whole batches.
+
+    Args:
+        teacher: the frozen network.
+        generator: conditions to images.
+        student: the quantized network, uncalibrated at first.
+        preprocessing: of the network's images.
+        conditions: draws conditions.
+        rng: random state of the whole run.
+        mixed: whether images are made with bfloat16 products.
+        processes: those that share every batch.
+
+    Attributes:
+        candidates: states of students from which the best is selected, by name, in order of training.
+        examples: a few images on their way to the dataset; None where images are as generated.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        generator: nn.Module,
+        student: Student,
+        preprocessing: Preprocessing,
+        conditions: ConditionSampler,
+        rng: torch.Generator,
+        mixed: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
+        if processes.size > 1:
+            over_whole_batches(generator)
+        self.teacher, self.generator, self.student = teacher, generator, student
+        self.preprocessing, self.conditions = preprocessing, conditions
+        self.rng, self.mixed, self.processes = rng, mixed, processes
+        self.candidates: dict[str, dict[str, Tensor]] = {}
+        self.examples: Examples | None = None
+        self._dataset: SyntheticDataset | None = None
+        self._selection: Selection | None = None
+
+    @property
+    def dataset(self) -> SyntheticDataset:
+        """The synthetic images.
+
+        Raises:
+            RuntimeError: no phase has made them yet.
+        """
+        if self._dataset is None:
+            raise RuntimeError("there are no synthetic images yet; run the phase that makes them first")
+        return self._dataset
+
+    @dataset.setter
+    def dataset(self, dataset: SyntheticDataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def selection(self) -> Selection:
+        """The quality of all candidates.
+
+        Raises:
+            RuntimeError: no candidate is selected yet.
+        """
+        if self._selection is None:
+            raise RuntimeError("no student is selected yet; run the conversion first")
+        return self._selection
+
+    @selection.setter
+    def selection(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def imagine(self, condition: Condition, *, batch_statistics: bool) -> GeneratorBatch:
+        """Let the generator make an image per condition, and the teacher read the images, with gradients."""
+        rows = Condition(*map(self.processes.local, vars(condition).values()))
+        with mixed_precision(self.rng.device, self.mixed):
+            images = self.generator(rows)
+        return self._read(images, condition, batch_statistics)
+
+    def observe(self, images: Tensor, condition: Condition, *, batch_statistics: bool) -> GeneratorBatch:
+        """Let the teacher read the images [N, C, H, W] of a whole batch, with gradients."""
+        return self._read(self.processes.local(images), condition, batch_statistics)
+
+    def teach(self, images: Tensor) -> DistillationBatch:
+        """The teacher's outputs for a whole batch of images [N, C, H, W], without gradients."""
+        processes = self.processes if self.processes.can_share(len(images)) else ALONE
+        rows = teach(processes.local(images), self.teacher)
+        logits, features = (processes.gather(part, len(images)) for part in (rows.logits, rows.features))
+        return DistillationBatch(images, logits, features)
+
+    def augmented(self, batch: DistillationBatch, share: float) -> DistillationBatch:
+        """The batch with the first ``share`` of its images augmented."""
+        return augmented(batch, share, self.rng, self.teach)
+
+    def generated(self, count: int) -> SyntheticDataset:
+        """``count`` new images from the generator with the teacher's outputs."""
+        images, condition = generate(self.generator, self.conditions, count, self.rng)
+        return SyntheticDataset(self.teach(images), condition.label, condition.centre)
+
+    def student_output(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and features of the student for a whole batch of images, with gradients."""
+        tap = self.teacher.features
+        logits, values = self.student.read(self.processes.local(images), (tap,))
+        gathered = [self.processes.gather(part, len(images)) for part in (logits, values[tap])]
+        return gathered[0], gathered[1]
+
+    def synchronize_student(self) -> None:
+        """Give all processes the main one's student."""
+        self.processes.synchronize(self.student.state_dict().values())
+
+    def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, factor: float) -> None:
+        """One optimizer step, with ``factor`` times the learning rate of each parameter group."""
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        optimizer.step()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the phases share. Later steps do not change the returned value."""
+        dataset, examples, selection = self._dataset, self.examples, self._selection
+        return {
+            "rng": self.rng.get_state(),
+            "generator": copy.deepcopy(self.generator.state_dict()),
+            "student": copy.deepcopy(self.student.state_dict()),
+            "candidates": dict(self.candidates),
+            "examples": None if examples is None else dict(vars(examples)),
+            "dataset": None if dataset is None else {**vars(dataset), "batch": dict(vars(dataset.batch))},
+            "selection": None if selection is None else selection.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``, which stays as it is."""
+        device = self.rng.device
+        self.rng.set_state(state["rng"].cpu())
+        self.generator.load_state_dict(state["generator"])
+        self.student.load_state_dict(state["student"])
+        self.candidates = dict(state["candidates"])
+        examples, dataset, selection = (state[name] for name in ("examples", "dataset", "selection"))
+        self.examples = None if examples is None else Examples(**{k: v.to(device) for k, v in examples.items()})
+        self._dataset = None if dataset is None else _restored(dataset, device)
+        self._selection = None if selection is None else Selection.restored(selection)
+
+    def _read(self, rows: Tensor, condition: Condition, batch_statistics: bool) -> GeneratorBatch:
+        def output(**what: bool) -> TeacherOutput:
+            return self.teacher.read(rows, condition.label, mixed=self.mixed, processes=self.processes, **what)
+
+        eval_output = output(moments=True)
+        train_output = output(batch_statistics=True) if batch_statistics else None
+        images = self.processes.gather(rows, len(condition.label))
+        return GeneratorBatch(condition, images, eval_output, train_output, self.teacher.stored_moments)
+
+
+def _restored(state: Mapping[str, Any], device: torch.device) -> SyntheticDataset:
+    batch = DistillationBatch(**{name: value.to(device) for name, value in state["batch"].items()})
+    return SyntheticDataset(batch, state["label"].to(device), state["centre"].to(device), state["oldest"])

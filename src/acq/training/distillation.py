@@ -1,0 +1,128 @@
+"""Distillation: the student learns to give the teacher's logits and features on augmented synthetic images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from acq.core.settings import Auto, LossWeights, Section, number_or
+from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from acq.quantization.student import Student
+from acq.training.context import Context
+from acq.training.guards import RangeGuard
+from acq.training.losses import student_losses, weighted_sum
+from acq.training.phase import StepResult, is_reported
+from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
+
+TRAINED = "trained"  # name of the candidate
+_USUAL_BATCH = 64
+_WARMUP = 0.02
+_GUARD_EVERY = 50  # steps between two references of the range guard
+
+
+class StudentLosses(LossWeights):
+    """Weights of the student's losses (formulas in ``acq.training.losses``)."""
+
+    logits: float = Field(1.0, ge=0, description="relative squared error of logits")
+    probabilities: float = Field(0.0, ge=0, description="KL divergence from the teacher's class probabilities")
+    features: float = Field(4.0, ge=0, description="relative squared error of the last spatial features")
+
+
+class StudentSettings(Section):
+    """Training of the student."""
+
+    steps: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="training steps; auto: auto_steps, or 0 if a convolution is depthwise"
+    )
+    auto_steps: int = Field(600, ge=0, description="training steps where steps is auto")
+    batch: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="images per step; auto: at most 64")
+    learning_rate: float = Field(
+        0.025, gt=0, description="of weights and biases, at its highest, in mean quantization steps of their layer"
+    )
+    scale_learning_rate: float = Field(
+        0.0075, gt=0, description="of scales, at its highest, in quantization steps by which the range's end moves"
+    )
+    augmentation: float = Field(1.0, ge=0, le=1, description="share of augmented images in a batch")
+    renew_every: int = Field(20, ge=1, description="steps between two renewals of synthetic images")
+    renew_count: int = Field(0, ge=0, description="images, as generated, that replace the oldest ones per renewal")
+    losses: StudentLosses = StudentLosses()
+
+    def batch_for(self, input_size: tuple[int, int, int]) -> int:
+        """Images per step of ``input_size`` (C, H, W)."""
+        usual = images_that_fit(_USUAL_BATCH, input_size, pixels=PIXELS_AT_ONCE, least=4)
+        return number_or(self.batch, usual)
+
+
+class Distillation:
+    """The fourth phase. Weights, biases and scales of the student are trained with Adam.
+
+    Args:
+        settings: the section ``student``.
+        context: what the phases share.
+    """
+
+    name = "student"
+
+    def __init__(self, settings: StudentSettings, context: Context) -> None:
+        self.settings, self.context = settings, context
+        depthwise = context.teacher.structure.depthwise
+        self.steps = number_or(settings.steps, 0 if depthwise else settings.auto_steps)
+        self.batch = settings.batch_for(context.preprocessing.input_size)
+        context.processes.require_rows(self.batch)
+        self.optimizer = torch.optim.Adam(_parameter_groups(context.student, settings.scale_learning_rate), fused=True)
+        self.guard = RangeGuard(context.student)
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Train the student on one batch. The last step keeps it as a candidate."""
+        context, settings = self.context, self.settings
+        if number == 0:
+            self._set_learning_rates()
+        if number % _GUARD_EVERY == 0 or not self.guard.reference:
+            self.guard.remember()
+        if settings.renew_count and number and number % settings.renew_every == 0:
+            context.dataset = context.dataset.renewed(context.generated(settings.renew_count))
+        batch = context.augmented(context.dataset.sample(self.batch, context.rng), settings.augmentation)
+        weights = settings.losses.model_dump()
+        output = context.student_output(batch.images)
+        losses = student_losses(output, (batch.logits, batch.features), weights)
+        factor = learning_rate_factor(number, self.steps, _WARMUP) * rate
+        context.descend(self.optimizer, weighted_sum(losses, weights), factor)
+        if number + 1 == self.steps:
+            context.candidates[TRAINED] = copy.deepcopy(context.student.state_dict())
+        return StepResult(losses, self.guard.fault() if is_reported(number, self.steps) else None)
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer."""
+        return {"optimizer": copy.deepcopy(self.optimizer.state_dict())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.guard = RangeGuard(self.context.student)
+
+    def _set_learning_rates(self) -> None:
+        """Rates of weights and biases in units of their layer's mean scale, which calibration has found."""
+        layers = self.context.student.layers()
+        for group, (_, layer) in zip(self.optimizer.param_groups, layers, strict=False):
+            group["lr"] = self.settings.learning_rate * layer.weight_quantizer.scale.mean().item()
+
+
+def _parameter_groups(student: Student, scale_learning_rate: float) -> list[dict[str, Any]]:
+    """One group per layer, and one group for the scales of each number of levels.
+
+    Scales are learned as logarithms. A change of the logarithm by 1 / qmax moves the end of the range by one step.
+    """
+    layers = [
+        {"params": [layer.weight, *([] if layer.bias is None else [layer.bias])], "lr": 0.0}
+        for _, layer in student.layers()
+    ]
+    scales: dict[int, list[nn.Parameter]] = {}
+    for quantizer in student.modules():
+        if isinstance(quantizer, WeightQuantizer | ActivationQuantizer):
+            scales.setdefault(quantizer.qmax, []).append(quantizer.log_scale)
+    return [*layers, *({"params": params, "lr": scale_learning_rate / qmax} for qmax, params in scales.items())]

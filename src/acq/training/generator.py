@@ -1,0 +1,107 @@
+"""Generator training: the generator learns from the frozen teacher alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from acq.core.settings import Auto, LossWeights, Section, number_or
+from acq.synthesis.losses import total
+from acq.training.context import Context
+from acq.training.guards import CollapseDetector
+from acq.training.phase import REPORT_EVERY, StepResult
+from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
+
+_USUAL_BATCH = 64
+_BETAS = (0.5, 0.999)  # of Adam
+_WARMUP = 0.1
+
+
+class GeneratorLosses(LossWeights):
+    """Weights of the generator's losses (formulas in ``acq.synthesis.losses``)."""
+
+    classes: float = Field(1.0, ge=0, description="cross entropy of the teacher's logits and the requested label")
+    statistics: float = Field(10.0, ge=0, description="distance from batch-norm statistics, in stored deviations")
+    statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
+    centre: float = Field(60.0, ge=0, description="ACQ: distance of realised and requested attention centre")
+    paired: float = Field(5.0, ge=0, description="ACQ: adversarial loss on pairs of one condition")
+    consistency: float = Field(0.3, ge=0, description="ACQ: attention with running and with batch statistics")
+
+
+class GeneratorSettings(Section):
+    """The generator and its training."""
+
+    kind: str = Field("canvas", description="name of a registered generator")
+    noise_dim: int = Field(64, ge=1, description="noise values per image")
+    width: int = Field(128, ge=1, description="channels at the lowest resolution")
+    steps: int = Field(500, ge=1, description="training steps")
+    batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
+        "auto", description="images per step, in pairs of one condition; auto: at most 64"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, at its highest")
+    centre_std: float = Field(
+        0.15, ge=0, le=1, description="standard deviation of requested attention centres, in half image sizes"
+    )
+    consistency_every: int = Field(
+        5, ge=1, description="steps between two evaluations of the consistency loss, whose weight grows as much"
+    )
+    losses: GeneratorLosses = GeneratorLosses()
+
+
+class GeneratorTraining:
+    """The first phase. Each step draws conditions, makes images and descends the losses of ``acq.synthesis.losses``.
+
+    Args:
+        settings: the section ``generator``.
+        context: what the phases share.
+    """
+
+    name = "generator"
+
+    def __init__(self, settings: GeneratorSettings, context: Context) -> None:
+        self.settings, self.context = settings, context
+        self.steps = settings.steps
+        size = context.preprocessing.input_size
+        self.batch = number_or(settings.batch, images_that_fit(_USUAL_BATCH, size, pixels=PIXELS_AT_ONCE, least=4))
+        context.processes.require_rows(self.batch)
+        parameters = context.generator.parameters()
+        self.optimizer = torch.optim.Adam(parameters, settings.learning_rate, betas=_BETAS, fused=True)
+        self.detector = CollapseDetector()
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Train the generator on one batch."""
+        context = self.context
+        condition = context.conditions.draw(self.batch // 2, context.rng)
+        weights = self._weights(number)
+        batch = context.imagine(condition, batch_statistics=bool(weights["consistency"]))
+        loss, losses = total(batch, weights)
+        context.descend(self.optimizer, loss, learning_rate_factor(number, self.steps, _WARMUP) * rate)
+        fault = None
+        if context.rng.device.type == "cpu" or number % REPORT_EVERY == 0:  # numbers make an accelerator wait
+            fault = self.detector.fault(condition.label, condition.centre, batch.eval_output)
+        return StepResult(losses, fault)
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer and the detector."""
+        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "detector": self.detector.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.detector.restore(state["detector"])
+
+    def _weights(self, number: int) -> dict[str, float]:
+        """The weights in step ``number``.
+
+        The consistency loss needs a forward pass of its own. It is evaluated every few steps, with a weight that
+        stands for the steps between.
+        """
+        weights = self.settings.losses.model_dump()
+        alone = not any(weight for name, weight in weights.items() if name != "consistency")
+        every = 1 if alone else self.settings.consistency_every
+        weights["consistency"] *= 0 if (number + 1) % every else every
+        return weights

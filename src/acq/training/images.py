@@ -1,0 +1,149 @@
+"""Image refinement: the synthetic dataset is made batch by batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from acq.core.evaluate import evaluating
+from acq.core.settings import Auto, LossWeights, Section, number_or
+from acq.core.values import Condition
+from acq.synthesis.augmentation import jitter
+from acq.synthesis.dataset import Examples, SyntheticDataset
+from acq.synthesis.losses import total
+from acq.synthesis.refinement import ImageBatch, start
+from acq.training.context import Context
+from acq.training.phase import StepResult
+from acq.training.schedule import PIXELS_AT_ONCE, PIXELS_KEPT, images_that_fit, learning_rate_factor
+
+EXAMPLES = 12  # images whose way from proposal to finished image is kept for the report
+_USUAL_COUNT, _USUAL_BATCH = 512, 256
+_WARMUP = 0.05
+
+
+class ImageLosses(LossWeights):
+    """Weights of the losses that refine images (formulas in ``acq.synthesis.losses``)."""
+
+    classes: float = Field(0.3, ge=0, description="cross entropy of the teacher's logits and the requested label")
+    statistics: float = Field(10.0, ge=0, description="distance from batch-norm statistics, in stored deviations")
+    statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
+    centre: float = Field(20.0, ge=0, description="distance of realised and requested attention centre")
+    paired: float = Field(0.0, ge=0, description="adversarial loss on pairs of one condition")
+    consistency: float = Field(0.0, ge=0, description="attention with running and with batch statistics")
+
+
+class ImageSettings(Section):
+    """The synthetic dataset and how its images are refined."""
+
+    count: Annotated[int, Field(ge=16, multiple_of=2)] | Auto = Field(
+        "auto", description="images of the dataset; auto: at most 512, and 10 megapixels in all"
+    )
+    batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
+        "auto", description="images refined together; auto: at most 256"
+    )
+    steps: int = Field(100, ge=0, description="refinement steps per image; 0 takes images as generated")
+    learning_rate: float = Field(0.1, gt=0, description="of the logits of pixels, at its highest")
+    scene: float = Field(0.5, ge=0, le=1, description="share of a procedural scene in the starting image")
+    losses: ImageLosses = ImageLosses()
+
+
+class ImageRefinement:
+    """The second phase. Pixels start from the generator's proposals over scenes and descend the losses.
+
+    Args:
+        settings: the section ``images``.
+        context: what the phases share.
+    """
+
+    name = "images"
+
+    def __init__(self, settings: ImageSettings, context: Context) -> None:
+        self.settings, self.context = settings, context
+        size = context.preprocessing.input_size
+        self.count = number_or(settings.count, images_that_fit(_USUAL_COUNT, size, pixels=PIXELS_KEPT, least=16))
+        self.batch = number_or(settings.batch, images_that_fit(_USUAL_BATCH, size, pixels=PIXELS_AT_ONCE, least=4))
+        context.processes.require_rows(self.count % self.batch or self.batch)  # the last batch is the smallest
+        self.steps = max(1, settings.steps * math.ceil(self.count / self.batch))
+        self._origin: tuple[Tensor, Tensor] | None = None  # proposals and starting images of the first batch
+        self._current: ImageBatch | None = None
+        self._finished: list[tuple[Tensor, Tensor, Tensor]] = []  # images, labels and centres of each batch
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Refine one batch by one step. The last step makes the dataset."""
+        settings, context = self.settings, self.context
+        if not settings.steps:
+            context.dataset = context.generated(self.count)
+            return StepResult({})
+        if self._current is None:
+            self._current = self._started()
+        batch, done = self._current, number % settings.steps
+        images, condition = jitter(batch.images(context.preprocessing), batch.condition, context.rng)
+        weights = settings.losses.model_dump()
+        loss, losses = total(context.observe(images, condition, batch_statistics=bool(weights["consistency"])), weights)
+        context.descend(batch.optimizer, loss, learning_rate_factor(done, settings.steps, _WARMUP) * rate)
+        if done + 1 == settings.steps:
+            self._finish(batch)
+        if number + 1 == self.steps:
+            images, label, centre = (torch.cat(parts) for parts in zip(*self._finished, strict=True))
+            context.dataset = SyntheticDataset(context.teach(images), label, centre)
+            self._finished = []
+        return StepResult(losses)
+
+    def state(self) -> dict[str, Any]:
+        """Images that are being refined, images that are finished, and the origin of the first ones."""
+        return {
+            "current": None if self._current is None else self._current.state(),
+            "finished": list(self._finished),
+            "origin": self._origin,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        device = self.context.rng.device
+        current, origin = state["current"], state["origin"]
+        self._current = None if current is None else ImageBatch.restored(current, device)
+        self._finished = [tuple(part.to(device) for part in parts) for parts in state["finished"]]  # type: ignore[misc]
+        self._origin = None if origin is None else (origin[0].to(device), origin[1].to(device))
+
+    def preview(self, count: int) -> Tensor | None:
+        """The first images that are being refined, normalised; None between two batches."""
+        if self._current is None:
+            return None
+        return self._current.images(self.context.preprocessing)[:count].detach()
+
+    def _started(self) -> ImageBatch:
+        context, settings = self.context, self.settings
+        left = self.count - sum(len(label) for _, label, _ in self._finished)
+        condition = context.conditions.draw((min(self.batch, left) + 1) // 2, context.rng)
+        proposals = self._proposals(condition)
+        batch = start(
+            proposals,
+            condition,
+            context.preprocessing,
+            scene=settings.scene,
+            learning_rate=settings.learning_rate,
+            rng=context.rng,
+        )
+        if not self._finished:
+            starting = batch.images(context.preprocessing).detach()
+            self._origin = proposals[:EXAMPLES].clone(), starting[:EXAMPLES].clone()
+        return batch
+
+    def _proposals(self, condition: Condition) -> Tensor:
+        with evaluating(self.context.generator):
+            proposals: Tensor = self.context.generator(condition)
+        return proposals
+
+    def _finish(self, batch: ImageBatch) -> None:
+        images, condition = batch.images(self.context.preprocessing).detach(), batch.condition
+        if self._origin is not None:
+            first = (part[:EXAMPLES].clone() for part in (images, condition.label, condition.centre))
+            self.context.examples = Examples(*self._origin, *first)
+            self._origin = None
+        self._finished.append((images, condition.label, condition.centre))
+        self._current = None

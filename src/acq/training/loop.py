@@ -1,0 +1,125 @@
+"""The only loop: it runs phase after phase, and goes back once if training diverges. It yields, others watch."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from acq.core.values import Record
+from acq.errors import RunError
+from acq.training.context import Context
+from acq.training.guards import nonfinite_losses
+from acq.training.phase import REPORT_EVERY, Phase, StepResult, is_reported
+
+_SNAPSHOT_EVERY = 50  # steps between the states to which diverged training goes back
+_REDUCED = 0.3  # factor of the learning rate after going back
+
+
+class Training:
+    """A run of phases and its present position. ``run`` moves it, ``state`` holds it whole.
+
+    Args:
+        context: what the phases share.
+        phases: in order.
+
+    Attributes:
+        seconds: time spent so far, pauses left out.
+    """
+
+    def __init__(self, context: Context, phases: Sequence[Phase]) -> None:
+        self.context = context
+        self.phases = {phase.name: phase for phase in phases}
+        self.current, self.step = phases[0].name, 0
+        self.seconds = 0.0
+        self.reduced: list[str] = []  # phases that went back once
+        self._fault: str | None = None  # seen since the last look
+
+    def run(self) -> Iterator[Record]:
+        """Do the remaining steps and yield a record after each. Between two records the state is whole.
+
+        Raises:
+            RunError: training diverged twice in one phase.
+        """
+        clock = time.perf_counter()
+        for steps, values in self._advance():
+            now = time.perf_counter()
+            self.seconds += now - clock
+            yield Record(self.current, self.step, steps, self.seconds, values)
+            clock = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that is needed to continue exactly, with any number of processes."""
+        return {
+            "phase": self.current,
+            "step": self.step,
+            "seconds": self.seconds,
+            "reduced": list(self.reduced),
+            "context": self.context.state(),
+            "phases": {name: phase.state() for name, phase in self.phases.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``, which stays as it is."""
+        self.current, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
+        self.reduced = list(state["reduced"])
+        self.context.restore(state["context"])
+        for name, phase in self.phases.items():
+            phase.restore(state["phases"][name])
+
+    def _advance(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """The steps of the phase and the reported losses, after each step."""
+        names = list(self.phases)
+        for index in range(names.index(self.current), len(names)):
+            if names[index] != self.current:
+                self.current, self.step = names[index], 0
+            phase = self.phases[self.current]
+            snapshot: dict[str, Any] = {}
+            while self.step < phase.steps:
+                if not snapshot or self.step % _SNAPSHOT_EVERY == 0:
+                    snapshot = self.state()
+                result = phase.step(self.step, _REDUCED if self.current in self.reduced else 1.0)
+                self.step += 1
+                fault = self._seen_fault(result, phase.steps)
+                if fault is not None:
+                    self._go_back(snapshot, fault)
+                else:
+                    yield phase.steps, _reported(result, self.step - 1, phase.steps)
+
+    def _seen_fault(self, result: StepResult, steps: int) -> str | None:
+        """What went wrong since the last look, in any process; None on steps without a look.
+
+        A look makes an accelerator wait, so there it is taken only now and then.
+        """
+        self._fault = result.fault or self._fault
+        every = 1 if self.context.rng.device.type == "cpu" else REPORT_EVERY
+        if self.step % every and self.step != steps:
+            return None
+        fault = nonfinite_losses(result.losses) or self._fault
+        self._fault = None
+        (anywhere,) = self.context.processes.any(fault is not None)  # processors may round differently
+        return fault or ("another process reports it" if anywhere else None)
+
+    def _go_back(self, snapshot: Mapping[str, Any], fault: str) -> None:
+        place = f"{self.current} step {self.step}: {fault}"
+        if self.current in self.reduced:
+            raise RunError(
+                f"training diverged at {place}; going back once with {_REDUCED} of the learning rate did not help. "
+                f"Give a smaller rate with --set {self.current}.learning_rate=..., a third of the present one"
+            )
+        warnings.warn(
+            f"training diverged at {place}; continuing from step {snapshot['step']} with {_REDUCED} of the rate",
+            stacklevel=2,
+        )
+        phase, seconds = self.current, self.seconds
+        self.restore(snapshot)
+        self.seconds = seconds
+        self.reduced.append(phase)
+
+
+def _reported(result: StepResult, number: int, steps: int) -> dict[str, float]:
+    """The losses as numbers on reported steps; empty on others."""
+    if not is_reported(number, steps):
+        return {}
+    return {name: round(value.item(), 6) for name, value in result.losses.items()}

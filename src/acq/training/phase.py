@@ -1,0 +1,52 @@
+"""What a phase is: the contract between the loop and everything that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+REPORT_EVERY = 10  # steps between two reports of losses
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of one step.
+
+    Attributes:
+        losses: scalars by name, without weights.
+        fault: what shows that training diverged; None when nothing does.
+    """
+
+    losses: Mapping[str, Tensor]
+    fault: str | None = None
+
+
+class Phase(Protocol):
+    """A part of a run. It owns its section of the settings and its state.
+
+    Attributes:
+        name: of the phase in records, logs and checkpoints.
+    """
+
+    name: str
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Do step ``number``, counted from 0, with ``rate`` times the usual learning rate."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything of its own that is needed to continue exactly. Later steps do not change the returned value."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``, which stays as it is."""
+
+
+def is_reported(number: int, steps: int) -> bool:
+    """Whether losses are reported after step ``number``."""
+    return (number + 1) % REPORT_EVERY == 0 or number + 1 == steps

@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "error: $(PYTHON) is missing or older than 3.11; run make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-	  -e '.[onnx,openvino,processes,report,tensorboard,zoo,dev]'
+	  -e '.[onnx,openvino,report,tensorboard,zoo,dev]'
 	@touch $@
 
 demo: setup
@@ -24,6 +24,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: setup
 	$(BIN)/mypy

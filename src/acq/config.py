@@ -62,11 +62,11 @@ class Config(Section):
         """The preset with ``changes`` laid over it.
 
         Args:
-            preset: its name; a change may name another.
-            changes: nested mappings, the later over the earlier.
+            preset: Its name; a change may name another.
+            changes: Nested mappings, the later over the earlier.
 
         Raises:
-            RequestError: a name is not known or a value is out of range; the message gives the nearest known name.
+            RequestError: A name is not known or a value is out of range; the message gives the nearest known name.
         """
         values: dict[str, Any] = {}
         for change in changes:
@@ -93,7 +93,7 @@ class Config(Section):
         """The bit-widths of the student.
 
         Raises:
-            RequestError: the bits are not of the form w4a4, or out of range.
+            RequestError: The bits are not of the form w4a4, or out of range.
         """
         parsed = NumberFormat.parse(self.bits, self.first_last_bits, self.add_bits)
         powers_of_two = self.power_of_two_scales and self.placement == "deployable" and parsed.activation == 8

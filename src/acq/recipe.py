@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,17 +25,15 @@ from acq.runs.session import Session
 from acq.runs.summary import measure
 from acq.synthesis.condition import ConditionSampler
 from acq.synthesis.generators import make_generator
-from acq.training import (
-    Calibration,
-    Context,
-    Conversion,
-    Distillation,
-    GeneratorTraining,
-    ImageRefinement,
-    Training,
-    automatic_bits,
-)  # fmt: skip
-from acq.training.selection import warnings_about
+from acq.training.automatic_bits import automatic_bits
+from acq.training.calibration import Calibration
+from acq.training.context import Context
+from acq.training.conversion import Conversion
+from acq.training.distillation import Distillation
+from acq.training.generator import GeneratorTraining
+from acq.training.images import ImageRefinement
+from acq.training.loop import Training
+from acq.training.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -83,16 +80,14 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
         ConditionSampler(made.noise_dim, teacher.classes, made.centre_std),
         torch.Generator(device).manual_seed(config.seed), config.precision == "mixed", processes,
     )  # fmt: skip
-    phases = [
+    phases: list[Phase] = [
         GeneratorTraining(config.generator, context),
         ImageRefinement(config.images, context),
         Calibration(config.calibration, context),
         Distillation(config.student, context),
         Conversion(config.student, context),
     ]
-    training = Training(context, phases)
-    training.seconds = time.perf_counter() - clock
-    return Prepared(config, graph, training)
+    return Prepared(config, graph, Training(context, phases, time.perf_counter() - clock))
 
 
 def quantize(request: Request, session: Session, data: Path | None = None) -> Result:
@@ -102,11 +97,11 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     """
     prepared = prepare(request, session.processes)
     config, training, known = prepared.config, prepared.training, request.preprocessing
-    classes = training.context.teacher.classes
-    labelled = None if data is None else read(data, input_size=known.input_size, classes=classes)
+    teacher = training.context.teacher
+    labelled = None if data is None else read(data, input_size=known.input_size, classes=teacher.classes)
     record = {
         "origin": dict(request.origin),
-        "teacher": weights_hash(training.context.teacher),
+        "teacher": weights_hash(teacher),
         "preprocessing": {key: list(value) for key, value in asdict(known).items()},
         "config": config.model_dump(mode="json"),
     }
@@ -114,13 +109,10 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
         if run.is_finished:
             return Result(*run.read_again(labelled), session.out)
         run.train()
-        session.processes.close()
         student = training.context.student.eval()
         if not session.processes.is_main:
             return Result(student, {}, None)
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}
-        for text in warnings_about(training.context.selection, config.student.learning_rate):
-            warnings.warn(text, stacklevel=2)
         run.keep(record, summary, diagnostics)
     return Result(student, summary, session.out)

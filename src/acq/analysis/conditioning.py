@@ -28,9 +28,9 @@ class Conditioning:
 
     Attributes:
         correlation: Pearson's correlation of requested and realised centres, on the worse of the two axes.
-        spread: standard deviation of realised centres within a class, mean over axes and classes.
-        label_agreement: share of images in which the teacher sees the requested class.
-        eval_train_similarity: mean cosine of the attention maps with running and with batch statistics.
+        spread: Standard deviation of realised centres within a class, mean over axes and classes.
+        label_agreement: Share of images in which the teacher sees the requested class.
+        eval_train_similarity: Mean cosine of the attention maps with running and with batch statistics.
     """
 
     correlation: float
@@ -53,9 +53,9 @@ class GeneratorQuality:
     """Figures of a generator's own images.
 
     Attributes:
-        conditioning: how closely they follow their conditions.
-        pair_distance: mean relative distance of the pooled features of two images with one condition.
-        agreement: percentage of images for which student and teacher name the same class.
+        conditioning: How closely they follow their conditions.
+        pair_distance: Mean relative distance of the pooled features of two images with one condition.
+        agreement: Percentage of images for which student and teacher name the same class.
     """
 
     conditioning: Conditioning
@@ -107,13 +107,14 @@ def _read(teacher: Teacher, images: Tensor, condition: Condition) -> GeneratorBa
 
 def _measured(batch: GeneratorBatch) -> dict[str, Tensor]:
     """What is kept of each image of a batch."""
-    outputs = [output for output in (batch.eval_output, batch.train_output) if output is not None]
+    train_output = batch.eval_output if batch.train_output is None else batch.train_output
+    maps = batch.eval_output.attention.flatten(1), train_output.attention.flatten(1)
     return {
         "label": batch.condition.label,
         "requested": batch.condition.centre,
         "realised": batch.eval_output.centre,
         "class": batch.eval_output.logits.argmax(1),
-        "similarity": F.cosine_similarity(*(output.attention.flatten(1) for output in outputs)),
+        "similarity": F.cosine_similarity(*maps),
     }
 
 

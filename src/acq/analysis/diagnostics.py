@@ -29,11 +29,11 @@ def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor
     costs the network itself.
 
     Args:
-        graph: the traced network.
-        plan: of the student.
-        teacher: the network as a teacher, on the device of the images.
-        images: finished images [N, C, H, W]; at most 256, or 2 megapixels in all, are used.
-        centres: of the finished images.
+        graph: The traced network.
+        plan: Of the student.
+        teacher: The network as a teacher, on the device of the images.
+        images: Finished images [N, C, H, W]; at most 256, or 2 megapixels in all, are used.
+        centres: Of the finished images.
     """
     area = images.shape[2] * images.shape[3]
     few = images[: max(2, min(_IMAGES, _PIXELS // area))]
@@ -60,8 +60,8 @@ def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, An
     definition).
 
     Args:
-        teacher: the frozen network.
-        batches: images [n, C, H, W].
+        teacher: The frozen network.
+        batches: Images [n, C, H, W].
     """
     count, sums = 0, [torch.zeros(2, len(stored.mean), dtype=torch.float64) for stored in teacher.stored_moments]
     for batch in batches:

@@ -23,15 +23,15 @@ class Sensitivity:
     """A layer that is quantized alone with its output; or a tensor alone that no layer produces, such as a sum.
 
     Attributes:
-        layer: public name of the layer, or of the tensor.
-        weights: number of weights; 0 for a tensor alone.
-        weight_bits: bits of the weights; None for a tensor alone.
-        bits: bits of the tensor; None for logits, which have no quantizer.
-        low: smallest value that the quantizer represents; None without one.
-        high: largest value that the quantizer represents; None without one.
-        output_snr_db: signal to quantization noise ratio of the tensor, in dB.
-        logits_snr_db: signal to quantization noise ratio of the logits, in dB.
-        agreement: percentage of images that keep the class of the float network.
+        layer: Public name of the layer, or of the tensor.
+        weights: Number of weights; 0 for a tensor alone.
+        weight_bits: Bits of the weights; None for a tensor alone.
+        bits: Bits of the tensor; None for logits, which have no quantizer.
+        low: Smallest value that the quantizer represents; None without one.
+        high: Largest value that the quantizer represents; None without one.
+        output_snr_db: Signal to quantization noise ratio of the tensor, in dB.
+        logits_snr_db: Signal to quantization noise ratio of the logits, in dB.
+        agreement: Percentage of images that keep the class of the float network.
     """
 
     layer: str
@@ -49,11 +49,11 @@ def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivi
     """Measure every layer and tensor of a calibrated student, in order of execution.
 
     Args:
-        student: calibrated; its quantizers are as before afterwards.
-        batches: images [n, C, H, W].
+        student: Calibrated; its quantizers are as before afterwards.
+        batches: Images [n, C, H, W].
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: There are no batches.
     """
     if not batches:
         raise ValueError("sensitivities need at least one batch of images")

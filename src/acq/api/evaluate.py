@@ -30,11 +30,11 @@ class Target:
     """A classifier that can be evaluated.
 
     Attributes:
-        network: normalised images [N, C, H, W] to logits [N, K].
-        preprocessing: of its images.
-        classes: number of classes.
-        model: name of the network that it came from; empty where unknown.
-        device: where it runs.
+        network: Normalised images [N, C, H, W] to logits [N, K].
+        preprocessing: Of its images.
+        classes: Number of classes.
+        model: Name of the network that it came from; empty where unknown.
+        device: Where it runs.
     """
 
     network: Classifier
@@ -47,8 +47,8 @@ class Target:
         """Top-1 accuracy in percent on labelled images, and the number of images.
 
         Args:
-            data: an ``.npz`` file or a folder of classes.
-            limit: evaluate only the first images.
+            data: An ``.npz`` file or a folder of classes.
+            limit: Evaluate only the first images.
         """
         images = read(data, input_size=self.preprocessing.input_size, classes=self.classes, limit=limit)
         return accuracy(self.network, batches(images, self.preprocessing), self.device), len(images)
@@ -65,14 +65,14 @@ def evaluate(
     """Top-1 accuracy in percent on labelled images.
 
     Args:
-        network: a student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
-        data: an ``.npz`` file or a folder of classes.
-        preprocessing: of the network's images; a classifier of your own needs it.
-        limit: evaluate only the first images.
+        network: A student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
+        data: An ``.npz`` file or a folder of classes.
+        preprocessing: Of the network's images; a classifier of your own needs it.
+        limit: Evaluate only the first images.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        RequestError: the data does not fit the network, its preprocessing is not known, or the target does not exist.
+        RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
     """
     found = target(network, preprocessing=preprocessing, device=device)
     return found.top1(Path(data), limit)[0]
@@ -88,13 +88,13 @@ def target(
     """Find what a name or path stands for.
 
     Args:
-        network: as for ``evaluate``.
-        preprocessing: of a classifier of your own.
+        network: As for ``evaluate``.
+        preprocessing: Of a classifier of your own.
         device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU.
-        **options: of ``acq.zoo.resolve``, for the name of a network alone.
+        **options: Of ``acq.zoo.resolve``, for the name of a network alone.
 
     Raises:
-        RequestError: the target does not exist, or its preprocessing is not known.
+        RequestError: The target does not exist, or its preprocessing is not known.
     """
     if isinstance(network, Student):
         return _of_student(network, "", preprocessing, next(network.parameters()).device)

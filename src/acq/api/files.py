@@ -32,7 +32,7 @@ def load(run: str | Path) -> Student:
     """The student of a finished run folder, without the network that it came from.
 
     Raises:
-        RequestError: there is no finished run, or a file is damaged.
+        RequestError: There is no finished run, or a file is damaged.
     """
     if not Path(run).is_dir():
         raise RequestError(f"there is no run folder {run}; give a folder that acq quantize wrote")
@@ -45,13 +45,13 @@ def export_onnx(
     """Write a student as an ONNX file of integers and compare it with the student before it gets its name.
 
     Args:
-        student: a converted student.
-        path: of the file, which ends in ``.onnx``.
-        images: normalised images [N, C, H, W] for the comparison; by default 64 procedural scenes.
-        raw_images: make a file that takes bytes [N, H, W, C] and normalises them itself.
+        student: A converted student.
+        path: Of the file, which ends in ``.onnx``.
+        images: Normalised images [N, C, H, W] for the comparison; by default 64 procedural scenes.
+        raw_images: Make a file that takes bytes [N, H, W, C] and normalises them itself.
 
     Raises:
-        RequestError: the extra ``onnx`` is not installed, an operator cannot be exported, the file cannot be written,
+        RequestError: The extra ``onnx`` is not installed, an operator cannot be exported, the file cannot be written,
             or fewer than 99 % of the images get the student's class; no file is left behind.
     """
     export_file, _ = _onnx()
@@ -65,12 +65,12 @@ def export_run(run: str | Path, path: str | Path | None = None, *, raw_images: b
     ``RUN/model.onnx`` are deleted.
 
     Args:
-        run: the run folder.
-        path: of the file; ``RUN/model.onnx`` by default.
-        raw_images: make a file that takes bytes [N, H, W, C] and normalises them itself.
+        run: The run folder.
+        path: Of the file; ``RUN/model.onnx`` by default.
+        raw_images: Make a file that takes bytes [N, H, W, C] and normalises them itself.
 
     Raises:
-        RequestError: as ``export_onnx``, or there is no finished run.
+        RequestError: As ``export_onnx``, or there is no finished run.
     """
     export_file, _ = _onnx()
     folder = Path(run)
@@ -99,7 +99,7 @@ def engine(file: str | Path) -> Engine:
     """An exported file as a classifier on ONNX Runtime.
 
     Raises:
-        RequestError: the extra ``onnx`` is not installed, or ``acq export`` did not write the file.
+        RequestError: The extra ``onnx`` is not installed, or ``acq export`` did not write the file.
     """
     return _onnx()[1](Path(file))
 
@@ -110,11 +110,11 @@ def benchmark(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
     The figures are written to ``RUN/latency.json``, which the report shows.
 
     Args:
-        run: the run folder; ``RUN/model.onnx`` is written first if it is missing.
-        seconds: how long each latency is measured.
+        run: The run folder; ``RUN/model.onnx`` is written first if it is missing.
+        seconds: How long each latency is measured.
 
     Raises:
-        RequestError: as ``export_run``, or the folder cannot be written.
+        RequestError: As ``export_run``, or the folder cannot be written.
     """
     _onnx()
     from acq.export.benchmark import benchmark as measure

@@ -41,28 +41,28 @@ def quantize(
     """Quantize a trained classifier without its training data. The model itself does not change.
 
     Args:
-        model: a classifier with batch normalization.
-        input_size: channels, height and width of its images.
-        mean: of its normalisation of pixels in [0, 1], per channel; ImageNet's for three channels if not given.
-        std: as ``mean``.
-        bits: such as ``"w4a4"``, the default.
-        out: the run folder; nothing is written without it.
+        model: A classifier with batch normalization.
+        input_size: Channels, height and width of its images.
+        mean: Of its normalisation of pixels in [0, 1], per channel; ImageNet's for three channels if not given.
+        std: As ``mean``.
+        bits: Such as ``"w4a4"``, the default.
+        out: The run folder; nothing is written without it.
         preset: ``fast``, ``default``, ``best`` or ``gdfq``.
-        settings: nested as in a configuration file, such as ``{"student": {"steps": 1000}}``.
-        seed: of everything random.
+        settings: Nested as in a configuration file, such as ``{"student": {"steps": 1000}}``.
+        seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
-        data: labelled images, an ``.npz`` file or a folder of classes. They only report accuracy, at the end.
-        resume: continue the run in ``out``.
-        overwrite: replace the run in ``out``.
-        progress: show progress on standard error.
-        watch: called with every record.
-        tensorboard: write to ``out/tensorboard`` (extra ``tensorboard``).
+        data: Labelled images, an ``.npz`` file or a folder of classes. They only report accuracy, at the end.
+        resume: Continue the run in ``out``.
+        overwrite: Replace the run in ``out``.
+        progress: Show progress on standard error.
+        watch: Called with every record.
+        tensorboard: Write to ``out/tensorboard`` (extra ``tensorboard``).
 
     Returns:
         The student, the figures of the run and the run folder.
 
     Raises:
-        RequestError: the request cannot be carried out; nothing was written.
+        RequestError: The request cannot be carried out; nothing was written.
     """
     known = preprocessing_of(input_size, mean, std)
     given = {"bits": bits, "seed": seed, "device": device}
@@ -80,9 +80,9 @@ def inspect(model: nn.Module, preprocessing: Preprocessing, config: Config | Non
     """What would become of every operator of a network; nothing is trained.
 
     Args:
-        model: a classifier with batch normalization.
-        preprocessing: of its images.
-        config: the settings; the defaults if not given.
+        model: A classifier with batch normalization.
+        preprocessing: Of its images.
+        config: The settings; the defaults if not given.
 
     Returns:
         The run before its first step. ``print(prepared.training.context.student.plan)`` shows the plan.

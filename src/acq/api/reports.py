@@ -20,7 +20,7 @@ def write_report(run: str | Path) -> Path:
     """Write a finished run's page, ``RUN/report.html``. It is one file that loads nothing else.
 
     Raises:
-        RequestError: the extra ``report`` is not installed, the run is not finished or damaged, or the page cannot be
+        RequestError: The extra ``report`` is not installed, the run is not finished or damaged, or the page cannot be
             written.
     """
     try:
@@ -41,11 +41,11 @@ def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[
     """Each figure of the runs' summaries with the value of every run, as text; what differs comes first.
 
     Args:
-        runs: at least two run folders.
-        html: also write the table as a page.
+        runs: At least two run folders.
+        html: Also write the table as a page.
 
     Raises:
-        RequestError: the extra ``report`` is not installed, fewer than two runs are given, one is not finished, or the
+        RequestError: The extra ``report`` is not installed, fewer than two runs are given, one is not finished, or the
             page cannot be written.
     """
     try:

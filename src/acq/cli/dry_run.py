@@ -13,7 +13,10 @@ from acq.config import Config
 from acq.core.memory import keep_freed_memory
 from acq.files.images import read
 from acq.recipe import Prepared, Request, prepare
-from acq.training import Calibration, Distillation, GeneratorTraining, ImageRefinement
+from acq.training.calibration import Calibration
+from acq.training.distillation import Distillation
+from acq.training.generator import GeneratorTraining
+from acq.training.images import ImageRefinement
 
 _STEPS = 3  # timed steps per phase
 _IMAGES = 64  # most images of the timed calibration
@@ -54,8 +57,8 @@ def estimate(request: Request, prepared: Prepared) -> dict[str, float]:
     grow with the number of images, which is an upper bound. Renewals and the evaluation at the end are not included.
 
     Args:
-        request: as for the run.
-        prepared: the run that is estimated; it does not change.
+        request: As for the run.
+        prepared: The run that is estimated; it does not change.
     """
     keep_freed_memory()
     short = prepare(replace(request, config=_shortened(prepared)))

@@ -32,9 +32,7 @@ ModelArgs = Annotated[
 ]
 InputSize = Annotated[
     str | None,
-    typer.Option(
-        metavar="C,H,W", help="size of the images, such as 3,32,32", rich_help_panel=NETWORK
-    ),
+    typer.Option(metavar="C,H,W", help="size of the images, such as 3,32,32", rich_help_panel=NETWORK),
 ]
 Mean = Annotated[
     str | None,
@@ -59,9 +57,7 @@ Budget = Annotated[
 ]
 FirstLastBits = Annotated[
     str | None,
-    typer.Option(
-        metavar="8|same", help="bits of the first and last weights (default 8)", rich_help_panel=STUDENT
-    ),
+    typer.Option(metavar="8|same", help="bits of the first and last weights (default 8)", rich_help_panel=STUDENT),
 ]
 AddBits = Annotated[
     str | None,
@@ -85,9 +81,7 @@ Preset = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="settings", rich_help_panel=RUN)]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="a setting (see `acq settings`); repeatable", rich_help_panel=RUN
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="a setting (see `acq settings`); repeatable", rich_help_panel=RUN),
 ]
 DeviceName = Annotated[
     str | None, typer.Option(metavar="NAME", help="auto (default), cpu or cuda", rich_help_panel=RUN)

@@ -41,9 +41,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_f
     """Print a table on standard output.
 
     Args:
-        columns: titles.
-        rows: cells as text.
-        numbers_from: index of the first column that is aligned to the right.
+        columns: Titles.
+        rows: Cells as text.
+        numbers_from: Index of the first column that is aligned to the right.
     """
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):

@@ -15,7 +15,7 @@ def choose_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is a CUDA device where there is one.
 
     Raises:
-        RequestError: the name is not known, or ``cuda`` is not available.
+        RequestError: The name is not known, or ``cuda`` is not available.
     """
     if name not in get_args(Device):
         raise RequestError(f"device {name!r} is not known; give one of {', '.join(get_args(Device))}")

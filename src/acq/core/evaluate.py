@@ -19,12 +19,12 @@ def accuracy(
     """Top-1 accuracy in percent.
 
     Args:
-        network: images [n, C, H, W] to logits [n, K]. A module is evaluated in eval mode and then restored.
-        batches: images [n, C, H, W] and labels [n].
-        device: where the network is.
+        network: Images [n, C, H, W] to logits [n, K]. A module is evaluated in eval mode and then restored.
+        batches: Images [n, C, H, W] and labels [n].
+        device: Where the network is.
 
     Raises:
-        RequestError: there are no images.
+        RequestError: There are no images.
     """
     right = total = 0
     with evaluating(network):

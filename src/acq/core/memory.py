@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
 
@@ -56,9 +57,20 @@ def peak_memory_mb(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6)
+    peak = _process_peak()
+    return None if peak is None else round(peak / 1e6)
+
+
+def _process_peak() -> int | None:
+    """Bytes, or None where the system does not report them."""
+    try:  # Linux; the figure of getrusage below would include the parent process before exec
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        pass
     try:
         import resource  # Windows has no such module
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux kibibytes
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, other systems kibibytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

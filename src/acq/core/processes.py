@@ -37,8 +37,8 @@ class Processes:
     """The processes of a run as seen by one of them. A single process communicates nothing and copies nothing.
 
     Attributes:
-        rank: number of this process, 0 for the main one.
-        size: number of processes.
+        rank: Number of this process, 0 for the main one.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -53,8 +53,8 @@ class Processes:
         """Indices of the rows that a process computes.
 
         Args:
-            count: rows of the batch. Rows i and i + count / 2 are a pair and stay together.
-            rank: the process; this one by default.
+            count: Rows of the batch. Rows i and i + count / 2 are a pair and stay together.
+            rank: The process; this one by default.
         """
         half = (count + 1) // 2
         return (torch.arange(count) % half % self.size == (self.rank if rank is None else rank)).nonzero().flatten()
@@ -67,7 +67,7 @@ class Processes:
         """Check that every process has a pair of the smallest batch.
 
         Raises:
-            RequestError: there are more processes than pairs.
+            RequestError: There are more processes than pairs.
         """
         if not self.can_share(smallest):
             pairs = (smallest + 1) // 2
@@ -94,8 +94,8 @@ class Processes:
         The gradient, too, is that of a loss which all processes compute.
 
         Args:
-            moments: those of this process's rows.
-            share: the part of the batch that these rows are.
+            moments: Those of this process's rows.
+            share: The part of the batch that these rows are.
         """
         if self.size == 1 or not moments:
             return tuple(moments)
@@ -130,8 +130,8 @@ class Processes:
         """The main process's ``value``, in all processes.
 
         Args:
-            value: tensors, numbers and names by key; None in all but the main process.
-            device: where messages are held.
+            value: Tensors, numbers and names by key; None in all but the main process.
+            device: Where messages are held.
         """
         if self.size == 1:
             return dict(value or {})
@@ -170,7 +170,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
     """Connect to the processes that torchrun started, with NCCL on CUDA devices and gloo on CPUs.
 
     Raises:
-        RunError: another process does not connect.
+        RunError: Another process does not connect.
     """
     processes = started_by_torchrun()
     if processes.size == 1:
@@ -193,10 +193,10 @@ def whole_batch_norm(
     Gradients flow through the rows of all processes, as in one process.
 
     Args:
-        x: rows [n, C, ...].
+        x: Rows [n, C, ...].
         weight: [C] or None.
         bias: [C] or None.
-        epsilon: added to the variance.
+        epsilon: Added to the variance.
 
     Returns:
         The normalised rows, the moments, and the number of values per channel behind them.

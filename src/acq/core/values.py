@@ -15,9 +15,9 @@ class Preprocessing:
     """How pixels in [0, 1] become network input: ``(pixels - mean) / std``, one mean and one std per channel.
 
     Attributes:
-        input_size: channels, height and width.
-        mean: one value per channel.
-        std: one value per channel, above 0.
+        input_size: Channels, height and width.
+        mean: One value per channel.
+        std: One value per channel, above 0.
     """
 
     input_size: tuple[int, int, int]
@@ -31,8 +31,8 @@ class Condition:
 
     Attributes:
         noise: [N, Z].
-        label: the class of each image, [N].
-        centre: the attention centre (x, y) of each image, in [-1, 1], [N, 2].
+        label: The class of each image, [N].
+        centre: The attention centre (x, y) of each image, in [-1, 1], [N, 2].
     """
 
     noise: Tensor
@@ -54,10 +54,10 @@ class TeacherOutput:
 
     Attributes:
         logits: [N, K].
-        features: the last spatial feature map, [N, C, H, W].
-        attention: a map per image that sums to one, [N, H, W].
-        centre: the mass-weighted mean coordinate of the attention, [N, 2].
-        moments: one entry per batch normalization in order of execution; empty when not asked for.
+        features: The last spatial feature map, [N, C, H, W].
+        attention: A map per image that sums to one, [N, H, W].
+        centre: The mass-weighted mean coordinate of the attention, [N, 2].
+        moments: One entry per batch normalization in order of execution; empty when not asked for.
     """
 
     logits: Tensor
@@ -74,11 +74,11 @@ class GeneratorBatch:
     The batch consists of pairs. Images ``i`` and ``i + N/2`` share label and centre and differ in noise.
 
     Attributes:
-        condition: what was requested.
+        condition: What was requested.
         images: [N, C, H, W].
-        eval_output: the teacher's output with running statistics.
-        train_output: the teacher's output with batch statistics; None when no loss needs it.
-        stored_moments: the running statistics, one entry per batch normalization.
+        eval_output: The teacher's output with running statistics.
+        train_output: The teacher's output with batch statistics; None when no loss needs it.
+        stored_moments: The running statistics, one entry per batch normalization.
     """
 
     condition: Condition
@@ -93,11 +93,11 @@ class Record:
     """Progress of a run after one step.
 
     Attributes:
-        phase: name of the phase.
-        step: steps done in this phase.
-        steps: steps of this phase.
-        seconds: seconds since the run began, pauses left out.
-        values: losses by name; empty on most steps, because reading a number makes an accelerator wait.
+        phase: Name of the phase.
+        step: Steps done in this phase.
+        steps: Steps of this phase.
+        seconds: Seconds since the run began, pauses left out.
+        values: Losses by name; empty on most steps, because reading a number makes an accelerator wait.
     """
 
     phase: str

@@ -14,7 +14,7 @@ def class_activation(features: Tensor, weight: Tensor, label: Tensor) -> Tensor:
 
     Args:
         features: [N, C, H, W].
-        weight: of the head, [K, C].
+        weight: Of the head, [K, C].
         label: [N].
 
     Returns:

@@ -24,11 +24,11 @@ class NetworkStructure:
     """The nodes of a traced network that the teacher reads.
 
     Attributes:
-        features: the last spatial feature map before the logits.
-        norms: the batch normalizations over images, in order of execution.
-        head: the weight [K, C] that turns pooled features into logits; None when the head is anything else.
-        classes: number of classes.
-        depthwise: whether a convolution is depthwise.
+        features: The last spatial feature map before the logits.
+        norms: The batch normalizations over images, in order of execution.
+        head: The weight [K, C] that turns pooled features into logits; None when the head is anything else.
+        classes: Number of classes.
+        depthwise: Whether a convolution is depthwise.
     """
 
     features: fx.Node
@@ -42,7 +42,7 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     """Find features, batch normalizations and head by operator and shape, never by name.
 
     Raises:
-        RequestError: the network has no batch normalization over images, or no spatial features.
+        RequestError: The network has no batch normalization over images, or no spatial features.
     """
     nodes = list(graph.graph.nodes)
     norms = tuple(n for n in nodes if n.target is aten.batch_norm.default and len(shape_of(n)) == 4)

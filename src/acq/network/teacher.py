@@ -23,10 +23,10 @@ class Teacher(nn.Module):
     """A frozen network that is never trained.
 
     Args:
-        graph: from ``acq.network.trace.trace``.
+        graph: From ``acq.network.trace.trace``.
 
     Raises:
-        RequestError: the network has no batch normalization with statistics, or no spatial features.
+        RequestError: The network has no batch normalization with statistics, or no spatial features.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -68,11 +68,11 @@ class Teacher(nn.Module):
 
         Args:
             images: [N, C, H, W]; with several processes this process's rows of a batch.
-            label: classes [N] of the attention maps, of the whole batch; the predicted ones where None.
-            batch_statistics: normalise by the batch's own moments, as BatchNorm2d does in training. No buffer changes.
-            moments: measure the moments of the inputs of batch normalizations.
-            mixed: compute the network's products in bfloat16; the output is float32 all the same.
-            processes: those that share the batch.
+            label: Classes [N] of the attention maps, of the whole batch; the predicted ones where None.
+            batch_statistics: Normalise by the batch's own moments, as BatchNorm2d does in training. No buffer changes.
+            moments: Measure the moments of the inputs of batch normalizations.
+            mixed: Compute the network's products in bfloat16; the output is float32 all the same.
+            processes: Those that share the batch.
 
         Returns:
             The output for the whole batch.

@@ -33,11 +33,11 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
     name (``acq.network.names``). The model itself does not change.
 
     Args:
-        model: a classifier with float32 weights.
-        input_size: channels, height and width of its images.
+        model: A classifier with float32 weights.
+        input_size: Channels, height and width of its images.
 
     Raises:
-        RequestError: the model rejects such images, cannot be exported, or its output is not [N, K].
+        RequestError: The model rejects such images, cannot be exported, or its output is not [N, K].
     """
     example = torch.zeros(2, *input_size)
     with eval_mode(model), warnings.catch_warnings(), redirect_stdout(sys.stderr):

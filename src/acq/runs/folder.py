@@ -32,7 +32,7 @@ class RunFolder:
     """A folder that this process has claimed; ``claim`` makes it.
 
     Args:
-        path: of the folder.
+        path: Of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class RunFolder:
         """The state of the last checkpoint; the log is cut to it. None where there is no checkpoint yet.
 
         Raises:
-            RequestError: the checkpoint or the log is damaged.
+            RequestError: The checkpoint or the log is damaged.
         """
         log, path = self.path / METRICS, self.path / STATE
         if not checkpoint.exists(path):
@@ -83,7 +83,7 @@ def require_run(path: Path) -> None:
     """Check that a folder exists and holds a finished run.
 
     Raises:
-        RequestError: it does not.
+        RequestError: It does not.
     """
     if not path.is_dir():
         raise RequestError(f"there is no run folder {path}; give a folder that acq quantize wrote")
@@ -96,7 +96,7 @@ def summary_of(path: Path) -> dict[str, Any]:
     """The summary of a finished run.
 
     Raises:
-        RequestError: there is no finished run in the folder, or the summary is damaged.
+        RequestError: There is no finished run in the folder, or the summary is damaged.
     """
     require_run(path)
     summary = path / SUMMARY
@@ -114,9 +114,9 @@ def free_folder(model: str, bits: str, root: Path = Path("runs")) -> Path:
     """The first free folder ``runs/<model>-<bits>``, ``...-2``, ``...-3``.
 
     Args:
-        model: as the user named it; characters that no folder name should have become dashes.
-        bits: such as w4a4.
-        root: the folder of all runs.
+        model: As the user named it; characters that no folder name should have become dashes.
+        bits: Such as w4a4.
+        root: The folder of all runs.
     """
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{model}-{bits}".lower()).strip("-.")
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
@@ -128,14 +128,14 @@ def claim(path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: b
     """Hold a folder for one run; no other process may write there until the block ends.
 
     Args:
-        path: of the folder.
-        settings: of the run, written as ``config.yaml``.
-        resume: continue the run in the folder.
-        overwrite: delete the run in the folder.
+        path: Of the folder.
+        settings: Of the run, written as ``config.yaml``.
+        resume: Continue the run in the folder.
+        overwrite: Delete the run in the folder.
 
     Raises:
-        RequestError: as ``require_free``; another process holds it; or the settings of the run to resume differ.
-        RunError: something could not be written within the block, such as on a full disk.
+        RequestError: As ``require_free``; another process holds it; or the settings of the run to resume differ.
+        RunError: Something could not be written within the block, such as on a full disk.
     """
     require_free(path, resume=resume, overwrite=overwrite)
     fresh = not path.exists()

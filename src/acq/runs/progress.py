@@ -35,15 +35,14 @@ def watching(console: Console, *, verbose: bool = False) -> Iterator[Callable[[R
     """A watch that shows the records of a run.
 
     Args:
-        console: where records are shown.
-        verbose: print a line per record that has losses, besides the bars of a terminal.
+        console: Where records are shown.
+        verbose: Print a line per record that has losses, besides the bars of a terminal.
     """
     if verbose and not console.is_terminal:
         yield _Lines(console, every=0.0)
     elif console.is_terminal:
         with _bars(console) as progress:
-            bars, lines = _Bars(progress), _Lines(progress.console, every=0.0)
-            yield (lambda record: (bars(record), lines(record))[0]) if verbose else bars
+            yield _Both(_Bars(progress), _Lines(progress.console, every=0.0)) if verbose else _Bars(progress)
     else:
         yield _Lines(console)
 
@@ -77,6 +76,15 @@ class _Bars:
         self.progress.update(task, completed=record.step)
         if record.values:
             self.progress.update(task, figures=_figures(record))
+
+
+class _Both:
+    def __init__(self, *watches: Callable[[Record], None]) -> None:
+        self.watches = watches
+
+    def __call__(self, record: Record) -> None:
+        for watch in self.watches:
+            watch(record)
 
 
 class _Lines:

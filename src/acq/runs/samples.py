@@ -29,12 +29,12 @@ def write_samples(
     """Write a dozen examples as PNG files, and what was requested and realised as ``samples.json``.
 
     Args:
-        folder: the run folder.
-        teacher: the network.
-        preprocessing: of its images.
-        examples: refined images on their way; None where images are as generated, and then the first images of the
+        folder: The run folder.
+        teacher: The network.
+        preprocessing: Of its images.
+        examples: Refined images on their way; None where images are as generated, and then the first images of the
             dataset are written.
-        dataset: the synthetic images.
+        dataset: The synthetic images.
     """
     (folder / SAMPLES).mkdir(exist_ok=True)
     stages = _stages(examples, dataset)

@@ -33,15 +33,15 @@ class Session:
     """How a run is kept. By default it stays in memory.
 
     Attributes:
-        out: the run folder; None keeps nothing.
-        resume: continue the run in the folder.
-        overwrite: delete the run in the folder.
-        watches: called with every record.
-        tensorboard: write records to the folder's ``tensorboard`` too.
-        processes: those that share every batch. Only the main one writes.
+        out: The run folder; None keeps nothing.
+        resume: Continue the run in the folder.
+        overwrite: Delete the run in the folder.
+        watches: Called with every record.
+        tensorboard: Write records to the folder's ``tensorboard`` too.
+        processes: Those that share every batch. Only the main one writes.
 
     Raises:
-        RequestError: an option needs the run folder or an extra that is missing.
+        RequestError: An option needs the run folder or an extra that is missing.
     """
 
     out: Path | None = None
@@ -63,12 +63,12 @@ class Session:
         """Claim the folder and restore the training from its checkpoint, if there is one.
 
         Args:
-            settings: what decides the result; a run is resumed only with the same.
-            training: at its beginning.
+            settings: What decides the result; a run is resumed only with the same.
+            training: At its beginning.
 
         Raises:
-            RequestError: the folder cannot be used, or the run cannot be resumed.
-            RunError: something could not be written within the block.
+            RequestError: The folder cannot be used, or the run cannot be resumed.
+            RunError: Something could not be written within the block.
         """
         if self.out is None or not self.processes.is_main:
             message = self.processes.broadcast(None, training.context.rng.device)
@@ -91,10 +91,10 @@ class OpenRun:
     """A run that may be trained.
 
     Attributes:
-        session: how the run is kept.
-        training: what is trained.
-        folder: where this process writes; None where it does not.
-        is_finished: whether the folder holds a finished run.
+        session: How the run is kept.
+        training: What is trained.
+        folder: Where this process writes; None where it does not.
+        is_finished: Whether the folder holds a finished run.
     """
 
     session: Session
@@ -117,9 +117,9 @@ class OpenRun:
         """Write the results of a trained run, the summary last.
 
         Args:
-            record: what decides the result, which is saved with the student.
-            summary: the figures of the run.
-            diagnostics: what the report shows beside them.
+            record: What decides the result, which is saved with the student.
+            summary: The figures of the run.
+            diagnostics: What the report shows beside them.
         """
         if self.folder is None:
             return
@@ -134,7 +134,7 @@ class OpenRun:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the state is saved.
-            RunError: training diverged twice in one phase.
+            RunError: Training diverged twice in one phase.
         """
         keep_freed_memory()
         with self._stop_requested() as stopping, self._board() as show:
@@ -150,6 +150,7 @@ class OpenRun:
                     raise Interrupted(self._stopped_at(record))
             if self.folder is not None:
                 self.folder.save_state(self.training.state())
+        self.session.processes.close()
 
     def _tell(self, record: Record, show: Watch | None) -> None:
         if record.step == record.steps:

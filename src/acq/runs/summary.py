@@ -28,9 +28,9 @@ def measure(
     """Measure a trained run.
 
     Args:
-        training: after its last step.
-        graph: the traced network.
-        labelled: real images that report accuracy; None leaves accuracy unknown.
+        training: After its last step.
+        graph: The traced network.
+        labelled: Real images that report accuracy; None leaves accuracy unknown.
 
     Returns:
         The figures of the summary, and the diagnostics of the report.
@@ -67,9 +67,9 @@ def quality_figures(selection: Selection, conditioning: Conditioning, generator:
     """How close the student is to the teacher, and how closely images follow their conditions.
 
     Args:
-        selection: of the student.
-        conditioning: of the finished images.
-        generator: of the generator's own images.
+        selection: Of the student.
+        conditioning: Of the finished images.
+        generator: Of the generator's own images.
     """
     own = {**asdict(generator.conditioning), "pair_distance": generator.pair_distance}
     candidates = {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}

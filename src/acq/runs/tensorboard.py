@@ -29,7 +29,7 @@ def require_tensorboard() -> type[SummaryWriter]:
     """The writer of TensorBoard files.
 
     Raises:
-        RequestError: the extra ``tensorboard`` is not installed.
+        RequestError: The extra ``tensorboard`` is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -19,13 +19,13 @@ class Augmentation:
     """The constants of the augmentation (this project's definition).
 
     Attributes:
-        shift: largest shift, in parts of the image size: 8 is an eighth.
-        mirrored: share of mirrored images.
-        blended: share of images that are blended with another.
-        blend: largest share of the other image in a blend.
-        pasted: share of images that have a box of another image.
-        box: largest side of the box, as a share of the image's.
-        jitter: largest shift of ``jitter``, in parts of the image size.
+        shift: Largest shift, in parts of the image size: 8 is an eighth.
+        mirrored: Share of mirrored images.
+        blended: Share of images that are blended with another.
+        blend: Largest share of the other image in a blend.
+        pasted: Share of images that have a box of another image.
+        box: Largest side of the box, as a share of the image's.
+        jitter: Largest shift of ``jitter``, in parts of the image size.
     """
 
     shift: int = 8
@@ -48,8 +48,8 @@ def augment(images: Tensor, rng: torch.Generator, constants: Augmentation = _CON
 
     Args:
         images: [N, C, H, W].
-        rng: random state.
-        constants: how much is changed.
+        rng: Random state.
+        constants: How much is changed.
     """
     images = _moved_and_mirrored(images, rng, constants)
     blend = _uniform(len(images), rng) * constants.blend * (_uniform(len(images), rng) < constants.blended)
@@ -65,9 +65,9 @@ def jitter(
 
     Args:
         images: [N, C, H, W].
-        condition: what is requested of them.
-        rng: random state.
-        constants: how far images move; at least one pixel.
+        condition: What is requested of them.
+        rng: Random state.
+        constants: How far images move; at least one pixel.
 
     Returns:
         The moved images, and the condition with centres moved alike.

@@ -14,9 +14,9 @@ class ConditionSampler:
     """Draws conditions for one network.
 
     Attributes:
-        noise_dim: noise values per image.
-        classes: classes of the network.
-        centre_std: standard deviation of requested attention centres on each axis, in half image sizes.
+        noise_dim: Noise values per image.
+        classes: Classes of the network.
+        centre_std: Standard deviation of requested attention centres on each axis, in half image sizes.
     """
 
     noise_dim: int

@@ -35,10 +35,10 @@ class SyntheticDataset:
     """A fixed number of synthetic images and the position of the oldest one.
 
     Attributes:
-        batch: all images with the teacher's outputs.
-        label: the requested classes, [N].
-        centre: the requested attention centres, [N, 2].
-        oldest: index of the entry that is replaced next.
+        batch: All images with the teacher's outputs.
+        label: The requested classes, [N].
+        centre: The requested attention centres, [N, 2].
+        oldest: Index of the entry that is replaced next.
     """
 
     batch: DistillationBatch
@@ -101,10 +101,10 @@ def augmented(
     """Replace the first ``share`` of a batch with augmented images (``acq.synthesis.augmentation``).
 
     Args:
-        batch: entries of the dataset.
-        share: part of the batch, 0 to 1.
-        rng: random state of the augmentation.
-        teacher: computes the teacher's outputs for the augmented images.
+        batch: Entries of the dataset.
+        share: Part of the batch, 0 to 1.
+        rng: Random state of the augmentation.
+        teacher: Computes the teacher's outputs for the augmented images.
     """
     count = round(share * len(batch.images))
     if not count:

@@ -39,15 +39,15 @@ def make_generator(
     """Build a registered generator with weights drawn from ``seed``.
 
     Args:
-        kind: its registered name.
-        preprocessing: of the network, which the images must suit.
-        classes: classes of the network.
-        noise_dim: noise values per image.
-        width: channels at the lowest resolution.
-        seed: of the initial weights; the global random state is left as it was.
+        kind: Its registered name.
+        preprocessing: Of the network, which the images must suit.
+        classes: Classes of the network.
+        noise_dim: Noise values per image.
+        width: Channels at the lowest resolution.
+        seed: Of the initial weights; the global random state is left as it was.
 
     Raises:
-        RequestError: no generator of that name is registered.
+        RequestError: No generator of that name is registered.
     """
     if kind not in GENERATORS:
         raise RequestError(
@@ -77,9 +77,9 @@ def window(canvas: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         canvas: [N, C, H, W].
-        centre: attention centres, [N, 2].
-        height: rows of the result.
-        width: columns of the result.
+        centre: Attention centres, [N, 2].
+        height: Rows of the result.
+        width: Columns of the result.
 
     Returns:
         [N, C, height, width].
@@ -101,11 +101,11 @@ class CanvasGenerator(nn.Module):
     first layer is small at any image size.
 
     Args:
-        preprocessing: of the network, which the images must suit.
-        classes: classes of the network.
-        noise_dim: noise values per image.
-        width: channels at the lowest resolution.
-        narrowest: least channels of a stage.
+        preprocessing: Of the network, which the images must suit.
+        classes: Classes of the network.
+        noise_dim: Noise values per image.
+        width: Channels at the lowest resolution.
+        narrowest: Least channels of a stage.
     """
 
     def __init__(

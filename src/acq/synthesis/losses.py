@@ -31,8 +31,8 @@ def total(batch: GeneratorBatch, weights: Mapping[str, float]) -> tuple[Tensor, 
     """The weighted sum of all losses whose weight is not 0.
 
     Args:
-        batch: images and teacher outputs.
-        weights: weight by name of the loss.
+        batch: Images and teacher outputs.
+        weights: Weight by name of the loss.
 
     Returns:
         The sum [], and each loss [] without its weight.
@@ -95,7 +95,7 @@ def consistency(batch: GeneratorBatch) -> Tensor:
     classes (ACQ, consistency penalty; the formula is this project's definition).
 
     Raises:
-        ValueError: the batch has no output with batch statistics.
+        ValueError: The batch has no output with batch statistics.
     """
     if batch.train_output is None:
         raise ValueError("the consistency loss needs a teacher output with batch statistics")

@@ -27,9 +27,9 @@ class ImageBatch:
     """Images that are being refined: the logits of their pixels and the optimizer of these logits.
 
     Args:
-        pixels: starting values in [0, 1], [N, C, H, W].
-        condition: what is requested of each image.
-        learning_rate: of the logits, at its highest.
+        pixels: Starting values in [0, 1], [N, C, H, W].
+        condition: What is requested of each image.
+        learning_rate: Of the logits, at its highest.
     """
 
     def __init__(self, pixels: Tensor, condition: Condition, learning_rate: float) -> None:
@@ -70,12 +70,12 @@ def start(
     """Blend the generator's proposals with procedural scenes, in pixel logits.
 
     Args:
-        proposals: normalised images [N, C, H, W].
-        condition: what is requested of each image.
-        preprocessing: of the network.
-        scene: share of the scene, 0 to 1.
-        learning_rate: of the logits, at its highest.
-        rng: random state of the scenes.
+        proposals: Normalised images [N, C, H, W].
+        condition: What is requested of each image.
+        preprocessing: Of the network.
+        scene: Share of the scene, 0 to 1.
+        learning_rate: Of the logits, at its highest.
+        rng: Random state of the scenes.
     """
     background = scenes(len(proposals), preprocessing.input_size, rng)
     pixels = denormalise(proposals, preprocessing)

@@ -26,18 +26,18 @@ class SceneModel:
     """The constants of the scenes. Pairs are bounds of uniform draws.
 
     Attributes:
-        shapes: shapes per scene.
-        opaque: probability that a shape is drawn.
-        background_slope: exponent a of the background's spectrum.
-        shape_slope: exponent a of a shape's spectrum.
-        contrast: standard deviation of a texture.
-        brightness: mean of a texture, common to its channels.
-        colour: what each channel adds to the brightness.
-        mixing: mean of the matrix that mixes channels, its deviation, and what its diagonal adds.
-        position: centre of a shape on each axis, where the image spans [-1, 1].
-        extent: least extent of a shape, and what the square of a uniform number adds at most.
-        power: exponent of the superellipse: 1 is a rhombus, 2 an ellipse, 4 nearly a box.
-        edge: sharpness of a shape's edge.
+        shapes: Shapes per scene.
+        opaque: Probability that a shape is drawn.
+        background_slope: Exponent a of the background's spectrum.
+        shape_slope: Exponent a of a shape's spectrum.
+        contrast: Standard deviation of a texture.
+        brightness: Mean of a texture, common to its channels.
+        colour: What each channel adds to the brightness.
+        mixing: Mean of the matrix that mixes channels, its deviation, and what its diagonal adds.
+        position: Centre of a shape on each axis, where the image spans [-1, 1].
+        extent: Least extent of a shape, and what the square of a uniform number adds at most.
+        power: Exponent of the superellipse: 1 is a rhombus, 2 an ellipse, 4 nearly a box.
+        edge: Sharpness of a shape's edge.
     """
 
     shapes: int = 12
@@ -61,10 +61,10 @@ def scenes(count: int, size: tuple[int, int, int], rng: torch.Generator, model: 
     """Draw scenes.
 
     Args:
-        count: number of scenes.
-        size: channels, height and width.
-        rng: random state.
-        model: constants of the scenes.
+        count: Number of scenes.
+        size: Channels, height and width.
+        rng: Random state.
+        model: Constants of the scenes.
 
     Returns:
         Pixels in [0, 1], [count, C, H, W].
@@ -86,11 +86,11 @@ def texture(
     Brightness, contrast and the mixture of channels differ per image.
 
     Args:
-        count: number of textures.
-        size: channels, height and width.
-        rng: random state.
-        slope: bounds of the exponent a.
-        model: constants of the textures.
+        count: Number of textures.
+        size: Channels, height and width.
+        rng: Random state.
+        slope: Bounds of the exponent a.
+        model: Constants of the textures.
 
     Returns:
         Pixels in [0, 1], [count, C, H, W].

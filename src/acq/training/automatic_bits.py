@@ -31,18 +31,18 @@ def automatic_bits(
     """Choose the bits of every layer that no other setting decides.
 
     Args:
-        graph: the traced network.
-        preprocessing: of its images.
-        format: the bit-widths; its weight width is where layers are compared.
-        placement: of the quantizers.
-        layers: bits of layers that the user decided.
-        budget: mean bits of the chosen layers' weights.
+        graph: The traced network.
+        preprocessing: Of its images.
+        format: The bit-widths; its weight width is where layers are compared.
+        placement: Of the quantizers.
+        layers: Bits of layers that the user decided.
+        budget: Mean bits of the chosen layers' weights.
 
     Returns:
         Bits by layer, those of ``layers`` included.
 
     Raises:
-        RequestError: no layer is left to choose bits for.
+        RequestError: No layer is left to choose bits for.
     """
     layout = plan(graph, format, placement, layers)
     other = plan(graph, replace(format, weight=2), placement, layers)

@@ -36,8 +36,8 @@ class Calibration:
     """The third phase, one step. It makes the student work in low bits without training.
 
     Args:
-        settings: the section ``calibration``.
-        context: what the phases share.
+        settings: The section ``calibration``.
+        context: What the phases share.
     """
 
     name = "calibration"

@@ -26,18 +26,18 @@ class Context:
     """The shared objects of a run and the operations on whole batches.
 
     Args:
-        teacher: the frozen network.
-        generator: conditions to images.
-        student: the quantized network, uncalibrated at first.
-        preprocessing: of the network's images.
-        conditions: draws conditions.
-        rng: random state of the whole run.
-        mixed: whether images are made with bfloat16 products.
-        processes: those that share every batch.
+        teacher: The frozen network.
+        generator: Conditions to images.
+        student: The quantized network, uncalibrated at first.
+        preprocessing: Of the network's images.
+        conditions: Draws conditions.
+        rng: Random state of the whole run.
+        mixed: Whether images are made with bfloat16 products.
+        processes: Those that share every batch.
 
     Attributes:
-        candidates: states of students from which the best is selected, by name, in order of training.
-        examples: a few images on their way to the dataset; None where images are as generated.
+        candidates: States of students from which the best is selected, by name, in order of training.
+        examples: A few images on their way to the dataset; None where images are as generated.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Context:
         """The synthetic images.
 
         Raises:
-            RuntimeError: no phase has made them yet.
+            RuntimeError: No phase has made them yet.
         """
         if self._dataset is None:
             raise RuntimeError("there are no synthetic images yet; run the phase that makes them first")
@@ -81,7 +81,7 @@ class Context:
         """The quality of all candidates.
 
         Raises:
-            RuntimeError: no candidate is selected yet.
+            RuntimeError: No candidate is selected yet.
         """
         if self._selection is None:
             raise RuntimeError("no student is selected yet; run the conversion first")

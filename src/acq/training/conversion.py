@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from acq.synthesis.dataset import DistillationBatch, augmented, teach
 from acq.training.context import Context
 from acq.training.distillation import StudentSettings
 from acq.training.phase import StepResult
-from acq.training.selection import Selection, StudentQuality, majority_share, quality
+from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
 
 _IMAGES, _PIXELS = 256, 1 << 21  # most images that judge a student, and most pixels in all
 
@@ -21,8 +22,8 @@ class Conversion:
     """The last phase, one step.
 
     Args:
-        settings: the section ``student``, whose losses judge the candidates.
-        context: what the phases share.
+        settings: The section ``student``, whose losses judge the candidates.
+        context: What the phases share.
     """
 
     name = "conversion"
@@ -30,6 +31,7 @@ class Conversion:
 
     def __init__(self, settings: StudentSettings, context: Context) -> None:
         self.context = context
+        self.learning_rate = settings.learning_rate
         self.weights = settings.losses.model_dump()
         self.batch = settings.batch_for(context.preprocessing.input_size)
 
@@ -47,6 +49,8 @@ class Conversion:
         context.synchronize_student()
         ordered = {name: qualities[name] for name in reversed(qualities)}
         context.selection = Selection(ordered, selected, self._quality(batches), majority_share(batches))
+        for text in warnings_about(context.selection, self.learning_rate):
+            warnings.warn(text, stacklevel=2)
         return StepResult({})
 
     def state(self) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class Distillation:
     """The fourth phase. Weights, biases and scales of the student are trained with Adam.
 
     Args:
-        settings: the section ``student``.
-        context: what the phases share.
+        settings: The section ``student``.
+        context: What the phases share.
     """
 
     name = "student"

@@ -56,8 +56,8 @@ class GeneratorTraining:
     """The first phase. Each step draws conditions, makes images and descends the losses of ``acq.synthesis.losses``.
 
     Args:
-        settings: the section ``generator``.
-        context: what the phases share.
+        settings: The section ``generator``.
+        context: What the phases share.
     """
 
     name = "generator"

@@ -31,7 +31,7 @@ class RangeGuard:
     """Watches the ranges of a student's quantizers.
 
     Args:
-        student: whose scales are watched.
+        student: Whose scales are watched.
     """
 
     def __init__(self, student: Student) -> None:
@@ -73,9 +73,9 @@ class CollapseDetector:
         labels was above a half.
 
         Args:
-            label: requested classes, [N].
-            centre: requested centres, [N, 2].
-            output: the teacher's output for the images.
+            label: Requested classes, [N].
+            centre: Requested centres, [N, 2].
+            output: The teacher's output for the images.
         """
         requested = centre.std(0).mean().item()
         found = {

@@ -56,8 +56,8 @@ class ImageRefinement:
     """The second phase. Pixels start from the generator's proposals over scenes and descend the losses.
 
     Args:
-        settings: the section ``images``.
-        context: what the phases share.
+        settings: The section ``images``.
+        context: What the phases share.
     """
 
     name = "images"
@@ -107,7 +107,7 @@ class ImageRefinement:
         device = self.context.rng.device
         current, origin = state["current"], state["origin"]
         self._current = None if current is None else ImageBatch.restored(current, device)
-        self._finished = [tuple(part.to(device) for part in parts) for parts in state["finished"]]  # type: ignore[misc]
+        self._finished = [tuple(part.to(device) for part in parts) for parts in state["finished"]]
         self._origin = None if origin is None else (origin[0].to(device), origin[1].to(device))
 
     def preview(self, count: int) -> Tensor | None:

@@ -21,18 +21,19 @@ class Training:
     """A run of phases and its present position. ``run`` moves it, ``state`` holds it whole.
 
     Args:
-        context: what the phases share.
-        phases: in order.
+        context: What the phases share.
+        phases: In order.
+        seconds: Time spent on preparation.
 
     Attributes:
-        seconds: time spent so far, pauses left out.
+        seconds: Time spent so far, pauses left out.
     """
 
-    def __init__(self, context: Context, phases: Sequence[Phase]) -> None:
+    def __init__(self, context: Context, phases: Sequence[Phase], seconds: float = 0.0) -> None:
         self.context = context
         self.phases = {phase.name: phase for phase in phases}
         self.current, self.step = phases[0].name, 0
-        self.seconds = 0.0
+        self.seconds = seconds
         self.reduced: list[str] = []  # phases that went back once
         self._fault: str | None = None  # seen since the last look
 
@@ -40,7 +41,7 @@ class Training:
         """Do the remaining steps and yield a record after each. Between two records the state is whole.
 
         Raises:
-            RunError: training diverged twice in one phase.
+            RunError: Training diverged twice in one phase.
         """
         clock = time.perf_counter()
         for steps, values in self._advance():

@@ -38,9 +38,9 @@ def student_losses(
     """The losses that have a weight, by name.
 
     Args:
-        student: logits [N, K] and features.
-        teacher: logits [N, K] and features.
-        weights: weight by name; 0 leaves a loss out.
+        student: Logits [N, K] and features.
+        teacher: Logits [N, K] and features.
+        weights: Weight by name; 0 leaves a loss out.
     """
     formulas = {
         "logits": lambda: logit_match(student[0], teacher[0]),

@@ -16,8 +16,8 @@ class StepResult:
     """The result of one step.
 
     Attributes:
-        losses: scalars by name, without weights.
-        fault: what shows that training diverged; None when nothing does.
+        losses: Scalars by name, without weights.
+        fault: What shows that training diverged; None when nothing does.
     """
 
     losses: Mapping[str, Tensor]
@@ -28,7 +28,7 @@ class Phase(Protocol):
     """A part of a run. It owns its section of the settings and its state.
 
     Attributes:
-        name: of the phase in records, logs and checkpoints.
+        name: Of the phase in records, logs and checkpoints.
     """
 
     name: str

@@ -12,9 +12,9 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     """Linear warm-up followed by a cosine decay to zero.
 
     Args:
-        step: counted from 0.
-        steps: of the whole phase.
-        warmup: share of the steps in which the factor rises.
+        step: Counted from 0.
+        steps: Of the whole phase.
+        warmup: Share of the steps in which the factor rises.
 
     Returns:
         The factor of the learning rate, in (0, 1].
@@ -29,10 +29,10 @@ def images_that_fit(usual: int, input_size: tuple[int, int, int], *, pixels: int
     """``usual`` images, or an even number with at most ``pixels`` pixels in all; at least ``least``.
 
     Args:
-        usual: number of images where memory allows.
-        input_size: channels, height and width.
-        pixels: most pixels in all, channels apart.
-        least: fewest images.
+        usual: Number of images where memory allows.
+        input_size: Channels, height and width.
+        pixels: Most pixels in all, channels apart.
+        least: Fewest images.
     """
     _, height, width = input_size
     return min(usual, max(least, pixels // (height * width) // 2 * 2))

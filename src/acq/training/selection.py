@@ -24,8 +24,8 @@ class StudentQuality:
     """How close a student is to the teacher on a set of images.
 
     Attributes:
-        loss: the weighted sum of the student's losses, mean over images.
-        agreement: percentage of images for which student and teacher name the same class.
+        loss: The weighted sum of the student's losses, mean over images.
+        agreement: Percentage of images for which student and teacher name the same class.
     """
 
     loss: float
@@ -41,10 +41,10 @@ class Selection:
     """The quality of every candidate and of the student that was kept.
 
     Attributes:
-        candidates: quality by name, in order of training.
-        selected: name of the candidate that was kept.
-        final: quality of that student after its conversion to integers.
-        majority_share: percentage of the images in the class that the teacher names most often.
+        candidates: Quality by name, in order of training.
+        selected: Name of the candidate that was kept.
+        final: Quality of that student after its conversion to integers.
+        majority_share: Percentage of the images in the class that the teacher names most often.
     """
 
     candidates: Mapping[str, StudentQuality]
@@ -78,10 +78,10 @@ def quality(
     """Measure a student.
 
     Args:
-        student: calibrated.
-        tap: the node whose values are the features.
-        batches: images with the teacher's outputs.
-        weights: of the student's losses, by name.
+        student: Calibrated.
+        tap: The node whose values are the features.
+        batches: Images with the teacher's outputs.
+        weights: Of the student's losses, by name.
     """
     loss, same = 0.0, 0
     with evaluating(student):
@@ -104,8 +104,8 @@ def warnings_about(selection: Selection, learning_rate: float) -> list[str]:
     """What a user should know about a selection: training was in vain, or the student is of no use.
 
     Args:
-        selection: of a finished run.
-        learning_rate: with which the student was trained.
+        selection: Of a finished run.
+        learning_rate: With which the student was trained.
     """
     found = []
     first, last = (selection.candidates[name] for name in (selection.selected, list(selection.candidates)[-1]))

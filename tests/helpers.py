@@ -11,9 +11,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.network.trace import trace
+from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
-from acq.quantization.plan import NumberFormat, Placement, plan
-from acq.quantization.student import Student, build
+from acq.quantization.formats import NumberFormat
+from acq.quantization.plan import Placement, plan
+from acq.quantization.student import Student
 from acq.zoo.resnet import CifarResNet
 
 SIZE = (3, 16, 16)
@@ -238,30 +240,28 @@ def student_of(
     name: str,
     bits: str = "w4a4",
     placement: Placement = "deployable",
-    ends: str = "8",
-    power_of_two: bool = False,
+    first_last_bits: str = "8",
+    power_of_two_scales: bool = False,
     reduce_range: bool = False,
 ) -> Student:
     """A calibrated student of one of the tiny networks; ``reduce_range`` for engines, as runs have it by default."""
-    return student_from(traced(name), bits, placement, ends, power_of_two, reduce_range)
+    return student_from(traced(name), bits, placement, first_last_bits, power_of_two_scales, reduce_range)
 
 
 def student_from(
     graph: fx.GraphModule,
     bits: str = "w4a4",
     placement: Placement = "deployable",
-    ends: str = "8",
-    power_of_two: bool = False,
+    first_last_bits: str = "8",
+    power_of_two_scales: bool = False,
     reduce_range: bool = False,
 ) -> Student:
     """The same of any traced network for images of ``SIZE``."""
-    student = build(
-        graph,
-        plan(
-            graph,
-            replace(NumberFormat.parse(bits, ends), power_of_two=power_of_two, reduce_range=reduce_range),
-            placement,
-        ),
+    format = replace(
+        NumberFormat.parse(bits, first_last_bits),
+        power_of_two_scales=power_of_two_scales,
+        reduce_range=reduce_range,
     )
+    student = build(graph, plan(graph, format, placement))
     calibrate(student, images(32).split(16))
     return student

@@ -1,4 +1,4 @@
-"""What integers are worth on this machine: a file of integers against the same network in floating point."""
+"""Measures an exported file against the same network in floating point: latency, size and memory on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from acq.export.engine import Engine
 from acq.export.graph import onnx_model
 from acq.quantization.student import Student
 
-_WARM = 3
+_WARM_UP_RUNS = 3
+_PIXEL_MEAN, _PIXEL_STD = 128, 64  # of noise for files that take bytes
+# a process with ONNX Runtime and numpy only: acq.core.memory would load torch, which holds more memory than the engine
 _LOAD_AND_RUN = """
 import resource, sys
 import numpy, onnxruntime
@@ -28,7 +30,7 @@ engine = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecu
 entrance = engine.get_inputs()[0]
 kind = numpy.uint8 if entrance.type == "tensor(uint8)" else numpy.float32
 engine.run(None, {entrance.name: numpy.zeros((1, *entrance.shape[1:]), kind)})
-try:  # on Linux the figure of getrusage outlives exec: it would be the parent's
+try:  # on Linux getrusage's figure survives exec: it would be the parent's
     print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 except (OSError, StopIteration):
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -37,18 +39,35 @@ except (OSError, StopIteration):
 
 @dataclass(frozen=True)
 class Latency:
-    """Median milliseconds a batch, floating point and integers taken in turn, and integers over floating point."""
+    """Latency at one number of threads and one batch size.
+
+    Attributes:
+        threads: Threads of the engine.
+        batch: Images per batch.
+        float_ms: Median milliseconds per batch in floating point.
+        integer_ms: Median milliseconds per batch in integers.
+        latency_ratio: ``integer_ms / float_ms``.
+    """
 
     threads: int
     batch: int
     float_ms: float
     integer_ms: float
-    ratio: float
+    latency_ratio: float
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Sizes of both files in bytes, the most memory that a process holds that runs one image in MB, and latencies."""
+    """A file in integers compared with the file in floating point.
+
+    Attributes:
+        float_bytes: Size of the file in floating point.
+        integer_bytes: Size of the file in integers.
+        size_ratio: ``integer_bytes / float_bytes``.
+        float_memory_mb: Peak memory in MB of a process that runs one image in floating point.
+        integer_memory_mb: The same in integers.
+        latencies: One entry per number of threads and batch size.
+    """
 
     float_bytes: int
     integer_bytes: int
@@ -66,12 +85,24 @@ def benchmark(
     batches: Sequence[int] = (1, 32),
     seconds: float = 5.0,
 ) -> Benchmark:
-    """Measure ``file``, exported from ``student``, against a file of floats that is written for the purpose.
+    """Measure an exported file against a file in floating point, which is written for the measurement.
 
-    Both engines live in this process and take turns, so that whatever else the machine does befalls both; ``seconds``
-    is how long each pair of threads and batch is measured.
+    Both engines take turns in one process, so that other load on the machine affects both.
+
+    Args:
+        student: The student that ``file`` was exported from.
+        file: The exported file.
+        threads: Numbers of threads.
+        batches: Batch sizes.
+        seconds: Time per pair of threads and batch size.
+
+    Returns:
+        The figures.
+
+    Raises:
+        RequestError: ``file`` is not a file of ``acq export``, or an engine does not run it.
     """
-    raw = Engine(file).raw  # before anything else, since it tells what is wrong with the file
+    raw = Engine(file).raw  # first, because it says what is wrong with a file
     with tempfile.TemporaryDirectory() as folder:
         floats = Path(folder) / "float.onnx"
         onnx.save(onnx_model(student, floating=True, raw_images=raw), floats)
@@ -83,14 +114,14 @@ def benchmark(
 
 def _latency(floats: Path, integers: Path, threads: int, batch: int, seconds: float) -> Latency:
     engines = [Engine(file, threads=threads) for file in (floats, integers)]
-    fed = [_fed(engine, batch) for engine in engines]
+    inputs = [_noise(engine, batch) for engine in engines]
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_WARM):
-        for engine, images in zip(engines, fed, strict=True):
+    for _ in range(_WARM_UP_RUNS):
+        for engine, images in zip(engines, inputs, strict=True):
             engine.run(images)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < _WARM:
-        for engine, images, taken in zip(engines, fed, times, strict=True):
+    while time.perf_counter() < end or len(times[0]) < _WARM_UP_RUNS:
+        for engine, images, taken in zip(engines, inputs, times, strict=True):
             start = time.perf_counter()
             engine.run(images)
             taken.append(1e3 * (time.perf_counter() - start))
@@ -98,15 +129,15 @@ def _latency(floats: Path, integers: Path, threads: int, batch: int, seconds: fl
     return Latency(threads, batch, float_ms, integer_ms, integer_ms / float_ms)
 
 
-def _fed(engine: Engine, batch: int) -> np.ndarray:
-    """Noise, in the form that the file takes."""
+def _noise(engine: Engine, batch: int) -> np.ndarray:
+    """Images of noise in the form that the file takes."""
     (entrance,) = engine.session.get_inputs()
     noise = np.random.default_rng(0).standard_normal((batch, *entrance.shape[1:]), np.float32)
-    return (noise * 64 + 128).clip(0, 255).astype(np.uint8) if engine.raw else noise
+    return (noise * _PIXEL_STD + _PIXEL_MEAN).clip(0, 255).astype(np.uint8) if engine.raw else noise
 
 
 def _memory_mb(file: Path) -> int:
-    """Peak memory of a new process that holds ONNX Runtime alone, loads the file and runs one image."""
+    """Peak memory of a new process that loads ONNX Runtime and the file, and runs one image."""
     done = subprocess.run(
         [sys.executable, "-c", _LOAD_AND_RUN, str(file)], check=True, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Does the file give what the student gives, and on which kernels?"""
+"""Compares an exported file with its student: logits, and the kernels that engines choose."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from acq.export.engine import Engine
 from acq.export.openvino_engine import OpenVINO
 from acq.quantization.student import Student
 
-# kinds of operators in an optimised graph: layers on integer kernels, and layers that stayed in floating point
+# operators of an optimised graph: layers on integer kernels, and layers in floating point
 _INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul"}
 _FLOATING = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"}
 _BATCH = 32
+EQUAL_WITHIN = 1e-4  # of the largest logit: differences of float rounding
 
 
 @dataclass(frozen=True)
 class Match:
-    """Logits of a file against those of the student that it was written from.
+    """Logits of a file compared with those of its student.
 
-    ``agreement`` is the share of images of one top-1 class in percent, ``equal`` the share whose logits are all equal
-    but for float rounding (within 1e-4 of the largest), ``difference`` the largest one of a logit.
+    Attributes:
+        agreement: Images with the same top-1 class, in percent.
+        equal: Images whose logits are all equal within 1e-4 of the largest logit, in percent.
+        difference: The largest absolute difference of a logit.
     """
 
     agreement: float
@@ -38,8 +41,14 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """A file against its student on another engine; of its ``layers`` there, ``integer`` run on integer kernels."""
+class EngineMatch:
+    """A file compared with its student on another engine.
+
+    Attributes:
+        match: The logits.
+        integer: Layers on integer kernels.
+        layers: All layers.
+    """
 
     match: Match
     integer: int
@@ -48,10 +57,15 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Parity:
-    """A file against its student on ``images`` images, on ONNX Runtime with its optimisations off and on.
+    """A file compared with its student.
 
-    ``plain`` is the file's own meaning in floating point, ``optimised`` what integer kernels make of it; of that
-    graph's ``layers``, ``integer`` run on such. ``openvino`` is None where the extra is not installed.
+    Attributes:
+        images: Number of images.
+        plain: ONNX Runtime without graph optimisations: the file's own meaning, in floating point.
+        optimised: ONNX Runtime with graph optimisations, on integer kernels.
+        integer: Layers on integer kernels in the optimised graph.
+        layers: All layers of the optimised graph.
+        openvino: OpenVINO, if it is installed.
     """
 
     images: int
@@ -59,40 +73,48 @@ class Parity:
     optimised: Match
     integer: int
     layers: int
-    openvino: Elsewhere | None
+    openvino: EngineMatch | None
 
 
 def check(file: Path, student: Student, images: Tensor) -> Parity:
-    """Compare ``file`` with ``student`` on normalised ``images`` [N, C, H, W].
+    """Compare a file with its student.
+
+    Args:
+        file: The ONNX file.
+        student: The student that it was exported from.
+        images: Normalised images [N, C, H, W].
+
+    Returns:
+        The comparison.
 
     Raises:
-        onnx.checker.ValidationError: the file is no valid ONNX.
-        RequestError: the engine does not run it.
+        onnx.checker.ValidationError: The file is not valid ONNX.
+        RequestError: An engine does not run it.
     """
     onnx.checker.check_model(str(file), full_check=True)
     device, images = next(student.parameters()).device, images.cpu()
     with evaluating(student):
         answers = [student(part.to(device)).cpu() for part in images.split(_BATCH)]  # type: ignore[no-untyped-call]
-    wanted = torch.cat(answers)
+    logits = torch.cat(answers)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "optimised.onnx"
         engine = Engine(file)
-        plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, wanted)
-        optimised = _match(engine, images, wanted)
-        Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # beyond this level a graph is one machine's
+        plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, logits)
+        optimised = _match(engine, images, logits)
+        Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # graphs of higher levels fit one machine only
         kinds = Counter(node.op_type for node in onnx.load(str(graph)).graph.node)
-    elsewhere = None
+    openvino = None
     if importlib.util.find_spec("openvino"):
         other = OpenVINO(file)
-        match = _match(lambda part: other.run(engine.fed(part)), images, wanted)
-        elsewhere = Elsewhere(match, other.integer, other.layers)
+        match = _match(lambda part: other.run(engine.input_for(part)), images, logits)
+        openvino = EngineMatch(match, other.integer, other.layers)
     integer, floating = (sum(kinds[kind] for kind in group) for group in (_INTEGER, _FLOATING))
-    return Parity(len(images), plain, optimised, integer, integer + floating, elsewhere)
+    return Parity(len(images), plain, optimised, integer, integer + floating, openvino)
 
 
-def _match(classify: Callable[[Tensor], Tensor], images: Tensor, wanted: Tensor) -> Match:
+def _match(classify: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor) -> Match:
     found = torch.cat([classify(part) for part in images.split(_BATCH)])  # type: ignore[no-untyped-call]
-    apart = (found - wanted).abs().amax(1)
-    equal = apart <= 1e-4 * wanted.abs().max()
-    same = found.argmax(1) == wanted.argmax(1)
-    return Match(100 * same.float().mean().item(), 100 * equal.float().mean().item(), apart.max().item())
+    difference = (found - logits).abs().amax(1)
+    equal = difference <= EQUAL_WITHIN * logits.abs().max()
+    same = found.argmax(1) == logits.argmax(1)
+    return Match(100 * same.float().mean().item(), 100 * equal.float().mean().item(), difference.max().item())

@@ -1,4 +1,4 @@
-"""An exported file on ONNX Runtime, as a classifier like any other."""
+"""Runs an exported file on ONNX Runtime, as a classifier like any other."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from acq.core.pixels import to_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.export.graph import IMAGES, RAW
-from acq.files.images import to_bytes
 from acq.files.screening import screened
 
 
 class Engine:
     """Runs a file on the CPU: normalised images [N, C, H, W] to logits [N, K].
 
-    ``level`` is ONNX Runtime's of graph optimisation, ``threads`` 0 for as many as torch uses, and ``optimised`` where
-    the graph that really runs is written. ``preprocessing``, ``classes`` and ``model`` are the file's own.
+    Files that ``acq.files.screening`` refuses are never opened.
 
-    Nothing is opened that ``screened`` refuses.
+    Args:
+        file: The ONNX file.
+        level: ONNX Runtime's level of graph optimisation.
+        threads: Number of threads; 0 means as many as torch uses.
+        optimised: Where to write the optimised graph, if anywhere.
+
+    Attributes:
+        raw: Whether the file takes bytes.
+        classes: Number of classes.
+        model: The model's name in the file; may be empty.
+        preprocessing: The normalisation in the file, if it has one.
 
     Raises:
-        RequestError: the file cannot be read, or was not written by `acq export`.
+        RequestError: The file cannot be read, or is not a file of ``acq export``.
     """
 
     def __init__(
@@ -35,7 +44,7 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 4  # errors come as exceptions
+        options.log_severity_level = 4  # errors are raised as exceptions
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         try:
@@ -48,30 +57,36 @@ class Engine:
         try:
             self.session = onnxruntime.InferenceSession(
                 known.content, options, providers=["CPUExecutionProvider"], enable_fallback=False
-            )  # a second attempt would be told on standard output
-        except Exception as error:  # the runtime's own have no common base, and a stranger's file can cause any
-            raise RequestError(f"{file} cannot be run by ONNX Runtime: {first_line(error)[:200]}") from error
+            )  # with a fallback it would print to standard output
+        except Exception as error:  # the runtime's errors have no common base, and a foreign file can cause any
+            raise RequestError(
+                f"ONNX Runtime cannot run {file} ({first_line(error)}); export it again, or update onnxruntime"
+            ) from error
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of normalised images."""
-        return self.run(self.fed(images))
+        """Normalised images [N, C, H, W] to logits [N, K]."""
+        return self.run(self.input_for(images))
 
-    def fed(self, images: Tensor) -> np.ndarray:
-        """What the file takes for normalised images: themselves, or bytes."""
+    def input_for(self, images: Tensor) -> np.ndarray:
+        """The file's input for normalised images: the images themselves, or bytes [N, H, W, C]."""
         if self.raw and self.preprocessing is not None:
             return to_bytes(images, self.preprocessing)
-        fed: np.ndarray = images.numpy()
-        return fed
+        array: np.ndarray = images.numpy()
+        return array
 
-    def run(self, fed: np.ndarray) -> Tensor:
-        """Logits of what the file takes; RequestError if the engine fails at it."""
+    def run(self, inputs: np.ndarray) -> Tensor:
+        """The logits [N, K] of the file's input.
+
+        Raises:
+            RequestError: The engine fails, or the logits have another shape than the file says.
+        """
         try:
-            (logits,) = self.session.run(None, {IMAGES: fed})
+            (logits,) = self.session.run(None, {IMAGES: inputs})
         except Exception as error:  # as above
-            raise RequestError(f"ONNX Runtime cannot run the file: {first_line(error)[:200]}") from error
-        if logits.shape != (len(fed), self.classes):
+            raise RequestError(f"ONNX Runtime cannot run the file ({first_line(error)}); export it again") from error
+        if logits.shape != (len(inputs), self.classes):
             raise RequestError(
-                f"the file gives {logits.shape} for {len(fed)} images of {self.classes} classes; export it again"
+                f"the file returns {logits.shape} for {len(inputs)} images of {self.classes} classes; export it again"
             )
         return torch.from_numpy(logits)
 
@@ -80,5 +95,5 @@ def _preprocessing(known: dict[str, str]) -> Preprocessing:
     channels, height, width = map(int, known["input_size"].split(","))
     mean, std = (tuple(map(float, known[name].split(","))) for name in ("mean", "std"))
     if (len(mean), len(std)) != (channels, channels):
-        raise ValueError("not as many means and deviations as channels")
+        raise ValueError("the numbers of means, deviations and channels differ")
     return Preprocessing((channels, height, width), mean, std)

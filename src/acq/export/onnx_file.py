@@ -1,10 +1,9 @@
-"""From a student to a file under its final name: written beside it, checked, and moved there or thrown away."""
+"""Exports a student to an ONNX file: writes it beside the target, checks it, and renames or removes it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import onnx
 from torch import Tensor
 
+from acq.core.pixels import from_bytes, to_bytes
 from acq.errors import RequestError, first_line
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
-from acq.files.images import normalise, to_bytes
+from acq.files.atomic import replacing
 from acq.quantization.student import Student
 
 LEAST_AGREEMENT = 99.0  # percent
@@ -23,7 +23,13 @@ LEAST_AGREEMENT = 99.0  # percent
 
 @dataclass(frozen=True)
 class Exported:
-    """A checked file, its size, and how it compares with the student."""
+    """A checked file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+        parity: The comparison with the student.
+    """
 
     path: Path
     bytes: int
@@ -33,35 +39,42 @@ class Exported:
 def export_onnx(
     student: Student, path: Path, images: Tensor, *, raw_images: bool = False, facts: Mapping[str, Any] | None = None
 ) -> Exported:
-    """Write ``student`` as an ONNX file and check it on normalised ``images`` [N, C, H, W] before it gets its name.
+    """Export a student and check the file before it gets its name. If the check fails, no file remains.
+
+    Args:
+        student: The student.
+        path: The file to write; missing folders are created.
+        images: Normalised images [N, C, H, W] for the check.
+        raw_images: Write a file that takes bytes [N, H, W, C].
+        facts: More entries of the file's metadata.
+
+    Returns:
+        The file and its comparison with the student.
 
     Raises:
-        RequestError: the images are none of the student's, an operator cannot be exported, the place cannot be written,
-            or the file's top-1 classes agree with the student's on fewer than 99 % of the images, on ONNX Runtime or,
-            where it is installed, on OpenVINO; no file is left.
+        RequestError: The images have another size, an operator cannot be exported, the path cannot be written, or the
+            top-1 classes agree on fewer than 99 % of the images on ONNX Runtime or OpenVINO.
     """
-    size = next(node.meta["shape"] for node in student.graph.nodes if node.op == "placeholder")[1:]
-    if not len(images) or tuple(images.shape[1:]) != tuple(size):
-        raise RequestError(f"images {tuple(images.shape)} cannot check the file; give at least one of {tuple(size)}")
-    if raw_images and student.preprocessing is not None:  # synthetic images are no whole bytes
-        images = normalise(to_bytes(images, student.preprocessing), student.preprocessing)
+    if not len(images) or tuple(images.shape[1:]) != student.input_size:
+        raise RequestError(
+            f"images {tuple(images.shape)} cannot check the file; give at least one of {student.input_size}"
+        )
+    if raw_images and student.preprocessing is not None:  # synthetic images are not whole bytes
+        images = from_bytes(to_bytes(images, student.preprocessing), student.preprocessing)
     content = onnx_model(student, raw_images=raw_images, facts=facts).SerializeToString()
     if path.suffix != ".onnx" or path.is_dir():
-        raise RequestError(f"{path} is no name of an ONNX file; give one that ends in .onnx as --out")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.onnx")
+        raise RequestError(f"{path} is not the name of an ONNX file; give one that ends in .onnx as --out")
     try:
-        with _writing(path):
+        with _write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-        parity = check(partial, student, images)
-        _require_agreement(parity)
-        with _writing(path):
-            os.replace(partial, path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+                parity = check(temporary, student, images)
+                _require_agreement(parity)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise RequestError(f"the student gives no valid ONNX file: {first_line(error)[:200]}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+        raise RequestError(
+            f"the student's file is not valid ONNX ({first_line(error)}); evaluate or load the run folder instead"
+        ) from error
     return Exported(path, len(content), parity)
 
 
@@ -71,15 +84,19 @@ def _require_agreement(parity: Parity) -> None:
         matches["OpenVINO"] = parity.openvino.match.agreement
     engine, worst = min(matches.items(), key=lambda match: match[1])
     if worst < LEAST_AGREEMENT:
-        elsewhere = "; without the extra openvino it is checked on ONNX Runtime alone" if engine == "OpenVINO" else ""
+        way_out = (
+            "uninstall the extra openvino to check on ONNX Runtime only"
+            if engine == "OpenVINO"
+            else "evaluate or load the run folder instead"
+        )
         raise RequestError(
-            f"on {engine} the ONNX file chooses the student's class on {worst:.1f} % of {parity.images} images only, "
-            f"less than {LEAST_AGREEMENT:g} %, so it was not kept{elsewhere}"
+            f"on {engine} the ONNX file has the student's top-1 class on only {worst:.1f} % of {parity.images} images, "
+            f"below {LEAST_AGREEMENT:g} %, so it was removed; {way_out}"
         )
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

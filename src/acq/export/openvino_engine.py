@@ -1,4 +1,4 @@
-"""An exported file on OpenVINO, the second engine that a file is checked on where it is installed."""
+"""Runs an exported file on OpenVINO, the second engine of the check, if it is installed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ _BYTES = {"u8", "i8"}
 
 
 class OpenVINO:
-    """Runs a file on OpenVINO's CPU device; of its ``layers`` (convolutions and linear ones) ``integer`` run on bytes.
+    """Runs a file on OpenVINO's CPU device.
 
-    OpenVINO writes a layer and the sum after it as one kernel and leaves out the rounding between them, so that a sum
-    is a little more precise than the file says.
+    OpenVINO fuses a layer with the addition behind it and leaves out the rounding in between. So a sum is slightly more
+    precise than in the file.
+
+    Args:
+        file: The ONNX file.
+
+    Attributes:
+        layers: Number of convolutions and linear layers.
+        integer: How many of them run on bytes.
 
     Raises:
         RequestError: OpenVINO does not run the file.
-        ModuleNotFoundError: the extra ``openvino`` is not installed.
+        ModuleNotFoundError: The extra ``openvino`` is not installed.
     """
 
     def __init__(self, file: Path) -> None:
@@ -34,14 +41,14 @@ class OpenVINO:
             self._compiled = core.compile_model(str(file), "CPU", settings)
         except RuntimeError as error:
             raise RequestError(
-                f"OpenVINO cannot run the file ({first_line(error)[:120]}); "
-                "without the extra openvino it is checked on ONNX Runtime alone"
+                f"OpenVINO cannot run the file ({first_line(error)}); "
+                "uninstall the extra openvino to check the file on ONNX Runtime only"
             ) from error
         running = [operator.get_rt_info() for operator in self._compiled.get_runtime_model().get_ops()]
         kinds = [(facts["layerType"].value, facts["runtimePrecision"].value) for facts in running]
         self.layers = sum(kind in _LAYERS for kind, _ in kinds)
         self.integer = sum(kind in _LAYERS and precision in _BYTES for kind, precision in kinds)
 
-    def run(self, fed: np.ndarray) -> Tensor:
-        """Logits [N, K] of what the file takes."""
-        return torch.from_numpy(self._compiled(fed)[0].copy())
+    def run(self, inputs: np.ndarray) -> Tensor:
+        """The logits [N, K] of the file's input."""
+        return torch.from_numpy(self._compiled(inputs)[0].copy())

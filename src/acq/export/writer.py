@@ -1,4 +1,4 @@
-"""An ONNX graph being written: its nodes, its constants, and what each node of the student has become in it."""
+"""Writes an ONNX graph: collects its nodes and constants, and knows what each node of the student became."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from acq.errors import RequestError
-from acq.quantization.quantizers import ActivationQuantizer, pack
-from acq.quantization.student import QuantLayer, QuantLinear, times_inputs
+from acq.quantization.layers import QuantLayer, QuantLinear, scale_input_channels
+from acq.quantization.packing import pack
+from acq.quantization.quantizers import ActivationQuantizer
 
 NO_BOUNDS = (-math.inf, math.inf)
 NO_PADS = (0, 0, 0, 0)
+_INT4_BITS = 4  # wider weights are stored as INT8
+_BYTE = 255
 
 
 @dataclass(frozen=True)
 class Value:
-    """A node's values in the file: the name of the floats and, where they lie on a grid, of the bytes.
+    """The output of a node in the file.
 
-    Floats of a value on a grid have no name until somebody reads them. ``bounds`` are those of a rectifier that is
-    still to be applied to the floats: rounding is monotone, so a quantizer does it by clipping bytes. ``pads`` (top,
-    left, bottom, right) are zeros that the convolutions after it put around.
+    Attributes:
+        floats: Name of the float values; None until a consumer needs the floats of a quantized value.
+        bytes: Name of the quantized uint8 values; None where the value is not quantized.
+        qparams: Names of the scale and the zero point of ``bytes``.
+        bounds: Bounds of a rectifier that is not yet applied to ``floats``. Rounding is monotone, so the quantizer
+            behind it clips integers instead.
+        pads: Zeros (top, left, bottom, right) that the convolutions behind it add.
     """
 
     floats: str | None
     bytes: str | None = None
-    grid: tuple[str, str] | None = None  # names of the scale and the zero point
+    qparams: tuple[str, str] | None = None
     bounds: tuple[float, float] = NO_BOUNDS
     pads: tuple[int, ...] = NO_PADS
 
 
 class Writer:
-    """Collects nodes and constants; ``values`` holds what each node of the student has become.
+    """Collects nodes and constants. ``values`` has the value of each node of the student.
 
-    A ``floating`` one writes the same network in floating point: weights as floats, quantizers left out. ``padded`` are
-    the nodes that pad with zeros what convolutions alone read, which these then do themselves.
+    Args:
+        floating: Write the network in floating point: float weights, no quantizers.
+        padded: Nodes that pad the input of convolutions with zeros. The convolutions pad instead.
     """
 
     def __init__(self, floating: bool = False, padded: Container[fx.Node] = ()) -> None:
@@ -50,95 +58,117 @@ class Writer:
         self.values: dict[fx.Node, Value] = {}
 
     def add(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
-        """Append an operator; the name of its output."""
-        output = output or f"v{len(self.nodes)}"  # short: a file has hundreds
+        """Append an operator and return the name of its output."""
+        output = output or f"v{len(self.nodes)}"  # short, because a file has hundreds
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
     def split(self, source: str, axis: int, sizes: Sequence[int]) -> list[str]:
-        """Cut a tensor along an axis; the names of the pieces."""
+        """Split a tensor along an axis and return the names of the pieces."""
         names = [f"v{len(self.nodes)}_{piece}" for piece in range(len(sizes))]
         self.nodes.append(helper.make_node("Split", [source, self.integers(sizes)], names, axis=axis))
         return names
 
     def constant(self, name: str, value: Any) -> str:
-        """The name of a constant, kept once; ValueError if another one has that name."""
+        """Add a constant once and return its name.
+
+        Raises:
+            ValueError: Another constant has that name.
+        """
         made = numpy_helper.from_array(np.asarray(value), name)
         if self.constants.setdefault(name, made) != made:
-            raise ValueError(f"two constants of the name {name}")
+            raise ValueError(f"two constants are called {name}")
         return name
 
     def integers(self, values: Sequence[int]) -> str:
-        """The name of a list of 64-bit integers, such as a shape."""
+        """Add a list of 64-bit integers, such as a shape, and return its name."""
         return self.constant("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def number(self, value: float) -> str:
-        """The name of a 32-bit float."""
+        """Add a 32-bit float and return its name."""
         return self.constant(f"number_{value!r}", np.float32(value))
 
-    def weight(self, name: str, layer: QuantLayer, *, channel_scale: Tensor | None = None, turned: bool = False) -> str:
-        """The name of a layer's weight, stored in 4 bits a value where these hold it and in 8 otherwise.
+    def weight(self, layer: QuantLayer, *, channel_scale: Tensor | None = None, transposed: bool = False) -> str:
+        """Add a layer's weight: up to 4 bits as INT4, wider ones as INT8.
 
-        Engines fold the widening to 8 bits, for which they have kernels, when they load the file. A ``turned`` one is
-        a matrix [inputs, outputs]. In floating point nothing divides what the layer reads by ``channel_scale`` [C], so its
-        weight is divided by it.
+        Engines convert INT4 to INT8, for which they have kernels, when they load the file.
+
+        Args:
+            layer: The layer.
+            channel_scale: The divisor [C] of the layer's input. A file in floating point does not divide, so its weight
+                is divided.
+            transposed: Write a matrix [inputs, outputs].
+
+        Returns:
+            The name of the weight as floats.
         """
-        quantizer = layer.weight_quantizer
+        quantizer, name = layer.weight_quantizer, layer.name
         if self.floating:
             weight = quantizer(layer.weight).detach()
-            weight = (weight if channel_scale is None else times_inputs(layer, weight, 1 / channel_scale)).cpu()
-            return self.constant(f"{name}.weight", (weight.T if turned else weight).numpy())
+            weight = (weight if channel_scale is None else scale_input_channels(layer, weight, 1 / channel_scale)).cpu()
+            return self.constant(f"{name}.weight", (weight.T if transposed else weight).numpy())
         integers = quantizer.integers(layer.weight.detach()).cpu()
-        integers = integers.T.contiguous() if turned else integers
+        integers = integers.T.contiguous() if transposed else integers
         stored = f"{name}.weight"
-        if quantizer.bits <= 4:
-            raw = pack(integers, 4).numpy().tobytes()
+        if quantizer.bits <= _INT4_BITS:
+            raw = pack(integers, _INT4_BITS).numpy().tobytes()
             self.constants[stored] = helper.make_tensor(stored, TensorProto.INT4, integers.shape, raw, raw=True)
             stored = self.add("Cast", [stored], to=TensorProto.INT8)
         else:
             self.constant(stored, integers.numpy())
-        scale = self.constant(f"{name}.scale", quantizer.scale.detach().cpu().numpy())
-        grid = [scale]
-        if isinstance(layer, QuantLinear):  # without a zero point engines have no integer kernel for products
+        qparams = [self.constant(f"{name}.scale", quantizer.scale.detach().cpu().numpy())]
+        if isinstance(layer, QuantLinear):  # engines have no integer kernel for products without a zero point
             zeros = np.zeros(quantizer.scale.shape, np.int8)
-            grid.append(self.constant(f"zeros_{zeros.size}", zeros))
-        return self.add("DequantizeLinear", [stored, *grid], axis=1 if turned else 0)
+            qparams.append(self.constant(f"zeros_{zeros.size}", zeros))
+        return self.add("DequantizeLinear", [stored, *qparams], axis=1 if transposed else 0)
 
-    def bias(self, name: str, layer: QuantLayer) -> list[str]:
-        """The name of a layer's bias, if it has one.
+    def bias(self, layer: QuantLayer) -> list[str]:
+        """Add a layer's bias and return its name; an empty list if the layer has none.
 
-        As floats, which a frozen student's whole units are exactly: integer kernels turn them into these units.
+        It is stored as floats. After the conversion to integers they are whole units of the accumulator, and integer
+        kernels convert them to these units.
         """
         if layer.bias is None:
             return []
-        return [self.constant(f"{name}.bias", layer.bias.detach().cpu().numpy())]
+        return [self.constant(f"{layer.name}.bias", layer.bias.detach().cpu().numpy())]
 
-    def on_grid(self, name: str, source: Value, quantizer: ActivationQuantizer, dimensions: int) -> Value:
-        """The bytes of a value of so many ``dimensions``, clipped to the quantizer's width and to the bounds of the
-        rectifier before it."""
+    def quantized(self, source: Value, quantizer: ActivationQuantizer, dimensions: int) -> Value:
+        """Quantize a value: QuantizeLinear, then a Clip of bytes to the quantizer's width and the rectifier's bounds.
+
+        Args:
+            source: The value.
+            quantizer: Its quantizer.
+            dimensions: Number of dimensions of the value.
+
+        Returns:
+            The quantized value.
+
+        Raises:
+            RequestError: The quantizer divides channels behind a rectifier.
+        """
         if self.floating:
             return source
-        scale, zero = quantizer.scale.item(), int(quantizer.zero_point.item())
-        grid = (
-            self.constant(f"step_{scale!r}", np.float32(scale)),  # by value: grids that are alike share them
-            self.constant(f"{name}.zero", np.uint8(zero)),
+        scale, zero_point = quantizer.scale.item(), int(quantizer.zero_point.item())
+        qparams = (
+            self.constant(f"scale_{scale!r}", np.float32(scale)),  # by value, so that equal scales are shared
+            self.constant(f"{quantizer.name}.zero_point", np.uint8(zero_point)),
         )
-        unclipped = source.floats if source.floats is not None else self._dequantized(source)
+        floats = source.floats if source.floats is not None else self._dequantized(source)
         if quantizer.channel_scale is not None and not bool((quantizer.channel_scale == 1).all()):
-            if source.bounds != NO_BOUNDS:  # what has a ratio was on a grid before, in every student that was built
-                raise RequestError(f"{name} divides channels right after a rectifier; quantize again")
-            # as in the student; with a scale a channel QuantizeLinear takes ONNX Runtime a hundred times as long
-            factor = self.constant(f"{name}.factor", quantizer.factor(dimensions).cpu().numpy())
-            unclipped = self.add("Mul", [unclipped, factor])
-        found = self.add("QuantizeLinear", [unclipped, *grid])
+            if source.bounds != NO_BOUNDS:  # a requantizer's input is quantized, so its bounds are applied
+                raise RequestError(f"{quantizer.name} divides channels right behind a rectifier; quantize again")
+            # as in the student; QuantizeLinear with one scale per channel is a hundred times slower in ONNX Runtime
+            factor = quantizer.channel_factor(dimensions).cpu().numpy()
+            floats = self.add("Mul", [floats, self.constant(f"{quantizer.name}.channel_factor", factor)])
+        name = self.add("QuantizeLinear", [floats, *qparams])
         inverse = np.float32((1 / quantizer.scale).item())  # the student multiplies by it, in 32 bits
-        low, high = (_clipped(float(np.float32(b) * inverse), zero, quantizer.qmax) for b in source.bounds)
-        if (low, high) != (0, 255):
-            found = self.add("Clip", [found, *(self.constant(f"byte_{b}", np.uint8(b)) for b in (low, high))])
-        return Value(None, found, grid)
+        low, high = (_bound(float(np.float32(b) * inverse), zero_point, quantizer.qmax) for b in source.bounds)
+        if (low, high) != (0, _BYTE):
+            name = self.add("Clip", [name, *(self.constant(f"byte_{b}", np.uint8(b)) for b in (low, high))])
+        return Value(None, name, qparams)
 
     def floats(self, node: fx.Node) -> str:
-        """The name of a node's values in floating point, written when first asked for."""
+        """The name of a node's floats, written when first needed, with the rectifier's bounds applied."""
         value = self.values[node]
         low, high = value.bounds
         if value.floats is None:
@@ -154,12 +184,38 @@ class Writer:
 
     def _dequantized(self, value: Value) -> str:
         assert value.bytes is not None
-        assert value.grid is not None
-        return self.add("DequantizeLinear", [value.bytes, *value.grid])
+        assert value.qparams is not None
+        return self.add("DequantizeLinear", [value.bytes, *value.qparams])
 
 
-def _clipped(steps: float, zero: int, high: int) -> int:
-    """The byte of a bound that lies ``steps`` from zero, half to even as quantizers round; infinite ones are ends."""
+def convolution_attributes(
+    kernel: Sequence[int],
+    *,
+    pads: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> dict[str, Any]:
+    """The attributes of an ONNX convolution that differ from the defaults.
+
+    Args:
+        kernel: Height and width.
+        pads: Zeros: top, left, bottom, right.
+        stride: Down and across.
+        dilation: Down and across.
+        groups: Number of groups of channels.
+    """
+    values: dict[str, tuple[Any, Any]] = {
+        "strides": (stride, (1, 1)),
+        "dilations": (dilation, (1, 1)),
+        "group": (groups, 1),
+        "pads": (tuple(pads), NO_PADS),
+    }
+    return {"kernel_shape": list(kernel), **{name: value for name, (value, usual) in values.items() if value != usual}}
+
+
+def _bound(steps: float, zero_point: int, qmax: int) -> int:
+    """The byte of a bound ``steps`` from zero, half to even as quantizers round; an infinite bound clips nothing."""
     if math.isinf(steps):
-        return 0 if steps < 0 else high
-    return min(max(round(steps) + zero, 0), high)
+        return 0 if steps < 0 else qmax
+    return min(max(round(steps) + zero_point, 0), qmax)

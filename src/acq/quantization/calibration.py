@@ -1,4 +1,7 @@
-"""Ranges before any training: the scales whose rounding errs least on weights and on observed activations."""
+"""Calibration before training: search the range of each quantizer with the least squared error.
+
+The search grids are this project's definition.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from acq.errors import RequestError
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student, quantizers_off
 
-_SAMPLE = 32_768  # values kept of an activation, over all batches
-_RATIOS = 100
-_CLIPS = [percent / 100 for percent in range(104, 4, -1)]  # of the greatest weight
+_SAMPLE = 32_768  # values kept per activation, over all batches
+_WEIGHT_RATIOS = [percent / 100 for percent in range(104, 4, -1)]  # of the largest absolute weight
+_RANGE_POINTS, _SMALLEST_RANGE = 100, 0.01  # of the observed range
+_REFINED_POINTS = 40
+_REFINED_FACTORS = (4.0, 1.3)  # how far a bound varies around the best one, in two rounds
 
 
 @torch.no_grad()
@@ -25,15 +30,20 @@ def calibrate(
     rng: torch.Generator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Give every quantizer of ``student`` its range, from its weights and from images [N, C, H, W].
+    """Set the range of every quantizer.
 
-    Weights are searched first, then the batches are passed through the network in floating point, each
-    activation keeping a sample drawn with ``rng`` (a CPU generator; by default one with seed 0, so that two
-    calls agree), and then every activation's range is searched on its sample. ``progress`` is told batches
-    done and batches in all.
+    Scales of weights come from the weights. Then the images pass through the network in floating point, each
+    activation quantizer keeps a sample, and its range is searched on it.
+
+    Args:
+        student: The student; its quantizers change.
+        batches: Images [N, C, H, W].
+        rng: A generator on the CPU that draws the samples; None means seed 0, so that two calls agree.
+        progress: Called with the number of batches done and in all.
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: There are no batches.
+        RequestError: Values are not finite.
     """
     images = list(batches)
     if not images:
@@ -52,102 +62,126 @@ def calibrate(
 
 
 def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
-    """The scale [C] that minimises ``sum((w - s * clip(round(w / s), low, high))^2)`` in each channel.
+    """Search the scale per channel that minimises ``sum((w - s * clip(round(w / s), qmin, qmax))^2)``.
 
-    The candidates are ``s = r * max|w| / high`` with 100 ratios r from 1.04 down to 0.05, or the nearest scale that the
-    quantizer can have. A channel of
-    zeros, which any scale represents, takes the mean scale of the others, so that training can still move
-    it.
+    Candidates are ``s = r * max|w| / qmax`` with 100 ratios r from 1.04 down to 0.05, each rounded to a scale that the
+    quantizer can have. Any scale represents a channel of zeros. It takes the mean scale of the other channels, so that
+    training can move its weights.
+
+    Args:
+        weight: [C, ...].
+        quantizer: The quantizer, for its range.
+
+    Returns:
+        The scales [C].
     """
     flat = weight.detach().flatten(1)  # [C, ...] -> [C, n]
-    bound = flat.abs().amax(1) / quantizer.qmax
-    least = torch.finfo(flat.dtype).tiny
-    steps = (quantizer.representable((bound * ratio).clamp_min(least)) for ratio in _CLIPS)
-    scale = best_steps(flat, steps, quantizer.qmin, quantizer.qmax)
-    live = bound > 0
-    return torch.where(live, scale, scale[live].mean() if live.any() else 1.0)
+    largest = flat.abs().amax(1) / quantizer.qmax
+    tiny = torch.finfo(flat.dtype).tiny
+    candidates = (quantizer.representable((largest * ratio).clamp_min(tiny)) for ratio in _WEIGHT_RATIOS)
+    scale = best_scale(flat, candidates, quantizer.qmin, quantizer.qmax)
+    nonzero = largest > 0
+    return torch.where(nonzero, scale, scale[nonzero].mean() if nonzero.any() else 1.0)
 
 
-def best_steps(rows: Tensor, steps: Iterable[Tensor], low: int, high: int) -> Tensor:
-    """Of the candidates ``steps``, [C] each and positive, the one at which each of the ``rows`` [C, n] is rounded with
-    the least squared error to multiples ``low`` to ``high``; 1 where none has a finite one."""
+def best_scale(rows: Tensor, candidates: Iterable[Tensor], qmin: int, qmax: int) -> Tensor:
+    """Choose the candidate with the least squared rounding error for each row.
+
+    Args:
+        rows: Values [C, n].
+        candidates: Positive scales, [C] each.
+        qmin: The least integer.
+        qmax: The greatest integer.
+
+    Returns:
+        The scales [C]; 1 where no candidate has a finite error.
+    """
     best, chosen = torch.full_like(rows[:, 0], torch.inf), torch.ones_like(rows[:, 0])
-    for step in steps:
-        column = step.unsqueeze(1)
-        rounded = (rows / column).round_().clamp_(low, high).mul_(column)
+    for scale in candidates:
+        column = scale.unsqueeze(1)
+        rounded = (rows / column).round_().clamp_(qmin, qmax).mul_(column)
         error = rounded.sub_(rows).square_().sum(1)
-        chosen = torch.where(error < best, step, chosen)
+        chosen = torch.where(error < best, scale, chosen)
         best = torch.minimum(best, error)
     return chosen
 
 
 def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
-    """The scale [] and zero point [] that minimise the mean squared rounding error on a sample ``x`` [n].
+    """Search the scale and zero point that minimise the mean squared rounding error on a sample.
 
-    The range is ``[r * min(x, 0), t * max(x, 0)]`` with ``s = (t * max - r * min) / high`` and ``z =
-    round(-r * min / s)``, so zero is on the grid, and z is 0 where nothing is negative. The ratios r and t
-    are searched together on 100 geometric steps from 1 down to 0.01, then each in turn around the best,
-    twice. A tensor of zeros gets scale 1. A binary quantizer takes the better of the two powers of two around that
-    scale, and the nearest even zero point.
+    The range is ``[r * min(x, 0), t * max(x, 0)]`` with ``scale = (t * max - r * min) / qmax`` and
+    ``zero_point = round(-r * min / scale)``. So zero is exact, and the zero point is 0 if no value is negative. The
+    ratios r and t are searched together, on 100 geometric steps from 1 to 0.01, then one after the other around the
+    best pair, twice. A quantizer with power-of-two scales takes the better of the two powers of two around the scale,
+    and the nearest even zero point.
+
+    Args:
+        x: The sample [n].
+        quantizer: The quantizer, for its range and name.
+
+    Returns:
+        The scale [] and the zero point []; 1 and 0 for a sample of zeros.
 
     Raises:
-        RequestError: the sample is empty or not finite.
+        RequestError: The sample is empty or not finite.
     """
     if not x.numel() or not x.isfinite().all():
-        found = "are not finite" if x.numel() else "were never observed"
-        raise RequestError(f"values of {quantizer.name!r} {found}; check the network on these images in floating point")
+        fault = "are not finite" if x.numel() else "were never observed"
+        raise RequestError(f"values of {quantizer.name!r} {fault}; check the network on these images in floating point")
     low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
     if low == high:
         return x.new_ones(()), x.new_zeros(())
-    together = [(ratio, ratio) for ratio in _ratios(0.01, 1.0, _RATIOS)]
-    best = min(together, key=lambda pair: _error(x, low * pair[0], high * pair[1], quantizer.qmax))
-    for width in (4.0, 1.3):
+    together = [(ratio, ratio) for ratio in _geometric(_SMALLEST_RANGE, 1.0, _RANGE_POINTS)]
+    best = min(together, key=lambda pair: _range_error(x, low * pair[0], high * pair[1], quantizer.qmax))
+    for factor in _REFINED_FACTORS:
         for side in (0, 1):
-            best = _refined(x, (low, high), best, side, width, quantizer.qmax)
+            best = _refined(x, (low, high), best, side, factor, quantizer.qmax)
     low, high = low * best[0], high * best[1]
-    scale, zero = (
-        _binary_grid(x, low, high, quantizer.qmax) if quantizer.power_of_two else _grid(low, high, quantizer.qmax)
-    )
-    return x.new_tensor(scale), x.new_tensor(zero)
+    search = _power_of_two_qparams if quantizer.power_of_two_scales else _qparams
+    scale, zero_point = search(x, low, high, quantizer.qmax)
+    return x.new_tensor(scale), x.new_tensor(zero_point)
 
 
 def _refined(
-    x: Tensor, extremes: tuple[float, float], best: tuple[float, float], side: int, width: float, levels: int
+    x: Tensor, bounds: tuple[float, float], best: tuple[float, float], side: int, factor: float, qmax: int
 ) -> tuple[float, float]:
-    """The best pair of ratios when one of the two varies by a factor of up to ``width`` either way."""
-    low, high = extremes
-    if not extremes[side]:
+    """The best pair of ratios when the one of ``side`` varies by up to ``factor`` in both directions."""
+    low, high = bounds
+    if not bounds[side]:
         return best
     other = best[1 - side]
-    tried = [min(best[side] * factor, 1.0) for factor in _ratios(1 / width, width, 40)]
+    tried = [min(best[side] * ratio, 1.0) for ratio in _geometric(1 / factor, factor, _REFINED_POINTS)]
     pairs = [best, *((ratio, other) if side == 0 else (other, ratio) for ratio in tried)]
-    return min(pairs, key=lambda pair: _error(x, low * pair[0], high * pair[1], levels))
+    return min(pairs, key=lambda pair: _range_error(x, low * pair[0], high * pair[1], qmax))
 
 
-def _error(x: Tensor, low: float, high: float, levels: int) -> float:
-    scale, zero = _grid(low, high, levels)
-    return _grid_error(x, scale, zero, levels)
+def _range_error(x: Tensor, low: float, high: float, qmax: int) -> float:
+    return _rounding_error(x, *_qparams(x, low, high, qmax), qmax)
 
 
-def _grid_error(x: Tensor, scale: float, zero: float, levels: int) -> float:
-    rounded = (x / scale).round_().clamp_(-zero, levels - zero).mul_(scale)
+def _rounding_error(x: Tensor, scale: float, zero_point: float, qmax: int) -> float:
+    rounded = (x / scale).round_().clamp_(-zero_point, qmax - zero_point).mul_(scale)
     return rounded.sub_(x).square_().mean().item()
 
 
-def _grid(low: float, high: float, levels: int) -> tuple[float, float]:
-    scale = max(high - low, torch.finfo(torch.float32).tiny * levels) / levels
+def _qparams(_: Tensor, low: float, high: float, qmax: int) -> tuple[float, float]:
+    """Scale and zero point of a range."""
+    scale = max(high - low, torch.finfo(torch.float32).tiny * qmax) / qmax
     return scale, float(round(-low / scale))
 
 
-def _binary_grid(x: Tensor, low: float, high: float, levels: int) -> tuple[float, float]:
-    scale, _ = _grid(low, high, levels)
+def _power_of_two_qparams(x: Tensor, low: float, high: float, qmax: int) -> tuple[float, float]:
+    """The better power of two around a range's scale, and the nearest even zero point."""
+    scale, _ = _qparams(x, low, high, qmax)
     powers = [2.0 ** (math.floor(math.log2(scale)) + more) for more in (0, 1)]
-    grids = [(power, min(2.0 * round(-low / power / 2), levels - 1.0)) for power in powers]
-    return min(grids, key=lambda grid: _grid_error(x, grid[0], grid[1], levels))
+    candidates: list[tuple[float, float]] = [
+        (power, min(2.0 * round(-low / power / 2), qmax - 1.0)) for power in powers
+    ]
+    return min(candidates, key=lambda qparams: _rounding_error(x, qparams[0], qparams[1], qmax))
 
 
-def _ratios(low: float, high: float, count: int) -> list[float]:
-    """``count`` ratios from ``high`` down to ``low``, geometric."""
+def _geometric(low: float, high: float, count: int) -> list[float]:
+    """``count`` ratios from ``high`` down to ``low`` in geometric steps."""
     return [high * (low / high) ** (i / (count - 1)) for i in range(count)]
 
 

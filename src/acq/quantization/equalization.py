@@ -1,139 +1,168 @@
-"""Channels of one range: what layers read in few bits is scaled channel by channel, and their weights the other way."""
+"""Equalization: rescale the channels of layer inputs so that each one uses more levels of its tensor's quantizer.
+
+A quantizer has one scale per tensor, so a channel with small values uses few levels. Dividing the channel and
+multiplying the consumers' weights by the same factor keeps the network in floating point unchanged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from acq.quantization.calibration import best_steps
-from acq.quantization.plan import operator_of
+from acq.quantization.calibration import best_scale
+from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, scale_input_channels
+from acq.quantization.operators import HARDTANH, RELU, operator_of
 from acq.quantization.quantizers import ActivationQuantizer
-from acq.quantization.student import QuantConv2d, QuantLayer, QuantLinear, Student, quantizers_off, times_inputs
+from acq.quantization.student import Student, quantizers_off
 
-_TOGETHER = 16  # images whose values are held at once
-_SAMPLE = 4096  # values kept of a channel, over all batches
-_CLIPS = [0.1 ** (step / 40) for step in range(41)]  # of the greatest value of a channel
-_LEAST = 1 / 64  # of the greatest ratio: a channel that hardly ever fires is not blown up without end
-_SHARE = 0.5  # of the way, in logarithms: the rest would make of uneven values uneven weights, which are rounded too
-# of values of so many dimensions: those for which channels are the second axis
-_READERS: dict[int, type[QuantLayer]] = {2: QuantLinear, 4: QuantConv2d}
-_RECTIFIED, _CLIPPED = "aten.relu.default", "aten.hardtanh.default"
+_BATCH = 16  # images whose values are in memory at once
+_SAMPLE = 4096  # values kept per channel, over all batches
+_CLIP_RATIOS = [0.1 ** (step / 40) for step in range(41)]  # of a channel's greatest value
+_SMALLEST_SCALE = 1 / 64  # of the largest channel scale: a channel that is almost always zero is not amplified further
+_EXPONENT = 0.5  # a full equalization would make the weights uneven, which are quantized too
+_FINE_BITS = 8  # tensors with so many bits are fine enough
+# layers whose input has the channels as its second axis, by the input's number of dimensions
+_CONSUMERS: dict[int, type[QuantLayer]] = {2: QuantLinear, 4: QuantConv2d}
 
 
 @torch.no_grad()
 def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[str] = ()) -> bool:
-    """Let every channel of what layers alone read use more levels of its tensor's grid; whether there was any, whose
-    ranges are then to be searched anew.
+    """Rescale the channels of layer inputs with fewer than 8 bits.
 
-    Each channel is divided by a ratio of its own, the scale at which its values [N, C, ...] on images given in
-    ``batches`` are rounded best over the largest such, and the weights that read it are multiplied by it, so that the
-    network in floating point stays the same. What a layer gives, rectified or not, is divided by dividing that layer's
-    weights; what is held in more bits, for sums, is divided where it is rounded for the layers that read it. Between
-    two layers this is cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1) with the ranges of values
-    in place of those of weights; the rest is this project's definition. Nodes in ``keep`` stay as they are, and so does
-    what has 8 bits: that is fine enough, and binary grids have no other scales.
+    Each channel is divided by a factor: the scale at which its values are quantized best, relative to the largest such
+    scale. If a layer produces the tensor, through a rectifier or not, the layer's weights are divided. If the tensor is
+    requantized, the requantizer divides (``channel_scale``). Between two layers this is cross-layer equalization (Nagel
+    et al., arXiv 1906.04721, section 4.1) with activation ranges in place of weight ranges. The rest is this project's
+    definition.
+
+    Args:
+        student: A calibrated student; its weights, biases and channel scales change.
+        batches: Images [N, C, H, W].
+        keep: Names of tensors that stay as they are.
+
+    Returns:
+        Whether anything changed. Ranges must then be calibrated again.
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: There are no batches.
     """
     if not batches:
         raise ValueError("equalize needs at least one batch of images")
-    places = [place for place in _places(student) if place.node.name.removesuffix("_quantizer") not in keep]
-    if not places:
+    tensors = [tensor for tensor in _equalizable(student) if tensor.quantizer.name not in keep]
+    if not tensors:
         return False
-    samples, greatest = _seen(student, batches, [place.node.name for place in places])
-    for place in places:
-        values, most = torch.cat(samples.pop(place.node.name), 1), greatest[place.node.name]
-        channel_scale = _ratio(values, place.quantizer) ** _SHARE
-        if place.bound is not None:  # what is clipped at a bound must be so above the end of the range
-            channel_scale = torch.maximum(channel_scale, (most / place.bound).to(channel_scale))
-        _give(place, channel_scale)
+    samples, maxima = _observe(student, batches, [tensor.quantizer.name for tensor in tensors])
+    for tensor in tensors:
+        values, largest = torch.cat(samples.pop(tensor.quantizer.name), 1), maxima[tensor.quantizer.name]
+        factor = relative_scales(values, tensor.quantizer) ** _EXPONENT
+        if tensor.bound is not None:  # a clipped value must stay above the end of the range
+            factor = torch.maximum(factor, (largest / tensor.bound).to(factor))
+        _rescale(tensor, factor)
     return True
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A grid whose values layers alone read: its node, these layers, and the one that gives them, which is None where
-    the grid divides by itself; ``bound`` is what a rectifier between clips at, if it does."""
+@torch.no_grad()
+def relative_scales(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """The scale per channel with the least rounding error, relative to the largest one.
 
-    node: fx.Node
+    Args:
+        values: A sample of values per channel [C, n].
+        quantizer: A calibrated quantizer, for its integers.
+
+    Returns:
+        Ratios [C] from 1/64 to 1; 1 for a channel without values in the quantizer's range.
+    """
+    zero_point = int(quantizer.zero_point.item())
+    qmin, qmax = quantizer.qmin - zero_point, quantizer.qmax - zero_point
+    widest = torch.maximum(values.amin(1) / min(qmin, -1), values.amax(1) / max(qmax, 1)).clamp_min(0)
+    tiny = torch.finfo(widest.dtype).tiny
+    scale = best_scale(values, ((widest * ratio).clamp_min(tiny) for ratio in _CLIP_RATIOS), qmin, qmax)
+    relative = scale / scale.amax()
+    return torch.where(widest > 0, relative.clamp_min(_SMALLEST_SCALE), 1.0)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor that only layers consume.
+
+    ``producer`` is the layer that produces it, or None if its requantizer divides. ``bound`` is the upper bound of the
+    rectifier in between, if it has one.
+    """
+
     quantizer: ActivationQuantizer
-    readers: list[QuantLayer]
-    source: QuantLayer | None
+    consumers: list[QuantLayer]
+    producer: QuantLayer | None
     bound: float | None
 
 
-def _places(student: Student) -> Iterator[_Place]:
-    modules = dict(student.placed())
-    for node, module in modules.items():
-        kind = _READERS.get(len(node.meta["shape"]))
-        if not isinstance(module, ActivationQuantizer) or module.bits >= 8 or kind is None:
+def _equalizable(student: Student) -> Iterator[_Tensor]:
+    modules = dict(student.modules_in_order())
+    for node, quantizer in modules.items():
+        kind = _CONSUMERS.get(len(node.meta["shape"]))
+        if not isinstance(quantizer, ActivationQuantizer) or quantizer.bits >= _FINE_BITS or kind is None:
             continue
-        readers = [modules.get(user) for user in node.users]
-        layers: list[QuantLayer] = [reader for reader in readers if isinstance(reader, kind)]
-        if len(layers) < len(readers):
+        users = [modules.get(user) for user in node.users]
+        consumers: list[QuantLayer] = [user for user in users if isinstance(user, kind)]
+        if len(consumers) < len(users):
             continue
-        if module.channel_scale is not None:
-            yield _Place(node, module, layers, None, None)
+        if quantizer.channel_scale is not None:
+            yield _Tensor(quantizer, consumers, None, None)
             continue
-        (before,) = node.all_input_nodes
+        (source,) = node.all_input_nodes
         bound = None
-        if before.op == "call_function" and len(before.users) == 1 and _scales(before):
-            bound = float(before.args[2]) if operator_of(before) == _CLIPPED else None  # type: ignore[arg-type]
-            (before,) = before.all_input_nodes
-        source = modules.get(before)
-        if isinstance(source, QuantLayer) and len(before.users) == 1:
-            yield _Place(node, module, layers, source, bound)
+        if source.op == "call_function" and len(source.users) == 1 and _is_scalable(source):
+            bound = _upper_bound(source)
+            (source,) = source.all_input_nodes
+        producer = modules.get(source)
+        if isinstance(producer, QuantLayer) and len(source.users) == 1:
+            yield _Tensor(quantizer, consumers, producer, bound)
 
 
-def _scales(rectifier: fx.Node) -> bool:
-    """Whether an operator of what is divided gives what it gives divided, up to a bound above zero."""
-    operator, clipped = operator_of(rectifier), len(rectifier.args) == 3 and rectifier.args[1] == 0
-    return operator == _RECTIFIED or (operator == _CLIPPED and bool(clipped))
+def _is_scalable(rectifier: fx.Node) -> bool:
+    """Whether an operator of a divided input gives its divided output, up to an upper bound."""
+    if operator_of(rectifier) == HARDTANH:
+        return len(rectifier.args) == 3 and bool(rectifier.args[1] == 0)
+    return operator_of(rectifier) == RELU
 
 
-def _seen(
-    student: Student, batches: Sequence[Tensor], taps: Sequence[str]
+def _upper_bound(rectifier: fx.Node) -> float | None:
+    bound: Any = rectifier.args[2] if operator_of(rectifier) == HARDTANH else None
+    return None if bound is None else float(bound)
+
+
+def _observe(
+    student: Student, batches: Sequence[Tensor], names: Sequence[str]
 ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-    """Of each tap's channels a sample of values [C, n], in parts, and the greatest [C], in floating point."""
+    """Values per channel in floating point: a sample [C, n] of each tensor, in parts, and the greatest ones [C]."""
     rng = torch.Generator().manual_seed(0)
-    samples: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-    most: dict[str, Tensor] = {}
-    size = max(1, _SAMPLE * _TOGETHER // sum(map(len, batches)))
+    samples: dict[str, list[Tensor]] = {name: [] for name in names}
+    maxima: dict[str, Tensor] = {}
+    size = max(1, _SAMPLE * _BATCH // sum(map(len, batches)))
     with quantizers_off(student):
-        for part in (part for batch in batches for part in batch.split(_TOGETHER)):  # type: ignore[no-untyped-call]
-            for tap, values in student.read(part, taps)[1].items():
-                channels = values.movedim(1, 0).flatten(1)  # [C, N * H * W]
-                greatest = channels.amax(1)
-                most[tap] = torch.maximum(most[tap], greatest) if tap in most else greatest
+        for part in (part for batch in batches for part in batch.split(_BATCH)):  # type: ignore[no-untyped-call]
+            for name, values in student.read(part, names)[1].items():
+                channels = values.movedim(1, 0).flatten(1)  # [N, C, ...] -> [C, n]
+                largest = channels.amax(1)
+                maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
                 if channels.shape[1] > size:
                     chosen = torch.randint(channels.shape[1], (size,), generator=rng)
                     channels = channels[:, chosen.to(channels.device)]
-                samples[tap].append(channels)
-    return samples, most
+                samples[name].append(channels)
+    return samples, maxima
 
 
-def _ratio(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
-    """The scale of each channel [C] of ``values`` [C, n] at which the grid's integers err least, over the largest."""
-    zero = int(quantizer.zero_point.item())
-    low, high = quantizer.qmin - zero, quantizer.qmax - zero
-    widest = torch.maximum(values.amin(1) / min(low, -1), values.amax(1) / max(high, 1)).clamp_min(0)
-    least = torch.finfo(widest.dtype).tiny
-    scale = best_steps(values, ((widest * clip).clamp_min(least) for clip in _CLIPS), low, high)
-    channel_scale = scale / scale.amax()
-    return torch.where(widest > 0, channel_scale.clamp_min(_LEAST), 1.0)
-
-
-def _give(place: _Place, channel_scale: Tensor) -> None:
-    for layer in place.readers:
-        layer.weight.copy_(times_inputs(layer, layer.weight, channel_scale))
-    if place.source is None:
-        assert place.quantizer.channel_scale is not None
-        place.quantizer.channel_scale.mul_(channel_scale)
+def _rescale(tensor: _Tensor, factor: Tensor) -> None:
+    """Divide a tensor's channels by ``factor`` [C] and multiply its consumers' weights by it."""
+    for layer in tensor.consumers:
+        layer.weight.copy_(scale_input_channels(layer, layer.weight, factor))
+    if tensor.producer is None:
+        assert tensor.quantizer.channel_scale is not None
+        tensor.quantizer.channel_scale.mul_(factor)
         return
-    place.source.weight.div_(channel_scale.view(-1, *(1,) * (place.source.weight.dim() - 1)))
-    if place.source.bias is not None:
-        place.source.bias.div_(channel_scale)
+    tensor.producer.weight.div_(factor.view(-1, *(1,) * (tensor.producer.weight.dim() - 1)))
+    if tensor.producer.bias is not None:
+        tensor.producer.bias.div_(factor)

@@ -1,4 +1,7 @@
-"""The last step: the student becomes what integer kernels compute, to the bit."""
+"""Conversion to exact integer arithmetic: small changes to biases and scales so that every engine gives equal logits.
+
+The conversion is this project's definition.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +10,91 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from acq.quantization.plan import operator_of
+from acq.network.names import name_of
+from acq.quantization.layers import QuantLayer
+from acq.quantization.operators import SUBTRACT, Role, operator_of
 from acq.quantization.quantizers import ActivationQuantizer
-from acq.quantization.student import QuantLayer, Student
+from acq.quantization.student import Student
 
-_MOST_UNITS = 2**30
-_FARTHEST = 2**-9  # that a scale moves, of itself: 0.2 %
-_TRIES, _MOST_TRIES = 32, 512  # on either side; as many as the values' number allows
-_MOST_TRIED = 1 << 25  # values times tries, beyond the fewest
-_ENOUGH = 1e-3  # of a step: no float error of a layer is as large
-_ENOUGH_OF_TWO = 2e-4  # nor of two values' sum: five roundings by 2^-24 of some 256 steps, twice for good measure
-_MOST_SUMS = 1 << 20  # beyond these, some lie near a tie whatever the scale
+_MOST_BIAS_UNITS = 2**30  # fits in 32 bits with room for the products
+_LARGEST_MOVE = 2**-9  # of a scale: 0.2 %
+_FEWEST_TRIES, _MOST_TRIES = 32, 512  # scales tried in each direction
+_MOST_TRIED_VALUES = 1 << 25  # values times tries; beyond it the fewest tries are made
+_LAYER_MARGIN = 1e-3  # of a step: above every float error of a layer
+_ADD_MARGIN = 2e-4  # of a step: twice five roundings by 2^-24 of about 256 steps
+_MOST_VALUES = 1 << 20  # with more values, some lie near a tie at every scale
+_LEVELS = (Role.MOVE, Role.RECTIFIER, Role.CONCAT)  # outputs have levels of the inputs' quantizer
 
 
 @torch.no_grad()
 def convert_to_integers(student: Student) -> None:
-    """Change a calibrated ``student`` a little, so that every engine gives the same logits (this project's definition).
+    """Make a calibrated student computable in integers, bit for bit.
 
-    Biases become whole units of their layer's accumulator: an integer kernel adds ``W x`` in units of weight scale
-    times input scale, one a channel, and its bias is such an integer too. Where a bias is more units than 32 bits
-    count, as in a channel whose weights are all but zero, the channel's scale grows.
+    Biases become integers in units of their accumulator, which is weight scale times input scale. If a bias needs more
+    units than 32 bits hold, as in a channel with almost zero weights, the scale of its weights grows.
 
-    Scales of activations move by up to 0.2 % to where no accumulator lies halfway between two levels, nor the sum of
-    values on two grids: halfway, the order of a sum decides where it is rounded to, and 4-bit networks make much of it.
-    Where a layer can give too many sums for that (8 bits), engines may differ by a level here and there, unless its
-    grids are binary (``acq.quantization.quantizers``): then nothing is rounded on the way, a tie is one for every engine, and no
-    scale has to move. Layers whose input is on no grid stay as they are, and so do scales of means, products, sums with
-    numbers, what joins several grids, and smooth functions.
+    Scales of activations move by up to 0.2 %, so that no value lies halfway between two levels. At a tie the order of a
+    sum decides how it rounds, which changes logits of 4-bit networks. This covers accumulators of layers, sums of two
+    quantized tensors, and requantized tensors.
+
+    At 8 bits a layer has too many possible sums, and engines may differ by one level. With power-of-two scales nothing
+    rounds on the way, so no scale moves. Scales of means, products, concatenations of several quantizers, sums with
+    numbers and smooth nonlinearities stay, and so do layers whose input is not quantized.
+
+    Args:
+        student: A calibrated student; biases and scales change.
     """
-    roles = {site.node: site.role for site in student.plan.sites}
-    passing = {name for name, role in roles.items() if role in ("move", "join", "activation")}
-    grids: dict[fx.Node, ActivationQuantizer | None] = {}
-    sums: dict[fx.Node, _Sums] = {}
+    roles = {node.name: node.role for node in student.plan.nodes}
+    quantizers: dict[fx.Node, ActivationQuantizer | None] = {}
+    reachable: dict[fx.Node, Values] = {}
     for node in student.graph.nodes:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
-        before = [source for source in node.all_input_nodes if roles.get(source.name) != "shape"]
-        inputs = [grids[source] for source in before]
-        grid = inputs[0] if len(set(inputs)) == 1 else None
-        if isinstance(module, QuantLayer) and grid is not None:
-            _whole_biases(module, grid.scale)
-            sums[node] = _sums(module, grid)
-        elif isinstance(module, ActivationQuantizer) and not module.power_of_two:
-            if before[0] in sums:
-                _off_ties(module, sums[before[0]])
-            elif grid is not None:  # what is held in more bits
-                _off_ties(module, _levels(grid, module.channel_scale))
-        elif roles.get(node.name) == "sum" and len(inputs) == 2:
+        role = roles.get(name_of(node))
+        keeps_levels = role in _LEVELS
+        sources = [source for source in node.all_input_nodes if roles.get(name_of(source)) != Role.SHAPE]
+        inputs = [quantizers[source] for source in sources]
+        common = inputs[0] if len(set(inputs)) == 1 else None
+        if isinstance(module, QuantLayer) and common is not None:
+            _round_biases(module, common.scale)
+            reachable[node] = _accumulators(module, common)
+        elif isinstance(module, ActivationQuantizer) and not module.power_of_two_scales:
+            if sources[0] in reachable:
+                move_off_ties(module, reachable[sources[0]])
+            elif common is not None:  # a requantizer
+                move_off_ties(module, _levels(common, module.channel_scale))
+        elif role == Role.ADD and len(inputs) == 2:
             first, second = inputs
             if first is not None and second is not None:
-                sums[node] = _added(first, second, _factor(node))
-        elif node.name in passing and len(before) == 1 and before[0] in sums:
-            sums[node] = sums[before[0]]
+                reachable[node] = _sums(first, second, _second_factor(node))
+        elif keeps_levels and len(sources) == 1 and sources[0] in reachable:
+            reachable[node] = reachable[sources[0]]
         own = module if isinstance(module, ActivationQuantizer) else None
-        grids[node] = own or (grid if node.name in passing else None)
+        quantizers[node] = own or (common if keeps_levels else None)
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """What sums can be: ``start`` [K] and whole multiples, ``low`` to ``high`` [K], of each one's ``unit`` [K];
-    ``enough`` is how far from a tie they are wanted, in steps."""
+class Values:
+    """The values that a tensor can have: ``start + unit * n`` with integers n from ``low`` to ``high``.
+
+    Attributes:
+        start: Float64 [K], one entry per channel or level.
+        unit: Float64 [K].
+        low: [K].
+        high: [K].
+        margin: The wanted distance from a tie, in steps of the quantizer.
+    """
 
     start: Tensor
     unit: Tensor
     low: Tensor
     high: Tensor
-    enough: float = _ENOUGH
+    margin: float = _LAYER_MARGIN
 
-    def values(self, reach: float) -> Tensor | None:
-        """Those from ``-reach`` to ``reach``, in order; None if they are too many to be kept off ties."""
+    def within(self, reach: float) -> Tensor | None:
+        """The values from ``-reach`` to ``reach``, sorted [n]; None if they are too many to keep off ties."""
         low = torch.maximum(self.low, ((-reach - self.start) / self.unit).floor())
         high = torch.minimum(self.high, ((reach - self.start) / self.unit).ceil())
-        if (high - low + 1).clamp_min(0).sum() > _MOST_SUMS:
+        if (high - low + 1).clamp_min(0).sum() > _MOST_VALUES:
             return None
         ranges = zip(low.tolist(), high.tolist(), self.start.tolist(), self.unit.tolist(), strict=True)
         found = [
@@ -87,74 +104,83 @@ class _Sums:
         return torch.cat(found).sort().values
 
 
-def _whole_biases(layer: QuantLayer, input_scale: Tensor) -> None:
+@torch.no_grad()
+def move_off_ties(quantizer: ActivationQuantizer, values: Values) -> None:
+    """Move a quantizer's scale by up to 0.2 %, so that values stay far from halfway between two levels.
+
+    Scales are tried from the nearest to the farthest. The first one with the wanted margin is taken, otherwise the one
+    with the largest margin. If there are too many values, the scale stays.
+
+    Args:
+        quantizer: A calibrated quantizer; its scale changes.
+        values: The values that it rounds.
+    """
+    scale, zero_point = quantizer.scale.item(), quantizer.zero_point.item()
+    candidates = values.within(scale * (quantizer.qmax + 1))  # values beyond are clipped
+    if candidates is None:
+        return
+    tries = max(_FEWEST_TRIES, min(_MOST_TRIES, _MOST_TRIED_VALUES // (2 * max(len(candidates), 1))))
+    best, chosen = -1.0, scale
+    for step in sorted(range(tries, -tries - 1, -1), key=abs):  # the nearest first
+        moved = scale * (1 + step * _LARGEST_MOVE / tries)
+        bounds = torch.tensor([-zero_point - 1, quantizer.qmax - zero_point + 1], dtype=torch.float64) * moved
+        first, last = torch.searchsorted(candidates, bounds).tolist()
+        distance = _distance_from_ties(candidates[first:last] / moved)
+        if distance > best:
+            best, chosen = distance, moved
+        if best >= values.margin:
+            break
+    quantizer.set_qparams(quantizer.scale.new_tensor(chosen), quantizer.zero_point)
+
+
+def _round_biases(layer: QuantLayer, input_scale: Tensor) -> None:
     """Round a layer's biases to units of its accumulators."""
     if layer.bias is not None:
         weights = layer.weight_quantizer
-        weights.set_qparams(torch.maximum(weights.scale, layer.bias.abs() / (input_scale * _MOST_UNITS)))
+        weights.set_qparams(torch.maximum(weights.scale, layer.bias.abs() / (input_scale * _MOST_BIAS_UNITS)))
         unit = input_scale * weights.scale
         layer.bias.copy_((layer.bias / unit).round() * unit)
 
 
-def _sums(layer: QuantLayer, inputs: ActivationQuantizer) -> _Sums:
-    """What a layer's accumulators can hold, one range a channel."""
+def _accumulators(layer: QuantLayer, inputs: ActivationQuantizer) -> Values:
+    """The values of a layer's accumulators, one range per channel."""
     integers = layer.weight_quantizer.integers(layer.weight).flatten(1).double().cpu()
     unit = (inputs.scale * layer.weight_quantizer.scale).double().cpu()
     least, most = (bound - inputs.zero_point.item() for bound in (inputs.qmin, inputs.qmax))
     bias = torch.zeros(len(unit)) if layer.bias is None else (layer.bias.double().cpu() / unit).round()
     below = torch.minimum(integers * least, integers * most).sum(1)
     above = torch.maximum(integers * least, integers * most).sum(1)
-    return _Sums(torch.zeros_like(unit), unit, bias + below, bias + above)
+    return Values(torch.zeros_like(unit), unit, bias + below, bias + above)
 
 
-def _levels(grid: ActivationQuantizer, channel_scale: Tensor | None) -> _Sums:
-    """The values of a grid divided by ``channel_scale`` [C], as sums of as many channels; of one channel without it."""
-    zero = grid.zero_point.double().cpu().view(1)
-    unit = grid.scale.double().cpu().view(1)
+def _levels(quantizer: ActivationQuantizer, channel_scale: Tensor | None) -> Values:
+    """The levels of a quantizer, divided by ``channel_scale`` [C] where there is one."""
+    zero_point = quantizer.zero_point.double().cpu().view(1)
+    unit = quantizer.scale.double().cpu().view(1)
     unit = unit if channel_scale is None else unit / channel_scale.double().cpu()
-    low, high = ((bound - zero).expand_as(unit) for bound in (grid.qmin, grid.qmax))
-    return _Sums(torch.zeros_like(unit), unit, low, high)
+    low, high = ((bound - zero_point).expand_as(unit) for bound in (quantizer.qmin, quantizer.qmax))
+    return Values(torch.zeros_like(unit), unit, low, high)
 
 
-def _added(first: ActivationQuantizer, second: ActivationQuantizer, factor: float) -> _Sums:
-    """What a value on one grid and ``factor`` times one on another add up to: a range for each level of the second."""
+def _sums(first: ActivationQuantizer, second: ActivationQuantizer, factor: float) -> Values:
+    """Sums of one quantized value and ``factor`` times another: one range per level of the second."""
     (one, low, high), (other, least, most) = (
-        (grid.scale.item(), grid.qmin - grid.zero_point.item(), grid.qmax - grid.zero_point.item())
-        for grid in (first, second)
+        (each.scale.item(), each.qmin - each.zero_point.item(), each.qmax - each.zero_point.item())
+        for each in (first, second)
     )
     start = factor * other * torch.arange(least, most + 1, dtype=torch.float64)
     unit, bottom, top = (torch.full_like(start, value) for value in (one, low, high))
-    return _Sums(start, unit, bottom, top, _ENOUGH_OF_TWO)
+    return Values(start, unit, bottom, top, _ADD_MARGIN)
 
 
-def _factor(node: fx.Node) -> float:
-    """What a sum's second operand is multiplied by."""
-    sign = -1 if operator_of(node) == "aten.sub.Tensor" else 1
+def _second_factor(node: fx.Node) -> float:
+    """The factor of an addition's second operand."""
+    sign = -1 if operator_of(node) == SUBTRACT else 1
     alpha = node.kwargs.get("alpha", 1)
     assert isinstance(alpha, int | float)
     return sign * alpha
 
 
-def _off_ties(quantizer: ActivationQuantizer, sums: _Sums) -> None:
-    """Move a scale a little, to where ``sums`` stay farthest from halfway between two levels."""
-    scale, zero = quantizer.scale.item(), quantizer.zero_point.item()
-    values = sums.values(scale * (quantizer.qmax + 1))  # beyond, on either side of zero, sums are clipped
-    if values is None:
-        return
-    tries = max(_TRIES, min(_MOST_TRIES, _MOST_TRIED // (2 * max(len(values), 1))))
-    best, chosen = -1.0, scale
-    for step in sorted(range(tries, -tries - 1, -1), key=abs):  # the nearest first
-        moved = scale * (1 + step * _FARTHEST / tries)
-        bounds = torch.tensor([-zero - 1, quantizer.qmax - zero + 1], dtype=torch.float64) * moved
-        first, last = torch.searchsorted(values, bounds).tolist()
-        nearest = _distance_from_ties(values[first:last] / moved)
-        if nearest > best:
-            best, chosen = nearest, moved
-        if best >= sums.enough:
-            break
-    quantizer.set_qparams(quantizer.scale.new_tensor(chosen), quantizer.zero_point)
-
-
 def _distance_from_ties(levels: Tensor) -> float:
-    """How near the nearest of ``levels`` is to halfway between two integers; a half where there are none."""
+    """The least distance of ``levels`` from a half integer; 0.5 where there are none."""
     return (levels - levels.floor() - 0.5).abs().min().item() if len(levels) else 0.5

@@ -1,410 +1,296 @@
-"""What becomes of each node of a traced network: decided here as a table, applied by ``acq.quantization.student``."""
+"""The plan of a student: what each node of a traced network becomes. ``acq.quantization.build`` applies it.
+
+The planner works in three passes. The first assigns a role to each node (``acq.quantization.roles``). The second goes
+backwards and finds the bit-width that the consumers of each tensor want. The third goes forwards and places quantizers.
+Definitions are this project's own.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from torch import Tensor, fx
 
-from acq.errors import RequestError, nearest
-from acq.network.trace import constant, shape_of
+from acq.errors import RequestError
+from acq.network.names import name_of
+from acq.network.trace import shape_of
+from acq.quantization.formats import NumberFormat
+from acq.quantization.operators import Role, float_inputs, is_float, operator_of
+from acq.quantization.roles import WEIGHTED, LayerWidth, Roles, assign_roles
 
 Placement = Literal["deployable", "relu-only"]
-
-_ROLES = {
-    "convolution": "conv2d.default conv2d.padding",
-    "linear": "linear.default",
-    "norm": "batch_norm.default",
-    "activation": "relu.default relu6.default hardtanh.default clamp.default clamp_min.default clamp_max.default",
-    "smooth": "silu.default hardswish.default hardsigmoid.default sigmoid.default gelu.default tanh.default "
-    "elu.default leaky_relu.default softplus.default mish.default selu.default celu.default",
-    "sum": "add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar",
-    "product": "mul.Tensor div.Tensor mul.Scalar div.Scalar",
-    "join": "cat.default stack.default concat.default",
-    "pool": "avg_pool2d.default adaptive_avg_pool2d.default mean.dim mean.default sum.dim_IntList "
-    "upsample_bilinear2d.default upsample_bilinear2d.vec",
-    # these copy, pick or reorder values
-    "move": "slice.Tensor pad.default constant_pad_nd.default flatten.using_ints view.default "
-    "reshape.default _unsafe_view.default permute.default transpose.int t.default squeeze.dim "
-    "squeeze.dims squeeze.default unsqueeze.default max_pool2d.default adaptive_max_pool2d.default "
-    "split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int select.int "
-    "expand.default repeat.default contiguous.default amax.default channel_shuffle.default "
-    "native_channel_shuffle.default pixel_shuffle.default pixel_unshuffle.default flip.default "
-    "roll.default unflatten.int upsample_nearest2d.default upsample_nearest2d.vec",
-    "shape": "sym_size.int",
-}
-_OPERATORS = {f"aten.{name}": role for role, names in _ROLES.items() for name in names.split()}
-_OPERATORS["_operator.getitem"] = "move"
-VOCABULARY = frozenset(_OPERATORS)
-_MULTIPLYING = ("convolution", "linear", "rescale", "product")
-_GATES = ("aten.silu.default", "aten.hardswish.default")
-_REDUCED = "weights keep to 7 of their 8 bits, which no CPU's kernels saturate"
-_COMPARED = 4
-_RELU_ONLY = "the relu-only placement quantizes the outputs of rectifiers alone"
-
-
-@dataclass(frozen=True)
-class NumberFormat:
-    """Bit-widths, each 2..8, of weights and activations.
-
-    ``ends`` is that of the first and last layers' weights (None: as the others), ``image`` that of the
-    image, ``inner`` that of the input of a smooth non-linearity, which an engine evaluates as a table of 256 entries,
-    and ``addend`` that of a value where it is added to another one (None: as the other activations): there it feeds no
-    product. With ``reduce_range`` weights of 8 bits keep to 7 bits' range: CPUs without VNNI add two products in 16 bits,
-    where two of 255 times 127 saturate. ``power_of_two`` makes scales of activations powers of two, and those of weights
-    short (``acq.quantization.quantizers``).
-
-    Raises:
-        RequestError: one of them is out of range, or values have fewer bits where they are added than elsewhere.
-    """
-
-    weight: int
-    activation: int
-    ends: int | None = None
-    image: int = 8
-    inner: int = 8
-    addend: int | None = 8
-    reduce_range: bool = False
-    power_of_two: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if name not in ("reduce_range", "power_of_two") and value is not None and value not in range(2, 9):
-                raise RequestError(f"bits out of range: {name} {value}; give 2 to 8, for example w4a4")
-        if self.addend is not None and self.addend < self.activation:
-            raise RequestError(
-                f"addends of {self.addend} bits are fewer than the activations' {self.activation}; "
-                "give as many or more, or same"
-            )
-
-    @classmethod
-    def parse(cls, text: str, ends: str | int = "same", addends: str | int = 8) -> NumberFormat:
-        """``"w4a4"`` and, twice, ``"8"`` or ``"same"`` as bit-widths; RequestError if they are not of that form.
-
-        Where weights are ``auto``, as in ``"wautoa4"``, each layer gets bits of its own (``acq.quantization.allocation``); here they
-        have 4, at which layers are compared.
-        """
-        match = re.fullmatch(r"w(auto|\d+)a(\d+)", text.strip().lower())
-        if match is None:
-            raise RequestError(
-                f"bits not understood: {text!r}; write weights and activations as in w4a4, or auto for the weights"
-            )
-        widths = {"ends": ends, "addends": addends}
-        for name, width in widths.items():
-            if not re.fullmatch(r"same|\d+", str(width)):
-                raise RequestError(f"{name} not understood: {width!r}; give a bit-width such as 8, or same")
-        end, addend = (None if width == "same" else int(width) for width in widths.values())
-        weight = _COMPARED if match[1] == "auto" else int(match[1])
-        return cls(weight, int(match[2]), end, addend=addend)
+_MULTIPLYING = (*WEIGHTED, Role.PRODUCT)
+_REDUCED_FROM = 8  # the width whose range ``reduce_range`` reduces
 
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What becomes of one node: its bits (None where it has no quantizer), its shape (-1: batch) and why.
+    """What becomes of one node.
 
-    ``requantize_for`` names the nodes that multiply its values: for them what is held in more bits for others is rounded
-    once more, to the activations' width. ``floating`` marks what a deployed engine must compute in floating point.
+    Attributes:
+        name: The node's public name (``acq.network.names``).
+        operator: Its operator, such as ``aten.relu.default``.
+        role: Its role.
+        weight_bits: Bits of its weights; None where it has none.
+        output_bits: Bits of the quantizer of its output; None where it has none.
+        shape: Its shape; -1 stands for the batch size.
+        note: Why, in words.
+        floating: Whether an engine computes it in floating point.
+        requantize_for: Consumers that multiply its values. For them the values are requantized to the activations'
+            bits, because additions use more.
+        reduced_range: Whether 8-bit weights use the range of 7 bits only.
     """
 
-    node: str
+    name: str
     operator: str
-    role: str
+    role: Role
     weight_bits: int | None
-    bits: int | None
+    output_bits: int | None
     shape: tuple[int, ...]
-    reason: str
+    note: str
     floating: bool = False
     requantize_for: tuple[str, ...] = ()
+    reduced_range: bool = False
+
+    @property
+    def weight_range_bits(self) -> int | None:
+        """Bits that the weights' integers need: one less than ``weight_bits`` with a reduced range."""
+        return self.weight_bits - 1 if self.weight_bits and self.reduced_range else self.weight_bits
+
+    @property
+    def weights(self) -> str:
+        """The weights' bits in words, such as ``4`` or ``8 (7-bit range)``; empty where there are none."""
+        if self.weight_bits is None:
+            return ""
+        return (
+            f"{self.weight_bits} ({self.weight_range_bits}-bit range)" if self.reduced_range else f"{self.weight_bits}"
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One site a node, in order of execution; printing it gives a table."""
+    """The plan of a student. Printing it gives a table.
 
-    bits: NumberFormat
+    Attributes:
+        format: The number format.
+        placement: Where quantizers are placed.
+        nodes: One entry per node, in order of execution.
+    """
+
+    format: NumberFormat
     placement: Placement
-    sites: tuple[NodePlan, ...]
+    nodes: tuple[NodePlan, ...]
 
     @property
-    def floating(self) -> tuple[NodePlan, ...]:
-        """The sites that stay in floating point, each with its reason."""
-        return tuple(site for site in self.sites if site.floating)
+    def float_nodes(self) -> tuple[NodePlan, ...]:
+        """The nodes that an engine computes in floating point; each has a note that says why."""
+        return tuple(node for node in self.nodes if node.floating)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The sites as dictionaries of JSON values."""
+        """The nodes as dictionaries of JSON values; ``weights`` is the text of the printed table."""
         return [
-            {**asdict(site), "shape": list(site.shape), "narrow_for": list(site.requantize_for)} for site in self.sites
+            {**asdict(node), "shape": [*node.shape], "requantize_for": [*node.requantize_for], "weights": node.weights}
+            for node in self.nodes
         ]
 
     def __str__(self) -> str:
-        head = ("node", "operator", "role", "weights", "output", "shape", "reason")
-        rows = [head, *(_cells(site) for site in self.sites)]
+        head = ("node", "operator", "role", "weights", "output", "shape", "note")
+        rows = [head, *(_cells(node) for node in self.nodes)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def plan(
     graph: fx.GraphModule,
-    bits: NumberFormat,
+    format: NumberFormat,
     placement: Placement = "deployable",
-    layers: Mapping[str, int] = MappingProxyType({}),
+    layers: Mapping[str, LayerWidth] = MappingProxyType({}),
 ) -> Plan:
-    """Decide what is quantized in a traced network; nothing is changed.
+    """Decide what is quantized in a traced network. Nothing is changed.
 
-    ``deployable`` quantizes whatever an integer engine computes: the image, and the output of every operator
-    that makes new values, once, after the batch norm and the rectifier that belong to it; what moves values
-    without changing them passes them through. ``relu-only`` is the setting of the data-free literature:
-    rectifiers' outputs alone. Weights are quantized in both, the logits in neither. ``layers`` are bits of single
-    layers' weights, by node, in place of those that ``bits`` has for all.
+    ``deployable`` quantizes every tensor that an integer engine computes: the image, and the output of each operator
+    after its batch norm and rectifier. Operators that only move values need no quantizer. ``relu-only`` is the setting
+    of the data-free literature: it quantizes the outputs of rectifiers only. Weights are quantized in both placements,
+    the logits in neither.
+
+    Args:
+        graph: The traced network.
+        format: The bit-widths.
+        placement: Where quantizers are placed.
+        layers: Bits of single layers' weights, or ``float`` to keep a layer in floating point, by layer name or shell
+            pattern (``layer3.*``). Later entries win, and all of them win over ``format``.
+
+    Returns:
+        The plan.
 
     Raises:
-        RequestError: the placement is not known, or a layer, or its bits are out of range.
+        RequestError: The placement is unknown, a key of ``layers`` matches no layer with weights, or a width is out of
+            range.
     """
-    if placement not in get_args(Placement):
-        known = ", ".join(get_args(Placement))
-        raise RequestError(f"placement not known: {placement!r}; give one of {known}")
-    found = tuple(_Planner(graph, bits, placement, layers).sites())
-    _require_layers(layers, [site.node for site in found if site.weight_bits is not None])
-    return Plan(bits, placement, found)
+    known = get_args(Placement)
+    if placement not in known:
+        raise RequestError(f"placement {placement!r} is unknown; give one of {', '.join(known)}")
+    roles = assign_roles(graph, layers)
+    wanted = _wanted_bits(roles, format)
+    return Plan(format, placement, tuple(_Placer(roles, wanted, format, relu_only=placement == "relu-only").nodes()))
 
 
-def _require_layers(layers: Mapping[str, int], known: Sequence[str]) -> None:
-    for name, width in layers.items():
-        if name not in known:
-            hint = nearest(name, known) or f"; known here: {', '.join(known)}"
-            raise RequestError(f"layer {name!r} has no weights to quantize{hint}")
-        if width not in range(2, 9):
-            raise RequestError(f"bits out of range: layers.{name} {width}; give 2 to 8")
+def _wanted_bits(roles: Roles, format: NumberFormat) -> dict[fx.Node, int]:
+    """Second pass, backwards: the most bits that a consumer of each node wants, also behind operators that move."""
+    wanted: dict[fx.Node, int] = {}
+    for node in reversed(roles.nodes):
+        users = [user for user in node.users if roles.of(user) not in (Role.SHAPE, Role.CONSTANT)]
+        widths = [wanted[user] if roles.keeps_levels(user) else _input_bits(roles, user, format) for user in users]
+        wanted[node] = max(widths, default=format.activation)
+    return wanted
 
 
-def operator_of(node: fx.Node) -> str:
-    """The name of a node's operator, such as ``aten.relu.default``."""
-    if node.op == "placeholder":
-        return "image"
-    target: Any = node.target
-    name = str(target)
-    return name if name.startswith("aten.") else f"{target.__module__}.{target.__name__}"
+def _input_bits(roles: Roles, node: fx.Node, format: NumberFormat) -> int:
+    """The bits in which an operator takes its inputs if they have as many."""
+    role, inputs = roles.of(node), float_inputs(node)
+    if role == Role.NONLINEARITY or (role == Role.PRODUCT and any(map(roles.is_gate_of_own_input, inputs))):
+        return max(format.nonlinearity, format.activation)
+    if role == Role.ADD and len(inputs) > 1:
+        return max(format.add or 0, format.activation)
+    return format.activation
 
 
-class _Planner:
-    """One walk over the graph; ``grids`` says which node's quantizer each node's values come from, and its bits."""
+@dataclass(frozen=True)
+class _Output:
+    """The quantizer of a node's output: its bits, or None and why there is none."""
 
-    def __init__(
-        self, graph: fx.GraphModule, bits: NumberFormat, placement: Placement, layers: Mapping[str, int]
-    ) -> None:
-        self.graph = graph
-        self.bits = bits
-        self.layers = layers
-        self.relu_only = placement == "relu-only"
-        self.nodes = [n for n in graph.graph.nodes if n.op in ("placeholder", "call_function")]
-        self.roles: dict[fx.Node, tuple[str, str]] = {node: _role(graph, node) for node in self.nodes}
-        self.grids: dict[fx.Node, tuple[fx.Node, int] | None] = {}
-        self.before = _weighted(self.nodes, self.role, lambda node: node.all_input_nodes)
-        self.after = _weighted(self.nodes[::-1], self.role, lambda node: node.users)
-        self.logits = self._logits()
-        self.asked = self._asked()
+    bits: int | None
+    note: str = ""
+    floating: bool = False
 
-    def role(self, node: fx.Node) -> str:
-        return self.roles[node][0] if node in self.roles else "constant"
 
-    def sites(self) -> Iterator[NodePlan]:
-        for node in self.nodes:
-            role, why = self.roles[node]
-            bits, reason = self._output(node, role)
-            self.grids[node] = (node, bits) if bits else self._source(node, role)
-            floating = role == "float" or (bits is None and reason == _RELU_ONLY)
-            weights = self._weight_bits(node, role)
-            kept = _REDUCED if self.bits.reduce_range and weights == 8 else ""
-            weights = 7 if kept else weights
-            narrow = tuple(reader.name for reader in self._narrow_readers(node))
-            narrowed = f"{self.bits.activation} bits for {', '.join(narrow)}" if narrow else ""
-            reason = "; ".join(filter(None, (why, reason, kept, narrowed)))
-            yield NodePlan(node.name, operator_of(node), role, weights, bits, shape_of(node), reason, floating, narrow)
+class _Placer:
+    """Third pass, forwards: one plan per node. ``sources`` has the quantized node that each tensor comes from."""
 
-    def _output(self, node: fx.Node, role: str) -> tuple[int | None, str]:
-        """Bits of the quantizer after a node, or None and why there is none."""
-        if role == "shape" or not _is_float(node):
-            return None, "no tensor of values"
-        if self._passes(node, role):
-            grid = self._source(node, role)
-            return None, f"moves values of {grid[0] if grid else next(iter(_inputs(node)), 'a constant')}"
+    def __init__(self, roles: Roles, wanted: Mapping[fx.Node, int], format: NumberFormat, *, relu_only: bool) -> None:
+        self.roles = roles
+        self.wanted = wanted
+        self.format = format
+        self.relu_only = relu_only
+        self.sources: dict[fx.Node, tuple[fx.Node, int] | None] = {}
+        self.logits = _logits(roles)
+        self.behind_layers = _reached(roles, roles.nodes, lambda node: node.all_input_nodes)
+        self.before_layers = _reached(roles, reversed(roles.nodes), lambda node: node.users)
+
+    def nodes(self) -> Iterator[NodePlan]:
+        for node in self.roles.nodes:
+            output, width = self._output(node), self._weight_bits(node)
+            self.sources[node] = (node, output.bits) if output.bits else self._common_source(node)
+            consumers = tuple(name_of(user) for user in self._requantizing_consumers(node))
+            requantized = (
+                f"requantized to {self.format.activation} bits for {', '.join(consumers)}" if consumers else ""
+            )
+            yield NodePlan(
+                name=name_of(node),
+                operator=operator_of(node),
+                role=self.roles.of(node),
+                weight_bits=width,
+                output_bits=output.bits,
+                shape=shape_of(node),
+                note="; ".join(filter(None, (self.roles.notes[node], output.note, requantized))),
+                floating=output.floating or self.roles.of(node) == Role.FLOAT,
+                requantize_for=consumers,
+                reduced_range=self.format.reduce_range and width == _REDUCED_FROM,
+            )
+
+    def _output(self, node: fx.Node) -> _Output:
+        if self.roles.of(node) == Role.SHAPE or not is_float(node):
+            return _Output(None, "not a floating-point tensor")
+        if self._needs_no_quantizer(node):
+            return _Output(None, self._origin(node))
         if not isinstance(node.meta["val"], Tensor):
-            return None, "it returns several tensors"
+            return _Output(None, "returns several tensors")
         if node in self.logits:
-            return None, "the logits are not quantized"
-        follower = _sole_user(node)
-        joins = follower is not None and self.role(follower) in ("fold", "activation")
-        if joins and role not in ("image", "smooth"):
-            return None, f"belongs to {follower}"
-        if self.relu_only and not self._rectifies(node):
-            return None, _RELU_ONLY
-        return self._width(node, role), ""
+            return _Output(None, "logits are not quantized")
+        consumer = self.roles.joins_consumer(node)
+        if consumer is not None:
+            return _Output(None, f"belongs to {name_of(consumer)}")
+        if self.relu_only and not self.roles.rectifies(node):
+            return _Output(None, "relu-only placement quantizes outputs of rectifiers only", floating=True)
+        return _Output(self._output_bits(node))
 
-    def _width(self, node: fx.Node, role: str) -> int:
-        if role == "image":
-            return self.bits.image
+    def _output_bits(self, node: fx.Node) -> int:
+        if self.roles.of(node) == Role.IMAGE:
+            return self.format.image
         if self.relu_only:
-            return self.bits.activation
-        if self._gate_of_own_input(node):
-            return self._wide(self.bits.inner)
-        return self.asked[node]
+            return self.format.activation
+        if self.roles.is_gate_of_own_input(node):
+            return max(self.format.nonlinearity, self.format.activation)
+        return self.wanted[node]
 
-    def _wide(self, bits: int | None) -> int:
-        return max(bits or 0, self.bits.activation)
+    def _needs_no_quantizer(self, node: fx.Node) -> bool:
+        """Whether a node moves values, or its inputs share a quantizer whose levels it keeps."""
+        if self.roles.of(node) == Role.MOVE:
+            return True
+        return self._common_source(node) is not None and self.roles.keeps_levels(node)
 
-    def _asked(self) -> dict[fx.Node, int]:
-        """The bits in which each node's values are to be held: the most that one of those who read them wants, be they
-        moved or joined first."""
-        asked: dict[fx.Node, int] = {}
-        for node in reversed(self.nodes):
-            readers = [user for user in node.users if self.role(user) not in ("shape", "constant")]
-            found = [asked[user] if self._hands_on(user) else self._wanted(user) for user in readers]
-            asked[node] = max(found, default=self.bits.activation)
-        return asked
+    def _origin(self, node: fx.Node) -> str:
+        """The note of a node that needs no quantizer."""
+        source, inputs = self._common_source(node), float_inputs(node)
+        if source is not None:
+            return f"uses the quantizer of {name_of(source[0])}"
+        return f"passes on {name_of(inputs[0])}" if inputs else "passes on a constant"
 
-    def _wanted(self, reader: fx.Node) -> int:
-        """The bits in which a node that computes reads its inputs where they have them."""
-        role, inputs = self.role(reader), _inputs(reader)
-        if role == "smooth" or (role == "product" and any(map(self._gate_of_own_input, inputs))):
-            return self._wide(self.bits.inner)
-        return self._wide(self.bits.addend) if role == "sum" and len(inputs) > 1 else self.bits.activation
+    def _common_source(self, node: fx.Node) -> tuple[fx.Node, int] | None:
+        """The quantized node, and its bits, that all inputs of a moving, rectifying or concatenating node come from."""
+        if self.roles.of(node) not in (Role.MOVE, Role.RECTIFIER, Role.CONCAT):
+            return None
+        sources = {self.sources.get(value) for value in float_inputs(node)}
+        return sources.pop() if len(sources) == 1 else None
 
-    def _hands_on(self, node: fx.Node) -> bool:
-        """Whether a node gives the very values that it reads, or none below zero of them."""
-        return self.role(node) in ("move", "join") or operator_of(node) == "aten.relu.default"
-
-    def _narrow_readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Who reads a node's values in fewer bits than they are held in, be it by the node's own quantizer or by that
-        of the values that it moves: who multiplies them. Pixels are bytes for all."""
-        source, bits = self.grids.get(node) or (node, 0)
-        for user in node.users if self.role(source) != "image" else ():
-            if self.role(user) in _MULTIPLYING and self._wanted(user) == self.bits.activation < bits:
+    def _requantizing_consumers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Consumers that multiply a node's values and take fewer bits than these have. The image keeps its bits."""
+        source, bits = self.sources.get(node) or (node, 0)
+        for user in node.users if self.roles.of(source) != Role.IMAGE else ():
+            multiplies = self.roles.of(user) in _MULTIPLYING
+            if multiplies and _input_bits(self.roles, user, self.format) == self.format.activation < bits:
                 yield user
 
-    def _gate_of_own_input(self, node: fx.Node) -> bool:
-        """Whether this is the s(x) of ``x * s(x)``, which an engine evaluates as one table."""
-        user = _sole_user(node)
-        if self.role(node) != "smooth" or user is None:
-            return False
-        return self.role(user) == "product" and _inputs(node)[0] in _inputs(user)
-
-    def _rectifies(self, node: fx.Node) -> bool:
-        if self.role(node) == "product":
-            return any(self._gate_of_own_input(factor) for factor in _inputs(node))
-        return self.role(node) == "activation" or operator_of(node) in _GATES
-
-    def _passes(self, node: fx.Node, role: str) -> bool:
-        """Whether the node's values are already on its input's grid: movers, max(0, x), joins of one grid."""
-        if role == "move":
-            return True
-        source = self._source(node, role)
-        return source is not None and (role == "join" or operator_of(node) == "aten.relu.default")
-
-    def _source(self, node: fx.Node, role: str) -> tuple[fx.Node, int] | None:
-        """The grid that the values of what only moves, rectifies or joins its inputs are on, if it is one."""
-        if role not in ("move", "activation", "join"):
+    def _weight_bits(self, node: fx.Node) -> int | None:
+        role = self.roles.of(node)
+        if role not in WEIGHTED:
             return None
-        grids = {self.grids.get(value) for value in _inputs(node)}
-        return grids.pop() if len(grids) == 1 else None
-
-    def _weight_bits(self, node: fx.Node, role: str) -> int | None:
-        if role not in ("convolution", "linear", "rescale"):
-            return None
-        if node.name in self.layers:
-            return self.layers[node.name]
-        # an end has no layer before it (it reads the image) or none after it (it makes the logits)
-        is_end = role != "rescale" and (node not in self.before or node not in self.after)
-        return self.bits.ends or self.bits.weight if is_end else self.bits.weight
-
-    def _logits(self) -> set[fx.Node]:
-        """The output and what it was moved from, back to the operator that made the class scores."""
-        found: set[fx.Node] = set()
-        for node in reversed(self.nodes):
-            if node.users and all(self._ends_in(user, found) for user in node.users):
-                found.add(node)
-        return found
-
-    def _ends_in(self, user: fx.Node, logits: set[fx.Node]) -> bool:
-        return user.op == "output" or (user in logits and self.role(user) in ("move", "smooth", "float"))
+        if node in self.roles.widths:
+            return self.roles.widths[node]
+        # the first layer has no layer before it, the last one none behind it
+        is_inner = role == Role.RESCALE or (node in self.behind_layers and node in self.before_layers)
+        return self.format.weight if is_inner else self.format.first_last or self.format.weight
 
 
-def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
-    """A node's role and, for one that stays float, why."""
-    operator = operator_of(node)
-    role = "image" if node.op == "placeholder" else _OPERATORS.get(operator, "")
-    if not role:
-        outside = f"operator {operator} is outside the vocabulary"
-        return ("float", outside) if _is_float(node) else ("shape", "")
-    if role in ("convolution", "linear") and constant(graph, node.args[1]) is None:
-        return "float", "its weight is computed, not constant"
-    if role == "norm":
-        return _norm_role(graph, node)
-    if "pad" in operator and _pads_with_values(node):
-        return "pad", ""
-    if role in ("sum", "product", "join") and any(map(_is_constant, node.all_input_nodes)):
-        return "float", "one of its operands is a floating-point constant"
-    if operator == "aten.div.Tensor" and isinstance(node.args[1], fx.Node):
-        return "float", "it divides by computed values"
-    return role, ""
-
-
-def _norm_role(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
-    """Folded into the layer before; else a depthwise 1 x 1 convolution, one weight a channel; else float."""
-    x, training = node.args[0], node.args[5]
-    assert isinstance(x, fx.Node)
-    if training or any(constant(graph, value) is None for value in node.args[3:5]):
-        return "float", "its statistics are not constant"
-    before = _role(graph, x)[0] if x.op == "call_function" and len(x.users) == 1 else ""
-    if before == "convolution" or (before == "linear" and len(shape_of(x)) == 2):
-        return "fold", f"folded into {x}"
-    if len(shape_of(node)) == 4:
-        return "rescale", "becomes a depthwise 1 x 1 convolution"
-    return "float", "a batch norm that neither follows a layer nor works on images"
-
-
-def _pads_with_values(node: fx.Node) -> bool:
-    values = [value for value in node.args[2:] if isinstance(value, int | float)]
-    return any(value != 0 for value in values) or bool(node.kwargs.get("value"))
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, list | tuple) and value else value
-    return isinstance(first, Tensor) and first.is_floating_point()
-
-
-def _inputs(node: fx.Node) -> list[fx.Node]:
-    return [value for value in node.all_input_nodes if value.op != "get_attr" and _is_float(value)]
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether a node's values come from the network's constants alone."""
-    inputs = node.all_input_nodes
-    return node.op == "get_attr" or (node.op == "call_function" and bool(inputs) and all(map(_is_constant, inputs)))
-
-
-def _sole_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
-
-
-def _weighted(
-    nodes: list[fx.Node], role: Callable[[fx.Node], str], neighbours: Callable[[fx.Node], Any]
-) -> set[fx.Node]:
-    """The nodes that have a layer with weights somewhere among their neighbours' neighbours."""
+def _logits(roles: Roles) -> set[fx.Node]:
+    """The output and the nodes it is moved from, back to the operator that computes the class scores."""
     found: set[fx.Node] = set()
-    for node in nodes:
-        if any(role(near) in ("convolution", "linear") or near in found for near in neighbours(node)):
+
+    def ends_in_logits(user: fx.Node) -> bool:
+        moves = roles.of(user) in (Role.MOVE, Role.NONLINEARITY, Role.FLOAT) and user not in roles.kept
+        return user.op == "output" or (user in found and moves)
+
+    for node in reversed(roles.nodes):
+        if node.users and all(map(ends_in_logits, node.users)):
             found.add(node)
     return found
 
 
-def _cells(site: NodePlan) -> tuple[str, ...]:
-    shape = "x".join("N" if size == -1 else str(size) for size in site.shape)
-    weights = "" if site.weight_bits is None else str(site.weight_bits)
-    output = "float" if site.floating else "" if site.bits is None else str(site.bits)
-    return site.node, site.operator.removeprefix("aten."), site.role, weights, output, shape, site.reason
+def _reached(
+    roles: Roles, nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]
+) -> set[fx.Node]:
+    """The nodes that reach a layer through their neighbours, which come first in ``nodes``."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if any(near in roles.layers or near in found for near in neighbours(node)):
+            found.add(node)
+    return found
+
+
+def _cells(node: NodePlan) -> tuple[str, ...]:
+    shape = "x".join("N" if size == -1 else str(size) for size in node.shape)
+    output = "float" if node.floating else "" if node.output_bits is None else str(node.output_bits)
+    return node.name, node.operator.removeprefix("aten."), node.role, node.weights, output, shape, node.note

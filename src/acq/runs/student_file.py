@@ -1,272 +1,179 @@
-"""The student as two files: numbers in ``student.safetensors``, the graph in ``quantization.json``.
+"""Saves a student as two files and loads it: tensors in ``student.safetensors``, the graph in ``quantization.json``.
 
-Neither holds code: operators are looked up by name in an allow-list, and nothing is unpickled.
+Neither file holds code, and nothing is unpickled. ``docs/run-folder.md`` specifies both.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import operator
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acq.core.values import Preprocessing
-from acq.errors import RequestError
+from acq.errors import RequestError, first_line
+from acq.files.atomic import write_atomically
 from acq.files.limits import DOCUMENT_BYTES, VALUES_AT_ONCE, WEIGHTS_BYTES, images_at_once, read_bytes
 from acq.files.tensors import from_safetensors
-from acq.quantization.plan import VOCABULARY, Plan, operator_of
-from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer, pack, unpack
-from acq.quantization.student import QuantConv2d, QuantLayer, QuantLinear, Student, place
+from acq.network.names import name_of
+from acq.quantization.build import attach
+from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
+from acq.quantization.packing import pack, unpack
+from acq.quantization.plan import Plan
+from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from acq.quantization.student import Student
+from acq.runs.student_format import (
+    FORMAT,
+    Document,
+    LayerEntry,
+    NodeEntry,
+    PreprocessingEntry,
+    QuantizerEntry,
+    constant_key,
+    decode,
+    layer_entry,
+    node_entry,
+    operator_named,
+    quantizer_entries,
+)
 
 WEIGHTS, DOCUMENT = "student.safetensors", "quantization.json"
-_ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")  # on sizes, and items of tuples
-_TORCH_KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Node(_Strict):
-    name: str
-    op: Literal["placeholder", "call_function", "call_module", "get_attr", "output"]
-    target: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    shape: list[int]
-
-
-class _Layer(_Strict):
-    bits: int
-    shape: list[int]
-    geometry: dict[str, Any] | None  # None for a linear layer
-
-
-class _Preprocessing(_Strict):
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-class _Document(_Strict):
-    format: Literal[1, 2]  # 2 where grids divide channels, which readers of the first would not
-    sha256: str
-    plan: Plan
-    nodes: list[_Node]
-    layers: dict[str, _Layer]
-    quantizers: dict[str, int]
-    preprocessing: _Preprocessing | None
-    facts: dict[str, Any]
 
 
 def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a calibrated student and ``facts`` (JSON values, such as the model's name) into ``folder``.
+    """Save a calibrated student. Each file is written whole or not at all.
 
-    Weights are stored as integers, packed to their own width by ``pack``; scales (as ``log_scale``), zero
-    points and biases as float32. Each file is written whole or not at all; the JSON holds the SHA-256.
+    Args:
+        student: The student.
+        folder: Where the two files go; it is created if it is missing.
+        facts: JSON values to keep with the student, such as the model's name.
 
     Raises:
-        RequestError: a node's operator or argument is not among those that ``load`` accepts.
+        RequestError: ``load`` would refuse a node's operator or argument.
     """
     folder.mkdir(parents=True, exist_ok=True)
     packed = safetensors.torch.save(_tensors(student))
-    document = _Document(
-        format=1 if all(module.channel_scale is None for _, module in _quantizers(student)) else 2,
+    known = student.preprocessing
+    document = Document(
+        format=FORMAT,
         sha256=hashlib.sha256(packed).hexdigest(),
         plan=student.plan,
-        nodes=[_encoded(node) for node in student.graph.nodes],
-        layers={name: _described(layer) for name, layer in student.layers()},
-        quantizers={name: module.bits for name, module in _quantizers(student)},
-        preprocessing=_Preprocessing(**vars(shown)) if (shown := student.preprocessing) else None,
+        nodes=[node_entry(student, node) for node in student.graph.nodes],
+        layers={name: layer_entry(layer) for name, layer in student.layers()},
+        quantizers=dict(quantizer_entries(student)),
+        preprocessing=None if known is None else PreprocessingEntry(**vars(known)),
         facts=facts,
     )
     text = json.dumps(document.model_dump(), indent=1, allow_nan=False)
-    _replace(folder / WEIGHTS, packed)
-    _replace(folder / DOCUMENT, text.encode())
+    write_atomically(folder / WEIGHTS, packed)
+    write_atomically(folder / DOCUMENT, text.encode())
 
 
 def exists(folder: Path) -> bool:
-    """Whether a student was saved in ``folder``."""
+    """Whether a student is saved in ``folder``."""
     return (folder / WEIGHTS).exists() and (folder / DOCUMENT).exists()
 
 
 def load(folder: Path) -> Student:
-    """The student that was saved in ``folder``: its logits are those of the saved one, bit for bit.
+    """Load a student. Its logits are those of the saved one, bit for bit.
 
     Raises:
-        RequestError: a file is missing, damaged, of another format, or asks for a forbidden operator.
+        RequestError: A file is missing, damaged, of another format, or names a forbidden operator.
     """
-    document = _read(folder)
-    with _damage(folder):
-        student = _Loader(document, _weights(folder, document)).student()
+    document = _read_document(folder)
+    with _damage_reported(folder):
+        student = _Loader(document, _read_tensors(folder, document)).student()
         _try(student)
     return student
 
 
 def load_plan(folder: Path) -> Plan:
-    """The plan of the student in ``folder``; RequestError as for ``load``."""
-    return _read(folder).plan
+    """Load the plan of a student; raises as ``load``."""
+    return _read_document(folder).plan
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
-    """The facts that were saved with the student in ``folder``; RequestError as for ``load``."""
-    facts = _read(folder).facts
+    """Load the facts that were saved with a student; raises as ``load``."""
+    facts = _read_document(folder).facts
     wrong = [name for name in ("origin", "config", "preprocessing") if not isinstance(facts.get(name, {}), dict)]
     if wrong:
-        raise RequestError(f"the {wrong[0]} in {folder / DOCUMENT} is no mapping; quantize again")
+        raise RequestError(f"the {wrong[0]} in {folder / DOCUMENT} is not a mapping; quantize again")
     return facts
 
 
 def _tensors(student: Student) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for name, layer in student.layers():
-        weights = layer.weight_quantizer
-        found[f"{name}.weight"] = pack(weights.integers(layer.weight).cpu(), weights.bits)
-        found[f"{name}.log_scale"] = weights.log_scale
-        if layer.bias is not None:
-            found[f"{name}.bias"] = layer.bias
-    for name, module in _quantizers(student):
-        found[f"{name}.log_scale"] = module.log_scale
-        found[f"{name}.zero_point"] = module.zero_point
-        if module.channel_scale is not None:
-            found[f"{name}.channel_scale"] = module.channel_scale
+    for node, module in student.modules_in_order():
+        if isinstance(module, QuantLayer):
+            weights = module.weight_quantizer
+            found[f"{module.name}.weight"] = pack(weights.integers(module.weight).cpu(), weights.bits)
+            found[f"{module.name}.log_scale"] = weights.log_scale
+            if module.bias is not None:
+                found[f"{module.name}.bias"] = module.bias
+        else:
+            found |= {f"{name_of(node)}.{key}": value for key, value in module.state_dict().items()}
     for node in student.graph.nodes:
         if node.op == "get_attr":
-            found[node.target] = student.get_buffer(node.target)
+            found[constant_key(name_of(node))] = student.get_buffer(str(node.target))
     return {name: value.detach().cpu().contiguous() for name, value in found.items()}
 
 
-def _quantizers(student: Student) -> Iterator[tuple[str, ActivationQuantizer]]:
-    for node, module in student.placed():
-        if isinstance(module, ActivationQuantizer):
-            yield str(node.target), module
-
-
-def _described(layer: QuantLayer) -> _Layer:
-    geometry = layer.geometry if isinstance(layer, QuantConv2d) else None
-    return _Layer(bits=layer.weight_quantizer.bits, shape=list(layer.weight.shape), geometry=geometry)
-
-
-def _encoded(node: fx.Node) -> _Node:
-    target = str(node.target)
-    if node.op == "call_function":
-        target = operator_of(node)
-        _operator(target)
-    fields = {
-        "name": node.name,
-        "op": node.op,
-        "target": target,
-        "args": [_encode(value) for value in node.args],
-        "kwargs": {name: _encode(value) for name, value in node.kwargs.items()},
-        "shape": list(node.meta.get("shape", ())),
-    }
-    return _Node.model_validate(fields)
-
-
-def _encode(value: Any) -> Any:
-    """An argument as JSON; nodes, infinities and torch's constants are objects of one key."""
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    for kind, its_type in _TORCH_KINDS.items():
-        if isinstance(value, its_type):
-            return {kind: str(value).removeprefix("torch.")}
-    raise RequestError(f"the student cannot be saved: it uses {value!r}; simplify the network's forward")
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    """The operator of that name, if it only computes: ATen, on tensors, without side effects or chance."""
-    module, _, rest = name.partition(".")
-    if module == "_operator" and rest in _ARITHMETIC:
-        return cast(Callable[..., Any], getattr(operator, rest))
-    packet, _, overload = rest.partition(".")
-    found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if module == "aten" else None
-    if isinstance(found, torch._ops.OpOverload) and (name in VOCABULARY or _computes_only(found)):
-        return found
-    raise RequestError(f"operator {name} is not allowed in a saved student; leave it out of the network")
-
-
-def _computes_only(found: torch._ops.OpOverload[..., Any]) -> bool:
-    schema = found._schema
-    takes_tensors = bool(schema.arguments) and "Tensor" in str(schema.arguments[0].type)
-    return takes_tensors and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in found.tags
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 @contextmanager
-def _damage(folder: Path) -> Iterator[None]:
-    """Whatever a file's contents cause is the file's fault: one line, not a traceback."""
+def _damage_reported(folder: Path) -> Iterator[None]:
+    """Report any fault of a file's content in one line."""
     try:
         yield
     except RequestError:
         raise
     except Exception as error:
-        detail = " ".join(_said(error).split())[:200]
         raise RequestError(
-            f"the quantized student in {folder} is damaged ({type(error).__name__}: {detail}); quantize again"
+            f"the quantized student in {folder} is damaged ({_detail(error)}); quantize again"
         ) from error
 
 
-def _said(error: Exception) -> str:
-    """What an exception says; of a document that is not as described, where and what, without a web address."""
+def _detail(error: Exception) -> str:
+    """What is wrong in one line; of a document with another schema, where and what."""
     if not isinstance(error, ValidationError):
-        return str(error)
+        return first_line(error, typed=True)
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".split())
 
 
-def _content(path: Path, most: int) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
         return read_bytes(path, most, "quantize again")
     except OSError as error:
         raise RequestError(f"no quantized student at {path}: {error.strerror}; run acq quantize") from error
 
 
-def _read(folder: Path) -> _Document:
-    written = _content(folder / DOCUMENT, DOCUMENT_BYTES)
-    with _damage(folder):
-        return _Document.model_validate_json(written)
+def _read_document(folder: Path) -> Document:
+    content = _read(folder / DOCUMENT, DOCUMENT_BYTES)
+    with _damage_reported(folder):
+        return Document.model_validate_json(content)
 
 
-def _weights(folder: Path, document: _Document) -> dict[str, Tensor]:
-    written = _content(folder / WEIGHTS, WEIGHTS_BYTES)
-    if hashlib.sha256(written).hexdigest() != document.sha256:
-        raise RequestError(f"{folder / WEIGHTS} is not what {DOCUMENT} was written with; quantize again")
-    return from_safetensors(written)
+def _read_tensors(folder: Path, document: Document) -> dict[str, Tensor]:
+    content = _read(folder / WEIGHTS, WEIGHTS_BYTES)
+    if hashlib.sha256(content).hexdigest() != document.sha256:
+        raise RequestError(f"{folder / WEIGHTS} does not belong to its {DOCUMENT}; quantize again")
+    return from_safetensors(content)
 
 
 def _try(student: Student) -> None:
-    """A forward pass on one black image: a graph whose parts do not fit together fails here and not later.
+    """Run the student once on a black image, so that a graph whose parts do not fit fails here.
 
-    Before it one of shapes alone, for as many as are run together: a few lines of a graph may ask for terabytes.
+    First only shapes are computed, for as many images as are run together: a few lines may ask for terabytes.
     """
-    size = next(node for node in student.graph.nodes if node.op == "placeholder").meta["shape"][1:]
+    size = student.input_size
     if student.preprocessing is not None and student.preprocessing.input_size != size:
         raise ValueError(f"its images are {student.preprocessing.input_size} and its graph takes {size}")
     state = [*student.named_parameters(), *student.named_buffers()]
@@ -280,99 +187,86 @@ def _try(student: Student) -> None:
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses values that are larger than any network's."""
+    """Refuses tensors that are larger than those of any network."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         values = func(*args, **(kwargs or {}))
         for value in values if isinstance(values, tuple | list) else (values,):
             if isinstance(value, Tensor) and value.numel() > VALUES_AT_ONCE:
-                raise ValueError(f"{func} gives {value.numel():,} values")
+                raise ValueError(f"{func} returns {value.numel():,} values")
         return values
 
 
 class _Loader:
     """Rebuilds the graph and the modules that a document describes."""
 
-    def __init__(self, document: _Document, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, document: Document, tensors: dict[str, Tensor]) -> None:
         self.document = document
         self.tensors = tensors
+        self.unused = set(tensors)
         self.nodes: dict[str, fx.Node] = {}
+        self.power_of_two_scales = document.plan.format.power_of_two_scales
+        known = document.preprocessing
+        self.made = Student(fx.Graph(), document.plan, Preprocessing(**dict(known)) if known else None)
 
     def student(self) -> Student:
-        graph = fx.Graph()
-        known = self.document.preprocessing
-        student = Student(graph, self.document.plan, Preprocessing(**dict(known)) if known else None)
-        for name, layer in self.document.layers.items():
-            self._place(student, name, self._layer(name, layer))
-        for name, width in self.document.quantizers.items():
-            self._place(student, name, self._quantizer(name, width))
-        for node in self.document.nodes:
-            if node.op == "get_attr":
-                self._place(student, node.target, self.tensors[node.target])
-            self._node(graph, node)
-        return student
+        for entry in self.document.nodes:
+            if entry.name in self.nodes:
+                raise ValueError(f"two nodes are called {entry.name!r}")
+            args = tuple(decode(value, self.nodes) for value in entry.args)
+            kwargs = {key: decode(value, self.nodes) for key, value in entry.kwargs.items()}
+            node = self.made.graph.create_node(entry.op, self._target(entry), args, kwargs, entry.name)
+            node.meta = {"name": entry.name, "shape": tuple(entry.shape)}
+            self.nodes[entry.name] = node
+        if self.unused:
+            raise ValueError(f"no node uses the tensor {min(self.unused)!r}")
+        return self.made
 
-    def _node(self, graph: fx.Graph, node: _Node) -> None:
-        target: Any = _operator(node.target) if node.op == "call_function" else node.target
-        described = {**self.document.layers, **self.document.quantizers}
-        if node.op == "call_module" and node.target not in described:
-            raise ValueError(f"node {node.name} calls {node.target}, which the file does not describe")
-        args = tuple(self._decode(value) for value in node.args)
-        kwargs = {name: self._decode(value) for name, value in node.kwargs.items()}
-        made = graph.create_node(node.op, target, args, kwargs, node.name)
-        if made.name != node.name:
-            raise ValueError(f"node name {node.name} is taken")
-        made.meta = {"shape": tuple(node.shape)}
-        self.nodes[node.name] = made
+    def _target(self, entry: NodeEntry) -> Any:
+        if entry.op == "call_function":
+            return operator_named(entry.target)
+        if entry.op == "get_attr":
+            return attach(self.made, entry.name, self._tensor(constant_key(entry.name)))
+        if entry.op != "call_module":
+            return entry.target
+        if entry.target in self.document.layers:
+            return attach(self.made, entry.target, self._layer(entry.target, self.document.layers[entry.target]))
+        if entry.name in self.document.quantizers:
+            return attach(self.made, entry.name, self._quantizer(entry, self.document.quantizers[entry.name]))
+        raise ValueError(f"node {entry.name!r} calls {entry.target!r}, which the file does not describe")
 
-    def _decode(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._decode(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        ((kind, text),) = value.items()
-        if kind == "node":
-            return self.nodes[text]
-        if kind == "float":
-            return float(text)
-        constant = getattr(torch, text)
-        if not isinstance(constant, _TORCH_KINDS[kind]):
-            raise ValueError(f"{text} is not a {kind}")
-        return constant
+    def _tensor(self, name: str) -> Tensor:
+        self.unused.discard(name)
+        return self.tensors[name]
 
-    def _layer(self, name: str, layer: _Layer) -> nn.Module:
-        integers = unpack(self.tensors[f"{name}.weight"], layer.bits, layer.shape)  # which holds shape against bytes
-        quantizer = WeightQuantizer(layer.shape[0], layer.bits, name, power_of_two=self.document.plan.bits.power_of_two)
-        quantizer.load_state_dict({"log_scale": self.tensors[f"{name}.log_scale"]})
-        weight = integers * quantizer.scale.detach().view(-1, *(1,) * (len(layer.shape) - 1))
-        bias = self.tensors.get(f"{name}.bias")
-        if layer.geometry is None:
+    def _floats(self, name: str) -> Tensor:
+        found = self._tensor(name)
+        if found.dtype != torch.float32:
+            raise ValueError(f"{name} is {found.dtype}, not float32")
+        return found
+
+    def _layer(self, name: str, entry: LayerEntry) -> nn.Module:
+        integers = unpack(self._tensor(f"{name}.weight"), entry.bits, entry.shape)  # compares the shape with the bytes
+        quantizer = WeightQuantizer(entry.shape[0], entry.bits, name, power_of_two_scales=self.power_of_two_scales)
+        quantizer.load_state_dict({"log_scale": self._floats(f"{name}.log_scale")})
+        weight = integers * quantizer.scale.detach().view(-1, *(1,) * (len(entry.shape) - 1))
+        bias = self._floats(f"{name}.bias") if f"{name}.bias" in self.tensors else None
+        if entry.geometry is None:
             return QuantLinear(weight, bias, quantizer)
-        return QuantConv2d(weight, bias, quantizer, layer.geometry)
+        return QuantConv2d(weight, bias, quantizer, entry.geometry)
 
-    def _quantizer(self, name: str, bits: int) -> ActivationQuantizer:
-        channel_scale = self.tensors.get(f"{name}.channel_scale")
-        if channel_scale is not None and not ("_narrow_quantizer" in name and self._divides(name, channel_scale)):
-            raise ValueError(f"{name} cannot divide channels as the file says")
-        made = ActivationQuantizer(
-            bits,
-            name.removesuffix("_quantizer"),
-            power_of_two=self.document.plan.bits.power_of_two,
-            channels=None if channel_scale is None else len(channel_scale),
+    def _quantizer(self, node: NodeEntry, entry: QuantizerEntry) -> ActivationQuantizer:
+        if entry.channels is not None:
+            self._require_channel_scale(node, entry.channels)
+        quantizer = ActivationQuantizer(
+            entry.bits, entry.tensor, power_of_two_scales=self.power_of_two_scales, channels=entry.channels
         )
-        made.load_state_dict({key: self.tensors[f"{name}.{key}"] for key in made.state_dict()})
-        return made
+        quantizer.load_state_dict({key: self._floats(f"{node.name}.{key}") for key in quantizer.state_dict()})
+        return quantizer
 
-    def _divides(self, name: str, channel_scale: Tensor) -> bool:
-        """Whether a quantizer's values have as many channels as its ``channel_scale`` [C], which numbers can be divided by."""
-        shapes = [node.shape for node in self.document.nodes if node.op == "call_module" and node.target == name]
-        fits = all(len(shape) in (2, 4) and list(channel_scale.shape) == shape[1:2] for shape in shapes)
-        return (
-            fits
-            and channel_scale.dtype == torch.float32
-            and bool((channel_scale.isfinite() & (channel_scale > 0)).all())
-        )
-
-    def _place(self, student: Student, path: str, value: nn.Module | Tensor) -> None:
-        if not re.fullmatch(r"\w+(\.\w+)*", path) or place(student, path, value) != path:
-            raise ValueError(f"the name {path!r} is taken or not a name")
+    def _require_channel_scale(self, node: NodeEntry, channels: int) -> None:
+        """Refuse a ``channel_scale`` that is not one positive number per channel, before its module is made."""
+        scale = self._floats(f"{node.name}.channel_scale")
+        fits = len(node.shape) in (2, 4) and scale.shape == (channels,) == tuple(node.shape[1:2])
+        if not fits or not (scale.isfinite() & (scale > 0)).all():
+            raise ValueError(f"{node.name} cannot divide its channels by the file's channel_scale")

@@ -1,0 +1,171 @@
+"""First pass of the planner: the role of each node. Definitions are this project's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import fx
+
+from acq.errors import RequestError
+from acq.network.names import name_of
+from acq.network.trace import constant, shape_of
+from acq.quantization.formats import WIDTHS
+from acq.quantization.operators import (
+    DIVIDE,
+    GATED,
+    PADS,
+    RELU,
+    ROLES,
+    Role,
+    float_inputs,
+    is_constant,
+    is_float,
+    operator_of,
+    sole_user,
+)
+
+LayerWidth = int | Literal["float"]
+FLOAT: Literal["float"] = "float"
+KEPT = "kept in floating point"
+LAYERS = (Role.CONVOLUTION, Role.LINEAR)
+WEIGHTED = (*LAYERS, Role.RESCALE)
+_SUGGESTIONS = 3  # layer names in an error
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The nodes of a traced network and what the settings say of each one.
+
+    Attributes:
+        nodes: The placeholder and the operators, in order of execution.
+        by_node: The role of each of them.
+        notes: Why a node has its role; empty where the operator alone decides.
+        layers: Convolutions and linear layers with constant weights, those kept in floating point included.
+        widths: Bit-widths that the settings give to single layers.
+        kept: Layers that the settings keep in floating point.
+        float_norms: The batch norms that belong to them.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    by_node: Mapping[fx.Node, Role]
+    notes: Mapping[fx.Node, str]
+    layers: frozenset[fx.Node]
+    widths: Mapping[fx.Node, int]
+    kept: frozenset[fx.Node]
+    float_norms: frozenset[fx.Node]
+
+    def of(self, node: fx.Node) -> Role:
+        """The role of a node; ``CONSTANT`` for a parameter, a buffer and the output."""
+        return self.by_node.get(node, Role.CONSTANT)
+
+    def keeps_levels(self, node: fx.Node) -> bool:
+        """Whether a node's values are its inputs' values, or zero: quantized inputs give quantized outputs."""
+        return self.of(node) in (Role.MOVE, Role.CONCAT) or operator_of(node) == RELU
+
+    def is_gate_of_own_input(self, node: fx.Node) -> bool:
+        """Whether a node is the s(x) of ``x * s(x)``, which engines evaluate as one table."""
+        user = sole_user(node)
+        if self.of(node) != Role.NONLINEARITY or user is None:
+            return False
+        return self.of(user) == Role.PRODUCT and float_inputs(node)[0] in float_inputs(user)
+
+    def rectifies(self, node: fx.Node) -> bool:
+        """Whether a node is an activation function of the literature: a rectifier, or a gate times its input."""
+        if self.of(node) == Role.PRODUCT:
+            return any(self.is_gate_of_own_input(factor) for factor in float_inputs(node))
+        return self.of(node) == Role.RECTIFIER or operator_of(node) in GATED
+
+    def joins_consumer(self, node: fx.Node) -> fx.Node | None:
+        """The consumer that computes a node's output further before it is quantized: a batch norm or a rectifier."""
+        user = sole_user(node)
+        if user is None or self.of(node) in (Role.IMAGE, Role.NONLINEARITY):
+            return None
+        return user if self.of(user) in (Role.FOLD, Role.RECTIFIER) or user in self.float_norms else None
+
+
+def assign_roles(graph: fx.GraphModule, layers: Mapping[str, LayerWidth]) -> Roles:
+    """Assign a role to each node of a traced network.
+
+    Args:
+        graph: The traced network; it does not change.
+        layers: Bit-width, or ``float``, by layer name or shell pattern; later entries win.
+
+    Returns:
+        The roles.
+
+    Raises:
+        RequestError: A key matches no layer with weights, or a value is neither 2 to 8 nor ``float``.
+    """
+    nodes = tuple(node for node in graph.graph.nodes if node.op in ("placeholder", "call_function"))
+    found = {node: _role(graph, node) for node in nodes}
+    roles = {node: role for node, (role, _) in found.items()}
+    notes = {node: note for node, (_, note) in found.items()}
+    weighted = {name_of(node): node for node in nodes if roles[node] in WEIGHTED}
+    settings = {weighted[name]: width for name, width in _matched(layers, weighted).items()}
+    constant_layers = frozenset(node for node in nodes if roles[node] in LAYERS)
+    kept = frozenset(node for node, width in settings.items() if width == FLOAT)
+    norms = []
+    for layer in kept:
+        roles[layer], notes[layer] = Role.FLOAT, KEPT
+        user = sole_user(layer)
+        if user is not None and roles.get(user) == Role.FOLD:
+            roles[user], notes[user] = Role.FLOAT, f"follows {name_of(layer)}, which is {KEPT}"
+            norms.append(user)
+    widths = {node: width for node, width in settings.items() if isinstance(width, int)}
+    return Roles(nodes, roles, notes, constant_layers, widths, kept, frozenset(norms))
+
+
+def _matched(layers: Mapping[str, LayerWidth], names: Iterable[str]) -> dict[str, LayerWidth]:
+    """The setting of each layer that a key names or matches."""
+    known = list(names)
+    found: dict[str, LayerWidth] = {}
+    for key, width in layers.items():
+        if width != FLOAT and width not in WIDTHS:
+            raise RequestError(f"bits out of range: layers.{key} {width}; give 2 to 8, or {FLOAT}")
+        matches = [name for name in known if name == key or fnmatchcase(name, key)]
+        if not matches:
+            close = ", ".join(get_close_matches(key, known, _SUGGESTIONS, cutoff=0.0))
+            raise RequestError(f"layers: {key!r} matches no layer with weights; the nearest names are: {close}")
+        found |= dict.fromkeys(matches, width)
+    return found
+
+
+def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
+    """A node's role, and the reason where the operator alone does not decide it."""
+    operator = operator_of(node)
+    role = Role.IMAGE if node.op == "placeholder" else ROLES.get(operator)
+    if role is None:
+        return (Role.FLOAT, f"operator {operator} is not supported") if is_float(node) else (Role.SHAPE, "")
+    if role in LAYERS and constant(graph, node.args[1]) is None:
+        return Role.FLOAT, "its weight is computed, not constant"
+    if role == Role.BATCH_NORM:
+        return _batch_norm_role(graph, node)
+    if operator in PADS and _pads_with_values(node):
+        return Role.PAD, ""
+    if role in (Role.ADD, Role.PRODUCT, Role.CONCAT) and any(map(is_constant, node.all_input_nodes)):
+        return Role.FLOAT, "one of its operands is a floating-point constant"
+    if operator == DIVIDE and isinstance(node.args[1], fx.Node):
+        return Role.FLOAT, "it divides by computed values"
+    return role, ""
+
+
+def _batch_norm_role(graph: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
+    """Fold a batch norm into the layer before it if possible; otherwise use a depthwise 1 x 1 convolution, or float."""
+    source: Any = node.args[0]
+    if node.args[5] or any(constant(graph, value) is None for value in node.args[3:5]):
+        return Role.FLOAT, "its statistics are not constant"
+    before = _role(graph, source)[0] if source.op == "call_function" and len(source.users) == 1 else None
+    if before == Role.CONVOLUTION or (before == Role.LINEAR and len(shape_of(source)) == 2):
+        return Role.FOLD, f"folded into {name_of(source)}"
+    if len(shape_of(node)) == 4:
+        return Role.RESCALE, "becomes a depthwise 1 x 1 convolution"
+    return Role.FLOAT, "it follows no layer and its input is not [N, C, H, W]"
+
+
+def _pads_with_values(node: fx.Node) -> bool:
+    values = [value for value in node.args[2:] if isinstance(value, int | float)]
+    return any(value != 0 for value in values) or bool(node.kwargs.get("value"))

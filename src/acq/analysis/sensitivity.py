@@ -57,7 +57,7 @@ def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivi
     """
     if not batches:
         raise ValueError("sensitivities need at least one batch of images")
-    places = list(_places(student))
+    places, bits = list(_places(student)), {node.name: node.weight_bits for node in student.plan.nodes}
     sums = torch.zeros(len(places), 5, dtype=torch.float64)  # of the columns of _compared
     with evaluating(student):
         for batch in batches:
@@ -68,7 +68,8 @@ def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivi
                         found, quantized = student.read(batch, (place.tap,))
                     row += _compared(values[place.tap], quantized[place.tap], logits, found)
     count = sum(map(len, batches))
-    return [_described(place, row.tolist(), count) for place, row in zip(places, sums, strict=True)]
+    rows = zip(places, sums.tolist(), strict=True)
+    return [_described(place, bits.get(place.name), row, count) for place, row in rows]
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,13 @@ def _compared(values: Tensor, quantized: Tensor, logits: Tensor, found: Tensor) 
     return torch.stack([*(value.double().square().sum() for value in energies), same.double()]).cpu()
 
 
-def _described(place: _Place, row: Sequence[float], count: int) -> Sensitivity:
+def _described(place: _Place, weight_bits: int | None, row: Sequence[float], count: int) -> Sensitivity:
     signal, noise, logit_signal, logit_noise, same = row
     layer, quantizer = place.layer, place.quantizer
     return Sensitivity(
         layer=place.name,
         weights=0 if layer is None else layer.weight.numel(),
-        weight_bits=None if layer is None else layer.weight_quantizer.bits,
+        weight_bits=weight_bits,
         bits=None if quantizer is None else quantizer.bits,
         low=None if quantizer is None else _value(quantizer, quantizer.qmin),
         high=None if quantizer is None else _value(quantizer, quantizer.qmax),

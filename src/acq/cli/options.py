@@ -86,6 +86,26 @@ Set = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option(metavar="NAME", help="auto (default), cpu or cuda", rich_help_panel=RUN)
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="the run folder (default runs/MODEL-BITS, numbered)", rich_help_panel=RUN),
+]
+TestData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="labelled images that only report accuracy: .npz, a folder of classes, or sample",
+        rich_help_panel=RUN,
+    ),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="of everything random (default 0)", rich_help_panel=RUN)]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run", rich_help_panel=RUN)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run", rich_help_panel=RUN)]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="print the plan, the settings and the time", rich_help_panel=RUN)
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="write RUN/tensorboard", rich_help_panel=OUTPUT)]
 Data = Annotated[
     str,
     typer.Option(

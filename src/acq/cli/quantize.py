@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from acq import api
 from acq.cli import options as o
@@ -31,49 +29,16 @@ from acq.runs.session import Session
     )
 )
 def quantize(
-    model: o.Model,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="the run folder (default runs/MODEL-BITS, numbered)", rich_help_panel=o.RUN),
-    ] = None,
-    checkpoint: o.Checkpoint = None,
-    model_args: o.ModelArgs = None,
-    input_size: o.InputSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    bits: o.Bits = None,
-    budget: o.Budget = None,
-    first_last_bits: o.FirstLastBits = None,
-    add_bits: o.AddBits = None,
-    exclude: o.Exclude = None,
-    placement: o.Placement = None,
-    preset: o.Preset = None,
-    config: o.ConfigFile = None,
-    set_: o.Set = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="labelled images that only report accuracy: .npz, a folder of classes, or sample",
-            rich_help_panel=o.RUN,
-        ),
-    ] = None,
-    device: o.DeviceName = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="of everything random (default 0)", rich_help_panel=o.RUN)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run", rich_help_panel=o.RUN)] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run", rich_help_panel=o.RUN)] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the plan, the settings and the time", rich_help_panel=o.RUN)
-    ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="write RUN/tensorboard", rich_help_panel=o.OUTPUT)
-    ] = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    as_json: o.AsJson = False,
-) -> None:
+    model: o.Model, out: o.Out = None,
+    checkpoint: o.Checkpoint = None, model_args: o.ModelArgs = None, input_size: o.InputSize = None,
+    mean: o.Mean = None, std: o.Std = None,
+    bits: o.Bits = None, budget: o.Budget = None, first_last_bits: o.FirstLastBits = None, add_bits: o.AddBits = None,
+    exclude: o.Exclude = None, placement: o.Placement = None,
+    preset: o.Preset = None, config: o.ConfigFile = None, set_: o.Set = None, data: o.TestData = None,
+    device: o.DeviceName = None, seed: o.Seed = None,
+    resume: o.Resume = False, overwrite: o.Overwrite = False, dry_run: o.DryRun = False,
+    tensorboard: o.TensorBoard = False, quiet: o.Quiet = False, verbose: o.Verbose = False, as_json: o.AsJson = False,
+) -> None:  # fmt: skip
     """Quantize MODEL without its data, and keep the result in a run folder."""
     if quiet and verbose:
         raise RequestError("--quiet and --verbose contradict each other; give one of them")

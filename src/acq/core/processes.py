@@ -17,11 +17,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from acq.core.batchnorm import at_least_float
 from acq.core.values import Moments
 from acq.errors import RequestError, RunError, first_line
 
@@ -99,14 +97,14 @@ class Processes:
         """
         if self.size == 1 or not moments:
             return tuple(moments)
-        return tuple(_pooled(moments, share, apart=False))
+        return tuple(pooled(moments, share, apart=False))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace the gradients of ``parameters`` with their sums over processes."""
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = _summed(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -115,7 +113,7 @@ class Processes:
         if self.size == 1:
             return answers
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        counts = _summed(torch.tensor(answers, dtype=torch.int32, device=device))
+        counts = summed(torch.tensor(answers, dtype=torch.int32, device=device))
         return tuple(bool(count) for count in counts.tolist())
 
     def synchronize(self, tensors: Iterable[Tensor]) -> None:
@@ -185,69 +183,6 @@ def joined(device: torch.device) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def whole_batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
-) -> tuple[Tensor, Moments, int]:
-    """Batch normalization of this process's rows with the moments of the whole batch.
-
-    Gradients flow through the rows of all processes, as in one process.
-
-    Args:
-        x: Rows [n, C, ...].
-        weight: [C] or None.
-        bias: [C] or None.
-        epsilon: Added to the variance.
-
-    Returns:
-        The normalised rows, the moments, and the number of values per channel behind them.
-    """
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    count = x.numel() // x.shape[1]
-    total = int(_summed(x.new_tensor([count], dtype=torch.float64)))
-    var, mean = torch.var_mean(at_least_float(x), axes, correction=0)
-    (moments,) = _pooled([Moments(mean, var)], count / total, apart=True)
-    columns = (1, -1, *(1 for _ in axes[1:]))
-    factor = torch.rsqrt(moments.var + epsilon)
-    factor = factor if weight is None else factor * weight
-    shift = -moments.mean * factor
-    shift = shift if bias is None else shift + bias
-    return torch.addcmul(shift.view(columns), x, factor.view(columns)), moments, total
-
-
-def over_whole_batches(module: nn.Module) -> None:
-    """Make the batch normalizations in ``module`` use the rows of all processes during training.
-
-    Parameters, buffers and names stay. torch's own SyncBatchNorm does not run on CPUs.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(module, name, _WholeBatchNorm(child))
-        else:
-            over_whole_batches(child)
-
-
-class _WholeBatchNorm(_BatchNorm):
-    def __init__(self, original: _BatchNorm) -> None:
-        super().__init__(original.num_features)
-        self.__dict__.update(original.__dict__)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        y, moments, count = whole_batch_norm(x, self.weight, self.bias, self.eps)
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
-            with torch.no_grad():
-                self.running_mean.lerp_(moments.mean, momentum)
-                self.running_var.lerp_(moments.var * (count / max(1, count - 1)), momentum)
-        return y
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected images or features [N, C, ...], got {input.dim()} axes")
-
-
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, processes: Processes, count: int) -> Tensor:
@@ -278,15 +213,21 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, apart: bool) -> Tensor:
         ctx.apart = apart
-        return _summed(x.clone())
+        return summed(x.clone())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _summed(grad.clone()) if ctx.apart else grad, None
+        return summed(grad.clone()) if ctx.apart else grad, None
 
 
-def _pooled(found: Sequence[Moments], share: float, *, apart: bool) -> Iterator[Moments]:
-    """Moments of the whole batch from those of its parts, in one message; squares need double precision."""
+def pooled(found: Sequence[Moments], share: float, *, apart: bool) -> Iterator[Moments]:
+    """Moments of the whole batch from those of its parts, in one message and in double precision.
+
+    Args:
+        found: Moments of this process's rows.
+        share: The part of the batch that these rows are.
+        apart: Whether each process uses the result differently, so that gradients are summed.
+    """
     means, vars_ = ([part.double() for part in parts] for parts in zip(*((m.mean, m.var) for m in found), strict=True))
     squares = [var + mean.square() for mean, var in zip(means, vars_, strict=True)]
     flat = _Summed.apply(share * torch.cat([*means, *squares]), apart)  # type: ignore[no-untyped-call]
@@ -296,7 +237,8 @@ def _pooled(found: Sequence[Moments], share: float, *, apart: bool) -> Iterator[
         yield Moments(mean.to(moments.mean.dtype), var.to(moments.var.dtype))
 
 
-def _summed(x: Tensor) -> Tensor:
+def summed(x: Tensor) -> Tensor:
+    """Replace ``x`` with its sum over processes, without gradient."""
     _guarded(lambda: dist.all_reduce(x))
     return x
 

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from acq.core.batchnorm import affine_and_moments, at_least_float, batch_norm_affine
 from acq.core.interpreter import KeepingInterpreter
-from acq.core.processes import ALONE, Processes, whole_batch_norm
+from acq.core.processes import ALONE, Processes
 from acq.core.values import Moments, TeacherOutput
+from acq.core.whole_batch_norm import whole_batch_norm
 from acq.errors import RequestError
 from acq.network.attention import centre_of, channel_energy, class_activation
 from acq.network.names import name_of

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acq.core.processes import ALONE, Processes, over_whole_batches
+from acq.core.processes import ALONE, Processes
 from acq.core.values import Condition, GeneratorBatch, Preprocessing, TeacherOutput
+from acq.core.whole_batch_norm import over_whole_batches
 from acq.network.teacher import Teacher, mixed_precision
 from acq.quantization.student import Student
 from acq.synthesis.condition import ConditionSampler

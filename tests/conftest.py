@@ -1,4 +1,4 @@
-"""What every test shares: one thread, repeatable properties, and the data that lies beside the project."""
+"""What every test shares: one thread, repeatable properties, small runs, and the data beside the project."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small_runs
 import torch
 from hypothesis import settings
 
@@ -23,6 +24,18 @@ SHARED = ROOT.parent / "shared" / "data"
 def _same_draws() -> None:
     """Tests draw the same numbers whatever ran before them."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test trace equal networks once and measure few images."""
+    small_runs.quick(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small run to which nothing happened; a test that changes it makes a copy."""
+    return small_runs.whole_run(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture

@@ -165,9 +165,3 @@ def _check_image(path: Path, input_size: Size, image: Image.Image) -> None:
         )
     if image.mode.startswith(("I", "F")):
         raise RequestError(f"{path} has more than 8 bits per channel; save it with 8")
-
-
-def use_image(path, use):  # type: ignore[no-untyped-def]  # callers move to open_image
-    """``use`` of an open image."""
-    with open_image(path) as image:
-        return use(image)

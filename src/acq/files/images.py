@@ -132,10 +132,3 @@ def _check_labels(path: Path, labels: NDArray[np.int64], classes: int) -> None:
             f"labels in {path} go from {low} to {high} but the network has {classes} classes; "
             f"number them 0 to {classes - 1}"
         )
-
-
-# callers move to acq.core.pixels and acq.files.image_files
-from acq.core.pixels import to_bytes as to_bytes  # noqa: E402
-from acq.files.image_files import use_image as use_image  # noqa: E402
-
-normalise = from_bytes

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from acq.errors import RequestError
 
@@ -75,13 +74,3 @@ def images_at_once(input_size: Sequence[int]) -> int:
         input_size: Channels, height and width of one image.
     """
     return max(1, _BATCH_VALUES // math.prod(input_size))
-
-
-def __getattr__(name: str) -> Any:
-    if name == "in_bytes":
-        return format_bytes
-    if name in ("from_json", "from_yaml", "read_settings", "read_text", "assignment"):
-        from acq.files import documents
-
-        return getattr(documents, name)
-    raise AttributeError(name)

@@ -185,10 +185,16 @@ def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:
         return f"setting {key!r} is not known{hint}"
     if path[0] in ("first_last_bits", "add_bits"):
         return f"setting {key!r}: give a bit-width such as 8, or same, got {value!r}"
+    if problem["loc"] == ("layers",):
+        return "setting 'layers' is a group of layer names; give one of them, such as layers.conv1=6"
     if path[0] == "layers":
+        key = ".".join(map(str, problem["loc"][:2]))  # a layer may have any name
         return f"setting {key!r}: give 2 to 8 bits, or float, got {problem['input']!r}"
+    if problem["type"] == "model_type":
+        return f"setting {key!r} is a group of settings; give one of them, such as {key}.{_fields(path)[0]}"
     alternative = " or auto" if "literal" in str(error.errors(include_url=False)[1:2]) else ""
-    return f"setting {key!r}: {problem['msg'].lower()}{alternative}, got {problem['input']!r}"
+    text = problem["msg"].removeprefix("Value error, ").lower()
+    return f"setting {key!r}: {text}{alternative}, got {problem['input']!r}"
 
 
 _BRANCHES = ("int", "literal[", "constrained-int", "bool", "function-")  # what pydantic adds to a path for unions

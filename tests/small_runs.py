@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SIZE, network
+from helpers import SIZE, network, traced
 from torch import fx, nn
 
 from acq.config import Config
@@ -63,7 +63,7 @@ def request_(seed: int = 0, name: str = "residual", **settings: Any) -> Request:
 def training_(seed: int = 0, name: str = "residual", processes: Processes = ALONE, **settings: Any) -> Training:
     """A small run before its first step; two of them are equal bit for bit."""
     with pytest.MonkeyPatch.context() as patch:
-        quick(patch)
+        patch.setattr("acq.recipe.trace", lambda *_: traced(name))
         return prepare(request_(seed, name, **settings), processes).training
 
 

@@ -1,134 +1,235 @@
-"""What the processes of test_processes.py and test_faults.py run; torchrun starts it with what to do and a folder."""
+"""Scenes with several processes, for tests/core/test_processes.py.
+
+``python team.py FOLDER`` forks the processes of every scene, so that torch is imported once. Each scene has a folder
+with the exit codes and the last words of its processes. ``python team.py FOLDER waiting`` is one process of torchrun.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import sys
 import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_recipe import TRACES, quick, request_
+from helpers import traced
+from small_runs import request_, run, training_
 from torch import nn
 
-from acq import cli, recipe
-from acq.core.processes import Processes, joined, over_whole_batches
+from acq.cli.app import exit_code
+from acq.core.processes import Processes, joined
 from acq.core.values import Record
-from acq.recipe import Request, follow, prepare, run
-from acq.training import guards as soundness
-from acq.training import trainer
+from acq.core.whole_batch_norm import over_whole_batches
+from acq.training.phase import Phase, StepResult
 
-# three batches of images, of 10, 10 and 4
-STEPS = {"generator": {"steps": 20, "batch": 10}, "images": {"steps": 7}, "student": {"steps": 20, "batch": 9}}
-RESUMED = ("generator", 10), ("images", 5), ("calibration", 1), ("student", 10)
+SECONDS = 100  # after which a process of a scene is ended
+STEPS: dict[str, Any] = {  # batches of 10, 10 and 4 images are refined
+    "generator": {"steps": 12, "batch": 10},
+    "images": {"steps": 3},
+    "student": {"steps": 12, "batch": 9},
+}
+RESUMED = ("generator", 6), ("images", 5), ("calibration", 1), ("student", 6)
+FEW = {"calibration": {"images": 1}, "student": {"augmentation": 0.1, "renew_count": 1}}
 
 
-def exact(parts: dict[str, torch.Tensor], step: int, steps: int) -> dict[str, float]:
-    return {name: part.item() for name, part in parts.items()}
+@dataclass
+class Watched:
+    """A phase whose steps are seen, and may be changed, by a function."""
+
+    phase: Phase
+    seen: Callable[[int, float, StepResult], StepResult]
+    before: Callable[[int, float], None] = field(default=lambda number, rate: None)
+
+    def __post_init__(self) -> None:
+        self.name, self.steps = self.phase.name, self.phase.steps
+        self.state, self.restore = self.phase.state, self.phase.restore
+
+    def step(self, number: int, rate: float) -> StepResult:
+        self.before(number, rate)
+        return self.seen(number, rate, self.phase.step(number, rate))
 
 
-def losses(team: Processes, folder: Path) -> None:
-    """Every step's losses in double precision: steps of Adam that begin on noise make much of the last bit of single
-    precision. Amid each phase, and after calibration, whose search makes much of any, the state is kept, or resumed
-    where another number of processes kept it."""
-    made = prepare(request_(**STEPS), team)
+def losses(processes: Processes, folder: Path) -> None:
+    """Write every step's losses. One process keeps its state in each phase, and several continue from that.
+
+    Numbers have double precision: calibration's search and Adam's first steps make much of the last bit of others.
+    """
+    training, found = training_(processes=processes, **STEPS), []
     torch.set_default_dtype(torch.float64)
-    for module in (made.teacher, made.generator, made.student):
+    for module in (training.context.teacher, training.context.generator, training.context.student):
         module.double()
-    trainer._figures, found = exact, []
-    for record in trainer.train(made):
-        found.append((record.phase, record.step, record.values))
+    for name, phase in training.phases.items():
+
+        def seen(number: int, rate: float, result: StepResult, name: str = name) -> StepResult:
+            found.append((name, number, {loss: value.item() for loss, value in result.losses.items()}))
+            return result
+
+        training.phases[name] = Watched(phase, seen)
+    for record in training.run():
         if (record.phase, record.step) in RESUMED:
-            start = folder / f"{record.phase}.pt"
-            if start.exists():
-                made.restore(torch.load(start))
+            start = folder.parent / f"{record.phase}.pt"
+            if processes.size == 1:
+                torch.save(training.state(), start)
             else:
-                torch.save(made.state(), start)
-    torch.set_default_dtype(torch.float32)
-    TRACES.clear()  # which are in double precision now
-    if team.leads:
-        (folder / f"losses{team.size}.json").write_text(json.dumps(found))
+                training.restore(torch.load(start))
+    if processes.is_main:
+        (folder / "losses.json").write_text(json.dumps(found))
 
 
-def norms(team: Processes, folder: Path) -> None:
-    """A batch normalization over this process's rows, beside one over all."""
+def messages(processes: Processes, folder: Path) -> None:
+    """Compare batch normalization over this process's rows with one over all, and what is sent with what arrives."""
     torch.manual_seed(0)
-    x = torch.randn(7, 3, 4, 4)
+    x, weight = torch.randn(7, 3, 4, 4), torch.randn(7, 3, 4, 4)
     whole, parts = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
     over_whole_batches(parts)
-    here, there = x.clone().requires_grad_(), team.share(x).clone().requires_grad_()
-    weight = torch.randn(7, 3, 4, 4)
+    here, there = x.clone().requires_grad_(), processes.local(x).clone().requires_grad_()
     (whole(here) * weight).sum().backward()
-    (parts(there) * team.share(weight)).sum().backward()
-    team.sum_gradients(parts.parameters())
-    torch.testing.assert_close(there.grad, team.share(here.grad))
+    (parts(there) * processes.local(weight)).sum().backward()
+    processes.sum_gradients(parts.parameters())
+    assert here.grad is not None
+    torch.testing.assert_close(there.grad, processes.local(here.grad))
     for one, other in zip(parts.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
     torch.testing.assert_close(dict(parts.state_dict()), dict(whole.state_dict()))
-    torch.testing.assert_close(team.gather(team.share(x), 7), x, rtol=0, atol=0)
-    assert team.any(team.rank == 1, False) == (True, False)
-    said = team.tell({"x": x, "name": "a"} if team.leads else None, torch.device("cpu"))
-    assert said["name"] == "a"
-    assert torch.equal(said["x"], x)
-    torch.save(x, folder / f"norms{team.rank}")
+    torch.testing.assert_close(parts.eval()(x), whole.eval()(x))
+    assert torch.equal(processes.gather(processes.local(x), 7), x)
+    assert processes.any(processes.rank == 1, False) == (True, False)
+    message = {"x": x, "name": "a"} if processes.is_main else None
+    received = processes.broadcast(message, torch.device("cpu"))
+    assert received["name"] == "a"
+    assert torch.equal(received["x"], x)
+    own = torch.full((2, 3), float(processes.rank)).T
+    processes.synchronize([own])
+    assert not own.any()
 
 
-def whole_run(team: Processes, folder: Path, what: str) -> None:
-    """A run in which something happens, mostly to process 1 at the second step of the images or the student."""
-    recipe._SAVE_EVERY = 0.0
-    few = {"images": {"renew_count": 1, "renew_every": 2}} if what == "few" else {}
-    request: Request = request_(
-        student={"steps": 25, **({"views": 0.1, "calibration_images": 1} if few else {})}, **few
-    )
-    advance, see = trainer._image_step, soundness.Control.see
+def troubled(processes: Processes, folder: Path) -> None:
+    """Process 1 gets a NaN, and later finds a fault that no other sees; batches are too small to share."""
+    training = training_(processes=processes, **FEW)
+    context, phases = training.context, training.phases
 
-    def harmed(made: trainer.Trainer) -> dict[str, torch.Tensor]:
-        if team.rank == 1 and made.step == 1 and not made.cautious:
-            if what == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if what == "nan":
-                assert made.draft is not None
-                with torch.no_grad():
-                    made.draft.logits.fill_(torch.nan)
-        return advance(made)
+    def poison(number: int, rate: float) -> None:
+        if (processes.rank, number, rate) == (1, 1, 1.0):
+            next(context.generator.parameters()).data.fill_(torch.nan)
 
-    def doubtful(control: soundness.Control, *values: Any) -> str | None:
-        seen.append(None)
-        return "doubt" if what == "doubt" and team.rank == 1 and len(seen) == 3 else see(control, *values)
+    def doubt(number: int, rate: float, result: StepResult) -> StepResult:
+        doubtful = (processes.rank, number, rate) == (1, 2, 1.0)
+        return StepResult(result.losses, "a doubt") if doubtful else result
+
+    phases["generator"] = Watched(phases["generator"], lambda number, rate, result: result, poison)
+    phases["student"] = Watched(phases["student"], doubt)
+    for _ in training.run():
+        pass
+    torch.save(context.student.state_dict(), folder / f"student{processes.rank}.pt")
+
+
+def stopped(processes: Processes, folder: Path) -> None:
+    """Process 1 gets SIGTERM while the student is trained."""
+
+    def watch(record: Record) -> None:
+        if processes.rank == 1 and (record.phase, record.step) == ("student", 11):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(request_(student={"steps": 12}), folder / "run", watches=(watch,), processes=processes)
+
+
+def killed(processes: Processes, folder: Path) -> None:
+    """Process 1 is killed while images are refined."""
+
+    def watch(record: Record) -> None:
+        if processes.rank == 1 and (record.phase, record.step) == ("images", 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(request_(), folder / "run", watches=(watch,), processes=processes)
+
+
+def deserted(processes: Processes, folder: Path) -> None:
+    """The main process is killed before its first step, while the other waits for it."""
+    if processes.is_main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    run(request_(), folder / "run", processes=processes)
+
+
+def waiting(processes: Processes, folder: Path) -> None:
+    """While the student is trained, wait until all processes get Ctrl-C."""
 
     def watch(record: Record) -> None:
         if (record.phase, record.step) == ("student", 3):
-            if what == "stopped":
-                os.kill(os.getpid(), signal.SIGTERM)
-            if what == "waiting":
-                (folder / "waiting").touch()
-                time.sleep(5)  # in which Ctrl-C comes
+            (folder / f"waits{processes.rank}").touch()
+            while not (folder / "pressed").exists():
+                time.sleep(0.05)
 
-    def reading(*_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    seen: list[None] = []
-    trainer._image_step, soundness.Control.see = harmed, doubtful  # type: ignore[method-assign]
-    recipe.read = reading if what == "reading" else recipe.read  # type: ignore[assignment]
-    if team.leads:
-        run(request, folder, resume=folder.exists(), watch=watch, team=team, data=folder if what == "reading" else None)
-    else:
-        follow(request, team)
+    run(request_(student={"steps": 25}), folder / "run", watches=(watch,), processes=processes)
 
 
-def main() -> None:
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    quick(pytest.MonkeyPatch())
-    with joined(torch.device("cpu")) as team:
-        if what in ("losses", "norms"):
-            {"losses": losses, "norms": norms}[what](team, folder)
-        else:
-            whole_run(team, folder, what)
+SCENES: Mapping[str, tuple[int, Callable[[Processes, Path], None]]] = {
+    "alone": (1, losses),
+    "losses": (2, losses),
+    "messages": (3, messages),
+    "troubled": (2, troubled),
+    "stopped": (2, stopped),
+    "killed": (2, killed),
+    "deserted": (2, deserted),
+}
+
+
+def act(name: str, folder: Path) -> None:
+    """Fork the processes of a scene, as torchrun would start them, and write how each of them ended."""
+    folder.mkdir()
+    size, scene = SCENES[name]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {key: str(value) for key, value in {**place, "MASTER_PORT": port}.items()}
+            played(scene, folder, rank)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+def played(scene: Callable[[Processes, Path], None], folder: Path, rank: int) -> None:
+    """Play a scene in this process, which ends with it."""
+    said = os.open(folder / f"said{rank}.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    signal.alarm(SECONDS)
+    code = 70
+    try:
+        code = exit_code(lambda: joined_in(scene, folder))
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def joined_in(scene: Callable[[Processes, Path], None], folder: Path) -> None:
+    with joined(torch.device("cpu")) as processes:
+        scene(processes, folder)
+
+
+def main(folder: Path, scene: str | None = None) -> int:
+    torch.set_num_threads(1)
+    pytest.MonkeyPatch().setattr("acq.recipe.trace", lambda *_: traced("residual"))
+    if scene == "waiting":
+        return exit_code(lambda: joined_in(waiting, folder))
+    traced("residual")  # once for all scenes
+    for name in SCENES:
+        act(name, folder / name)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli._exit_code(main))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acq.core.evaluate import accuracy
+from acq.core.evaluate import accuracy, eval_mode, evaluating
 from acq.errors import RequestError
 
 
@@ -42,6 +42,18 @@ def test_evaluation_leaves_the_module_as_it_was() -> None:
     assert seen == [(False, False)]
     assert [part.training for part in network.modules()] == [True, True, True, False]
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_eval_mode_keeps_gradients_and_evaluating_does_not() -> None:
+    """Both contexts evaluate every part, and only ``evaluating`` switches gradients off."""
+    network = Mixed()
+    for context, has_gradient in ((eval_mode, True), (evaluating, False)):
+        with context(network):
+            assert not any(part.training for part in network.modules())
+            assert network(torch.randn(2, 4)).requires_grad == has_gradient
+        assert [part.training for part in network.modules()] == [True, True, True, False]
+    with evaluating(lambda images: images):
+        assert not torch.is_grad_enabled()
 
 
 def test_modes_are_restored_when_the_network_fails() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from acq.core.batchnorm import at_least_float
 from acq.core.pixels import normalise
 from acq.core.values import Condition, Preprocessing
 from acq.errors import RequestError, nearest
@@ -131,7 +132,7 @@ class CanvasGenerator(nn.Module):
         x = window(x, condition.centre, *self.sizes[0])
         for stage, size in zip(self.stages, self.sizes[1:], strict=True):
             x = stage(F.interpolate(x, size=size), bump(condition.centre, *size))
-        return normalise(torch.sigmoid(self.last(x)).float(), self.preprocessing)
+        return normalise(at_least_float(torch.sigmoid(self.last(x))), self.preprocessing)
 
 
 class _Stage(nn.Module):

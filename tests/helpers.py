@@ -1,10 +1,12 @@
-"""Tiny networks, one for each way in which classifiers are written, and what tests do with them."""
+"""Tiny networks, one for each style in which classifiers are written, and their traces and students."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +17,7 @@ from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
 from acq.quantization.plan import Placement, plan
+from acq.quantization.roles import LayerWidth
 from acq.quantization.student import Student
 from acq.zoo.resnet import CifarResNet
 
@@ -36,7 +39,7 @@ class Head(nn.Module):
 
 
 class Chain(nn.Module):
-    """A convolution, then whatever is given, then pooling and a linear layer."""
+    """A convolution, the given modules, pooling and a linear layer."""
 
     def __init__(self, *middle: nn.Module, channels: int = 8) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class Residual(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Two sums in a row; what is added was moved first, and layers read it before and after."""
+    """Two additions in a row. An operand is moved first, and layers consume it before and after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +119,7 @@ class Shuffle(nn.Module):
 
 
 class Clipped(nn.Module):
-    """Sums of what layers read clipped, and of what was joined."""
+    """Additions whose operands are clipped for a layer, or concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,14 +146,14 @@ class Pools(nn.Module):
 
 
 class Unknown(nn.Module):
-    """An operator that the plan does not know, between two that it does."""
+    """An operator that the plan does not know, between two that it knows."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cumsum(F.relu(x), 1)
 
 
 class Largest(nn.Module):
-    """An operator that returns two tensors, of which the values are used."""
+    """An operator that returns two tensors, of which the first is used."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.max(F.relu(x), 1, keepdim=True)[0]
@@ -168,7 +171,7 @@ class TwoLinears(nn.Module):
 
 
 class AllConvolutional(nn.Module):
-    """The class scores come from a convolution, pooled."""
+    """The class scores are the pooled output of a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,40 +231,32 @@ def network(name: str, seed: int = 0) -> nn.Module:
 
 
 def images(count: int, size: tuple[int, int, int] = SIZE, seed: int = 1) -> Tensor:
+    """Random normalised images [count, C, H, W]."""
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed))
 
 
 @cache
 def traced(name: str) -> fx.GraphModule:
+    """The trace of one of the tiny networks."""
     return trace(network(name), SIZE)
 
 
-def student_of(
-    name: str,
-    bits: str = "w4a4",
-    placement: Placement = "deployable",
-    first_last_bits: str = "8",
-    power_of_two_scales: bool = False,
-    reduce_range: bool = False,
-) -> Student:
-    """A calibrated student of one of the tiny networks; ``reduce_range`` for engines, as runs have it by default."""
-    return student_from(traced(name), bits, placement, first_last_bits, power_of_two_scales, reduce_range)
+def student_of(name: str, bits: str = "w4a4", placement: Placement = "deployable", **options: Any) -> Student:
+    """A calibrated student of one of the tiny networks; options as for ``student_from``."""
+    return student_from(traced(name), bits, placement, **options)
 
 
 def student_from(
     graph: fx.GraphModule,
     bits: str = "w4a4",
     placement: Placement = "deployable",
+    *,
     first_last_bits: str = "8",
-    power_of_two_scales: bool = False,
-    reduce_range: bool = False,
+    layers: Mapping[str, LayerWidth] = MappingProxyType({}),
+    **format: bool,
 ) -> Student:
-    """The same of any traced network for images of ``SIZE``."""
-    format = replace(
-        NumberFormat.parse(bits, first_last_bits),
-        power_of_two_scales=power_of_two_scales,
-        reduce_range=reduce_range,
-    )
-    student = build(graph, plan(graph, format, placement))
+    """A calibrated student of a traced network for images of ``SIZE``; ``format`` has flags of ``NumberFormat``."""
+    numbers = replace(NumberFormat.parse(bits, first_last_bits), **format)
+    student = build(graph, plan(graph, numbers, placement, layers))
     calibrate(student, images(32).split(16))
     return student

@@ -8,14 +8,15 @@ from helpers import images, student_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq.quantization.allocation import WIDTHS, Cost, allocate, costs
+from acq.quantization.allocation import Cost, allocate, costs
 from acq.quantization.calibration import weight_scale
+from acq.quantization.formats import WIDTHS
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student, mean_weight_bits, quantizers_off
 
 
 def falling(unit: float) -> dict[int, float]:
-    """Noise as of a uniform grid: a quarter for every bit more."""
+    """The noise of a uniform quantizer: a quarter per additional bit."""
     return {width: unit * 4.0**-width for width in WIDTHS}
 
 
@@ -36,7 +37,7 @@ def noise(given: list[Cost], widths: dict[str, int]) -> float:
 
 @given(given=GIVEN, mean=st.floats(2, 8))
 def test_the_mean_is_kept(given: list[Cost], mean: float) -> None:
-    """Over all weights, within 2 to 8 bits, and no layer could still be wider by one."""
+    """The mean over all weights is kept within 2 to 8 bits, and no layer could still be wider by one."""
     widths = allocate(given, mean)
     room = mean * sum(cost.weights for cost in given) - stored(given, widths)
     assert room >= -1e-6
@@ -45,8 +46,8 @@ def test_the_mean_is_kept(given: list[Cost], mean: float) -> None:
 
 
 @given(given=GIVEN, mean=st.floats(3.5, 8))
-def test_it_is_the_best_there_is_for_what_it_stores(given: list[Cost], mean: float) -> None:
-    """No widths at all that store as little or less have less noise, up to the last layer that did not fit."""
+def test_no_other_widths_are_better_for_the_same_size(given: list[Cost], mean: float) -> None:
+    """No widths of the same or a smaller size have less noise, up to the last layer that did not fit."""
     widths = allocate(given, mean)
     every = (dict(zip(widths, choice, strict=True)) for choice in itertools.product(WIDTHS, repeat=len(given)))
     biggest = max(cost.weights for cost in given)
@@ -55,15 +56,16 @@ def test_it_is_the_best_there_is_for_what_it_stores(given: list[Cost], mean: flo
     assert noise(given, widths) <= min(inside, default=torch.inf) * (1 + 1e-9)
 
 
-def test_layers_alike_are_treated_alike() -> None:
-    """And one that costs nothing takes nothing."""
+def test_equal_layers_get_equal_widths() -> None:
+    """A layer without cost gets the fewest bits."""
     alike = [Cost(name, 10, falling(1.0)) for name in "abcd"]
     assert allocate(alike, 4.0) == dict.fromkeys("abcd", 4)
     free = Cost("e", 40, dict.fromkeys(WIDTHS, 0.0))
     assert allocate([*alike, free], 3.0) == {**dict.fromkeys("abcd", 4), "e": 2}
 
 
-def test_a_mean_below_the_narrowest_is_refused() -> None:
+def test_a_mean_below_the_smallest_width_is_refused() -> None:
+    """Two bits are the least that there is."""
     with pytest.raises(ValueError, match=r"mean of 1\.9 bits is below 2"):
         allocate([], 1.9)
 
@@ -75,7 +77,7 @@ def squared_error(weight: torch.Tensor, bits: int) -> float:
 
 
 def measured(student: Student, x: torch.Tensor, layer: int, bits: int) -> float:
-    """The squared error of the logits with one layer rounded by hand."""
+    """The squared error of the logits with one layer rounded directly."""
     with torch.no_grad(), quantizers_off(student):
         wanted = student(x)
         module = list(student.layers())[layer][1]
@@ -88,12 +90,13 @@ def measured(student: Student, x: torch.Tensor, layer: int, bits: int) -> float:
     return float((found - wanted).double().square().sum())
 
 
-def test_costs_are_those_of_layers_rounded_by_hand() -> None:
-    """At the student's own width, growing as the error of the weights at others; only those that were asked for."""
-    student, x = student_of("residual", "w4a4", ends="same"), images(12)
-    names = [str(node.meta.get("layer", node.name)) for node, _ in student.placed()]
+def test_costs_are_those_of_layers_rounded_alone() -> None:
+    """At the student's width they are measured, at others they grow as the weights' error; only named layers count."""
+    student, x = student_of("residual", "w4a4", first_last_bits="same"), images(12)
+    names = [name for name, _ in student.layers()]
     found = costs(student, x.split(5), names[:-1])
     layers = list(student.layers())
+    assert [cost.layer for cost in found] == names[:-1]
     assert [cost.weights for cost in found] == [layer.weight.numel() for _, layer in layers[:-1]]
     for place, cost in enumerate(found):
         assert cost.noise[4] == pytest.approx(measured(student, x, place, 4), rel=1e-3)
@@ -106,23 +109,23 @@ def test_costs_are_those_of_layers_rounded_by_hand() -> None:
     assert last.noise[8] == last.noise[7] < last.noise[6]
 
 
-def test_the_student_is_as_before() -> None:
-    """Weights, scales that are not those of calibration, and every quantizer on again."""
+def test_costs_leave_the_student_as_it_was() -> None:
+    """Weights and scales do not change, and every quantizer is enabled again."""
     student, x = student_of("residual"), images(4)
     with torch.no_grad():
         for _, layer in student.layers():
             layer.weight_quantizer.log_scale += 0.2
         before = student(x)
-        costs(student, [x], {str(node.meta.get("layer", node.name)) for node, _ in student.placed()})
+        costs(student, [x], {name for name, _ in student.layers()})
         assert torch.equal(student(x), before)
     kinds = WeightQuantizer | ActivationQuantizer
     assert all(module.enabled for module in student.modules() if isinstance(module, kinds))
 
 
-def test_weights_on_a_narrow_grid_already() -> None:
-    """Cost nothing from its width on, and something below: they do not get 2 bits for it."""
-    student, x = student_of("residual", "w4a4", ends="same"), images(12)
-    names = [str(node.meta.get("layer", node.name)) for node, _ in student.placed()]
+def test_weights_that_are_already_quantized_are_measured_below_their_width() -> None:
+    """They cost nothing from their width on and something below, so they do not get 2 bits."""
+    student, x = student_of("residual", "w4a4", first_last_bits="same"), images(12)
+    names = [name for name, _ in student.layers()]
     with torch.no_grad():
         layer = list(student.layers())[1][1]
         layer.weight.copy_(torch.randint(-7, 8, layer.weight.shape, generator=torch.Generator().manual_seed(0)) / 16)
@@ -133,9 +136,18 @@ def test_weights_on_a_narrow_grid_already() -> None:
     assert allocate([found], 5.0) == {found.layer: 4}
 
 
+def test_layers_in_float_have_no_cost() -> None:
+    """The others are measured with them in floating point, and get the bits."""
+    student, x = student_of("residual", first_last_bits="same", layers={"middle.0.*": "float"}), images(12)
+    names = {name for name, _ in student_of("residual").layers()}
+    found = costs(student, [x], names)
+    assert {cost.layer for cost in found} == names - {"middle.0.block.0"}
+    assert all(cost.noise[2] > cost.noise[8] > 0 for cost in found)
+
+
 def test_mean_bits_count_weights() -> None:
-    """Those of wide ends too."""
-    student = student_of("residual", "w4a4", ends="8")
+    """Wide first and last layers count by their number of weights."""
+    student = student_of("residual", "w4a4", first_last_bits="8")
     counts = [layer.weight.numel() for _, layer in student.layers()]
     ends = counts[0] + counts[-1]
     assert mean_weight_bits(student) == pytest.approx((8 * ends + 4 * (sum(counts) - ends)) / sum(counts))

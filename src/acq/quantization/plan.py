@@ -292,5 +292,5 @@ def _reached(
 
 def _cells(node: NodePlan) -> tuple[str, ...]:
     shape = "x".join("N" if size == -1 else str(size) for size in node.shape)
-    output = "float" if node.floating else "" if node.output_bits is None else str(node.output_bits)
+    output = str(node.output_bits) if node.output_bits else "float" if node.floating else ""
     return node.name, node.operator.removeprefix("aten."), node.role, node.weights, output, shape, node.note

@@ -51,8 +51,8 @@ def export_onnx(
         raw_images: Make a file that takes bytes [N, H, W, C] and normalises them itself.
 
     Raises:
-        RequestError: The extra ``onnx`` is not installed, an operator cannot be exported, the file cannot be written,
-            or fewer than 99 % of the images get the student's class; no file is left behind.
+        RequestError: The extra ``onnx`` is not installed; an operator cannot be exported; the file cannot be written;
+            or fewer than 99 % of the images get the student's class. No file is left behind.
     """
     export_file, _ = _onnx()
     return export_file(student, Path(path), _scenes(student) if images is None else images, raw_images=raw_images)

@@ -9,8 +9,8 @@ from torch import Tensor
 def class_activation(features: Tensor, weight: Tensor, label: Tensor) -> Tensor:
     """Sharpened class activation map of each image's label (Zhou et al., arXiv 1512.04150).
 
-    The map weighs the features with the label's row of the linear head. It is shifted to a minimum of zero and squared
-    (this project's definition), so that a flat background does not pull the centre to the middle.
+    The map weighs the features with the label's row of the linear head. It is shifted to a minimum of zero and squared,
+    so a flat background does not pull the centre to the middle (this project's definition).
 
     Args:
         features: [N, C, H, W].
@@ -36,7 +36,7 @@ def channel_energy(features: Tensor) -> Tensor:
 def centre_of(attention: Tensor) -> Tensor:
     """Mass-weighted mean coordinate (x, y) of maps that sum to one: [N, H, W] -> [N, 2].
 
-    The image spans [-1, 1] on both axes and a cell counts at its middle, so the value does not depend on the resolution
+    The image spans [-1, 1] on both axes and a cell counts at its middle. So the value does not depend on the resolution
     (this project's definition).
     """
     height, width = attention.shape[1:]

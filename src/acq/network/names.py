@@ -24,11 +24,11 @@ def assign_names(graph: fx.Graph) -> None:
 
     A layer has the name of the module that owns its weight. Another operator has the name of its module of
     ``torch.nn``, or the name of the block that calls it and the operator: ``layer1.0.add``. A name that is taken
-    gets a number: ``layer1.0.relu_2``.
+    gets a number: ``layer1.0.relu_2``. Layers choose first, because settings name them.
     """
     taken: set[str] = set()
-    for node in graph.nodes:
-        wanted = name = _wanted(node)
+    for node in sorted(graph.nodes, key=lambda node: not _owner(node)):
+        wanted = name = _owner(node) or _wanted(node)
         count = 1
         while name in taken:
             count += 1
@@ -37,18 +37,22 @@ def assign_names(graph: fx.Graph) -> None:
         node.meta["name"] = name
 
 
+def _owner(node: fx.Node) -> str:
+    """The module that owns the weight of a layer; empty for other nodes."""
+    if node.op != "call_function" or _operator(node) not in ("conv2d", "linear"):
+        return ""
+    weight = node.args[1]
+    owner = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+    return owner.removesuffix(_WEIGHT) if owner.endswith(_WEIGHT) else ""
+
+
 def _wanted(node: fx.Node) -> str:
     if node.op == "placeholder":
         return _IMAGE
     if node.op != "call_function":
         return str(node.target)
-    weight = node.args[1] if len(node.args) > 1 else None
-    operator = _operator(node)
-    if operator in ("conv2d", "linear") and isinstance(weight, fx.Node) and weight.op == "get_attr":
-        owner = str(weight.target)
-        if owner.endswith(_WEIGHT):
-            return owner.removesuffix(_WEIGHT)
     path, kind = _module(node)
+    operator = _operator(node)
     if path and kind.startswith(_LEAVES) and not kind.startswith(f"{_LEAVES}container"):
         return path
     return f"{path}.{operator}" if path else operator

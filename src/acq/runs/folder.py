@@ -170,8 +170,8 @@ def require_free(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Check that a run may use a folder; nothing changes.
 
     Raises:
-        RequestError: ``resume`` and ``overwrite`` are both given, the folder holds a run and neither is, there is
-            nothing to resume, what is there is damaged, or the folder holds other files.
+        RequestError: ``resume`` and ``overwrite`` are both given; or the folder holds a run and neither is given; or
+            there is nothing to resume; or the run is damaged; or the folder holds other files.
     """
     if resume and overwrite:
         raise RequestError("--resume and --overwrite contradict each other; give one of them")

@@ -44,7 +44,7 @@ def augment(images: Tensor, rng: torch.Generator, constants: Augmentation = _CON
     """Augment each image independently: [N, C, H, W] -> [N, C, H, W].
 
     Each image is moved and perhaps mirrored. Then it may be blended with the previous image (mixup, Zhang et al., arXiv
-    1710.09412), and may get a box of the image before that (cutmix, Yun et al., arXiv 1905.04899).
+    1710.09412). It may also get a box of the image before that (cutmix, Yun et al., arXiv 1905.04899).
 
     Args:
         images: [N, C, H, W].

@@ -6,81 +6,66 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SIZE, network, traced
+from helpers import SIZE
+from small_runs import request_, run, training_
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from acq import recipe
-from acq.config import Config
-from acq.core.values import Preprocessing
+from acq.core.values import Preprocessing, Record
 from acq.errors import RequestError
-from acq.recipe import Request, Result, prepare, run
+from acq.recipe import Result
 from acq.runs.tensorboard import board
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "generator": {"steps": 20, "batch": 8, "noise_dim": 4, "width": 8},
+    "generator": {"steps": 20},
     "images": {"count": 16, "batch": 8, "steps": 10},
-    # so few steps must not harm it
-    "student": {"steps": 20, "batch": 8, "calibration_images": 8, "learning_rate": 0.001},
+    "student": {"steps": 20, "renew_count": 0},
 }
 
 
-def request_() -> Request:
-    return Request(
-        network("residual"), Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3), Config.create("default", SETTINGS), {}
-    )
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """A run with TensorBoard, and where its files are."""
+    folder = tmp_path_factory.mktemp("tensorboard") / "run"
+    return run(request_(**SETTINGS), folder, tensorboard=True), folder / "tensorboard"
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "_FRESH", 64)
-    monkeypatch.setattr(recipe, "trace", lambda *_: traced("residual"))
-
-
-@pytest.fixture
-def watched(tmp_path: Path) -> tuple[Result, EventAccumulator]:
-    result = run(request_(), tmp_path / "run", tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0, "scalars": 0, "histograms": 0})
-    return result, events.Reload()
-
-
-def test_losses_images_and_weights_are_there(watched: tuple[Result, EventAccumulator]) -> None:
-    """Of every phase what it has, as often as is said."""
-    _, events = watched
+def test_losses_images_and_weights_are_there(watched: tuple[Result, Path]) -> None:
+    """Every phase writes what it has: losses as they are reported, images and weights ten times."""
+    result, folder = watched
+    events = EventAccumulator(str(folder), {"images": 0, "scalars": 0, "histograms": 0}).Reload()
     tags = events.Tags()
     assert {"generator/classes", "generator/centre", "images/statistics", "student/logits"} <= set(tags["scalars"])
     assert {"generator/images", "images/images"} <= set(tags["images"])
     assert len(events.Images("generator/images")) == 10  # grids of 16
     layers = {tag for tag in tags["histograms"] if tag.startswith("student/")}
-    assert len(layers) == len(list(watched[0].student.layers()))
-    assert [event.step for event in events.Histograms(sorted(layers)[0])] == list(range(2, 21, 2))
+    assert layers == {f"student/{name} in quantization steps" for name, _ in result.student.layers()}
+    assert [event.step for event in events.Histograms(min(layers))] == list(range(2, 21, 2))
     assert [event.step for event in events.Scalars("student/logits")] == [10, 20]
 
 
-def test_a_run_that_is_watched_is_the_same_run(watched: tuple[Result, EventAccumulator], tmp_path: Path) -> None:
-    """Bit for bit."""
-    run(request_(), tmp_path / "alone")
-    names = [tmp_path / folder / "student.safetensors" for folder in ("run", "alone")]
-    assert names[0].read_bytes() == names[1].read_bytes()
+def test_a_run_that_is_watched_is_the_same_run(watched: tuple[Result, Path], tmp_path: Path) -> None:
+    """TensorBoard changes no bit of the student."""
+    run(request_(**SETTINGS), tmp_path / "alone")
+    students = [folder / "student.safetensors" for folder in (watched[1].parent, tmp_path / "alone")]
+    assert students[0].read_bytes() == students[1].read_bytes()
 
 
-def test_a_picture_of_other_channels_is_left_out(tmp_path: Path) -> None:
-    """TensorBoard shows one channel or three."""
-    trainer = prepare(request_())
-    trainer.preprocessing = Preprocessing((4, *SIZE[1:]), (0.5,) * 4, (0.25,) * 4)
-    trainer.generator.forward = lambda condition: torch.zeros(len(condition.label), 4, 8, 8)  # type: ignore[method-assign]
-    with board(tmp_path, trainer) as show:
-        show(recipe.Record("generator", 20, 20, 1.0, {"classes": 1.0}))
+def test_images_of_other_channels_are_left_out(tmp_path: Path) -> None:
+    """TensorBoard shows images of one or three channels, so others are left out and losses are written."""
+    training = training_()
+    training.context.preprocessing = Preprocessing((4, *SIZE[1:]), (0.5,) * 4, (0.25,) * 4)
+    training.context.generator.forward = lambda condition: torch.zeros(len(condition.label), 4, 8, 8)
+    with board(tmp_path, training) as show:
+        show(Record("generator", 20, 20, 1.0, {"classes": 1.0}))
     events = EventAccumulator(str(tmp_path)).Reload()
     assert (events.Tags()["images"], events.Tags()["scalars"]) == ([], ["generator/classes"])
 
 
 def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told what to install, and no run folder is left; nor is there a place without one."""
-    with pytest.raises(RequestError, match="out"):
-        run(request_(), tensorboard=True)
+    """The message says what to install, and no run folder is made."""
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(RequestError, match=r"TensorBoard's tensorboard is missing; pip install 'acq\[tens"):
+    with pytest.raises(RequestError, match=r"TensorBoard needs tensorboard; pip install 'acquant\[tensorboard\]'"):
         run(request_(), tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()

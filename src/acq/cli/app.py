@@ -1,4 +1,4 @@
-"""The command ``acq``: exit codes, warnings and errors as single lines."""
+"""The command ``acq``: its help, exit codes, and warnings and errors as single lines."""
 
 from __future__ import annotations
 
@@ -6,14 +6,50 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from acq.core.processes import started_by_torchrun
 from acq.errors import Interrupted, RequestError, RunError
 
-app = typer.Typer(name="acq", rich_markup_mode="rich", pretty_exceptions_enable=False, no_args_is_help=True)
+T = TypeVar("T")
+
+
+class _Command(TyperCommand):
+    """A command whose help leaves out that flags are ``<bool>`` and arguments have ``{braces}``."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_types_of_flags(super().get_params(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+
+class _Commands(TyperGroup):
+    """A group with such help."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+def _without_types_of_flags(parameters: list[T]) -> list[T]:
+    for parameter in parameters:
+        if isinstance(parameter, TyperOption) and parameter.is_flag:
+            parameter.metavar = ""
+    return parameters
+
+
+app = typer.Typer(
+    name="acq", cls=_Commands, rich_markup_mode="rich", pretty_exceptions_enable=False, no_args_is_help=True
+)
+
+
+def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command, with examples at the end of its help."""
+    epilog = "\n".join(["Examples:", *examples]) if examples else None
+    return app.command(cls=_Command, epilog=epilog)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acq.cli.look import print_plan
-from acq.cli.output import in_minutes, print_json, print_lines
+from acq.cli.output import in_minutes, print_json, print_lines, print_plan
 from acq.config import Config
 from acq.core.memory import keep_freed_memory
 from acq.files.images import read

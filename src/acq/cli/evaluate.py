@@ -8,16 +8,14 @@ import typer
 
 from acq import api
 from acq.cli import options as o
-from acq.cli.app import app
+from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
 from acq.cli.requests import data_path, network_options
 
 
-@app.command(
-    epilog=o.examples(
-        "acq evaluate runs/first --data sample",
-        "acq evaluate resnet20-cifar10 --data test.npz --limit 1000",
-    )
+@command(
+    "acq evaluate runs/first --data sample",
+    "acq evaluate resnet20-cifar10 --data test.npz --limit 1000",
 )
 def evaluate(
     target: o.Target,

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from acq import api, zoo
 from acq.cli import options as o
-from acq.cli.app import app
-from acq.cli.output import print_json, print_lines, print_table
+from acq.cli.app import command
+from acq.cli.output import print_json, print_lines, print_plan, print_table
 from acq.cli.requests import config_of, network_of
 from acq.config import Config
-from acq.quantization.plan import Plan
 
 
-@app.command(
-    epilog=o.examples(
-        "acq inspect resnet20-cifar10 --bits w4a4 --first-last-bits same",
-        "acq inspect mypackage.nets:build --input-size 3,32,32 --set 'layers.layer3.*=6'",
-    )
+@command(
+    "acq inspect resnet20-cifar10 --bits w4a4 --first-last-bits same",
+    "acq inspect mypackage.nets:build --input-size 3,32,32 --set 'layers.layer3.*=6'",
 )
 def inspect(
     model: o.Model,
@@ -58,7 +55,7 @@ def inspect(
     )
 
 
-@app.command()
+@command()
 def models(as_json: o.AsJson = False) -> None:
     """List the built-in networks."""
     facts = zoo.facts()
@@ -72,7 +69,7 @@ def models(as_json: o.AsJson = False) -> None:
     print_table(["name", "input", "classes", "parameters", "weights"], rows)
 
 
-@app.command(epilog=o.examples("acq settings --preset best > best.yaml", "acq settings --set student.steps=1000"))
+@command("acq settings --preset best > best.yaml", "acq settings --set student.steps=1000")
 def settings(
     preset: o.Preset = None,
     config: o.ConfigFile = None,
@@ -85,10 +82,3 @@ def settings(
         print_json(found.model_dump(mode="json"))
     else:
         print_lines([found.to_commented_yaml().rstrip()])
-
-
-def print_plan(plan: Plan) -> None:
-    """Print a plan, and the operators that stay in floating point with the reason of each."""
-    kept = plan.float_nodes
-    print_lines([str(plan), "", f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
-    print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)

@@ -120,8 +120,3 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no n
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="print all losses, line by line", rich_help_panel=OUTPUT)
 ]
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    return "\n\n".join(["Examples:", *lines])

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acq.quantization.plan import Plan
+
 
 def results() -> Console:
     """The console for results."""
@@ -52,6 +54,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_f
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan, and the operators that stay in floating point with the reason of each."""
+    kept = plan.float_nodes
+    print_lines([str(plan), "", f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
+    print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)
 
 
 def shortened(value: Any) -> Any:

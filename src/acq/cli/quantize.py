@@ -7,7 +7,7 @@ from typing import Any
 
 from acq import api
 from acq.cli import options as o
-from acq.cli.app import app
+from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import in_kilobytes, in_minutes, note, notes, print_json, print_lines
 from acq.cli.requests import config_of, data_path, json_object, network_of
@@ -21,12 +21,10 @@ from acq.runs.progress import watching
 from acq.runs.session import Session
 
 
-@app.command(
-    epilog=o.examples(
-        "acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/first",
-        "acq quantize mypackage.nets:build --checkpoint weights.pth --input-size 3,32,32 --bits w4a8 --out runs/mine",
-        "acq quantize resnet20-cifar10 --bits auto --budget 3.5 --out runs/mixed",
-    )
+@command(
+    "acq quantize resnet20-cifar10 --bits w4a4 --data sample --out runs/first",
+    "acq quantize mypackage.nets:build --checkpoint weights.pth --input-size 3,32,32 --bits w4a8 --out runs/mine",
+    "acq quantize resnet20-cifar10 --bits auto --budget 3.5 --out runs/mixed",
 )
 def quantize(
     model: o.Model, out: o.Out = None,

@@ -11,11 +11,11 @@ import typer
 
 from acq import api
 from acq.cli import options as o
-from acq.cli.app import app
+from acq.cli.app import command
 from acq.cli.output import in_kilobytes, print_json, print_lines, print_table, shortened
 
 
-@app.command(epilog=o.examples("acq export runs/first", "acq export runs/mine --raw-images --out deploy.onnx"))
+@command("acq export runs/first", "acq export runs/mine --raw-images --out deploy.onnx")
 def export(
     run_folder: o.RunFolder,
     out: Annotated[
@@ -44,7 +44,7 @@ def export(
     )
 
 
-@app.command()
+@command()
 def report(run_folder: o.RunFolder, as_json: o.AsJson = False) -> None:
     """Write RUN/report.html: the run on one page that loads nothing else."""
     page = str(api.write_report(run_folder))
@@ -54,9 +54,9 @@ def report(run_folder: o.RunFolder, as_json: o.AsJson = False) -> None:
         print_lines([page])
 
 
-@app.command(epilog=o.examples("acq compare runs/first runs/mixed --html both.html"))
+@command("acq compare runs/first runs/mixed --html both.html")
 def compare(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="the folders of finished runs")],
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="the folders of two or more finished runs")],
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="also write the table as a page")] = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -68,7 +68,7 @@ def compare(
     print_table(["", *map(str, run_folders)], [[name, *values] for name, values in rows])
 
 
-@app.command()
+@command()
 def benchmark(
     run_folder: o.RunFolder,
     seconds: Annotated[float, typer.Option(metavar="S", help="how long each latency is measured", min=0.0)] = 5.0,

@@ -31,6 +31,7 @@ from acq.quantization.packing import pack, unpack
 from acq.quantization.plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student
+from acq.runs.names import QUANTIZATION, STUDENT
 from acq.runs.student_format import (
     FORMAT,
     Document,
@@ -45,8 +46,6 @@ from acq.runs.student_format import (
     operator_named,
     quantizer_entries,
 )
-
-WEIGHTS, DOCUMENT = "student.safetensors", "quantization.json"
 
 
 def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
@@ -74,13 +73,13 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
         facts=facts,
     )
     text = json.dumps(document.model_dump(), indent=1, allow_nan=False)
-    write_atomically(folder / WEIGHTS, packed)
-    write_atomically(folder / DOCUMENT, text.encode())
+    write_atomically(folder / STUDENT, packed)
+    write_atomically(folder / QUANTIZATION, text.encode())
 
 
 def exists(folder: Path) -> bool:
     """Whether a student is saved in ``folder``."""
-    return (folder / WEIGHTS).exists() and (folder / DOCUMENT).exists()
+    return (folder / STUDENT).exists() and (folder / QUANTIZATION).exists()
 
 
 def load(folder: Path) -> Student:
@@ -106,7 +105,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
     facts = _read_document(folder).facts
     wrong = [name for name in ("origin", "config", "preprocessing") if not isinstance(facts.get(name, {}), dict)]
     if wrong:
-        raise RequestError(f"the {wrong[0]} in {folder / DOCUMENT} is not a mapping; quantize again")
+        raise RequestError(f"the {wrong[0]} in {folder / QUANTIZATION} is not a mapping; quantize again")
     return facts
 
 
@@ -156,15 +155,15 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _read_document(folder: Path) -> Document:
-    content = _read(folder / DOCUMENT, DOCUMENT_BYTES)
+    content = _read(folder / QUANTIZATION, DOCUMENT_BYTES)
     with _damage_reported(folder):
         return Document.model_validate_json(content)
 
 
 def _read_tensors(folder: Path, document: Document) -> dict[str, Tensor]:
-    content = _read(folder / WEIGHTS, WEIGHTS_BYTES)
+    content = _read(folder / STUDENT, WEIGHTS_BYTES)
     if hashlib.sha256(content).hexdigest() != document.sha256:
-        raise RequestError(f"{folder / WEIGHTS} does not belong to its {DOCUMENT}; quantize again")
+        raise RequestError(f"{folder / STUDENT} does not belong to its {QUANTIZATION}; quantize again")
     return from_safetensors(content)
 
 

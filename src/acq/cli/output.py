@@ -12,10 +12,7 @@ from rich.text import Text
 
 from acq.quantization.plan import Plan
 
-
-def results() -> Console:
-    """The console for results."""
-    return Console(soft_wrap=True)
+_WIDEST = 10_000  # columns of a table in a file
 
 
 def notes(quiet: bool = False) -> Console:
@@ -40,20 +37,20 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int | None = None) -> None:
-    """Print a table on standard output.
+    """Print a table on standard output, as wide as it is; on a terminal long cells are folded.
 
     Args:
-        columns: Titles.
+        columns: Titles; all empty for a table without.
         rows: Cells as text.
         numbers_from: Index of the first column that is aligned to the right.
     """
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
     for index, column in enumerate(columns):
         right = numbers_from is not None and index >= numbers_from
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    Console(width=None if Console().is_terminal else _WIDEST).print(table)
 
 
 def print_plan(plan: Plan) -> None:

@@ -18,7 +18,7 @@ def delta(height: int, width: int, row: int, column: int) -> Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (7, 7), (3, 8)])
 def test_a_uniform_map_has_its_centre_in_the_middle(height: int, width: int) -> None:
-    """Whatever the resolution, mass spread evenly is centred at (0, 0)."""
+    """Mass spread evenly is centred at (0, 0), whatever the resolution."""
     attention = torch.full((2, height, width), 1 / (height * width))
     torch.testing.assert_close(centre_of(attention), torch.zeros(2, 2))
 
@@ -36,13 +36,13 @@ def test_a_uniform_map_has_its_centre_in_the_middle(height: int, width: int) -> 
 def test_mass_in_one_cell_has_that_cell_s_coordinates(
     size: tuple[int, int], cell: tuple[int, int], centre: tuple[float, float]
 ) -> None:
-    """(x, y) of the cell's middle in [-1, 1], x across and y down."""
+    """The centre is (x, y) of the cell's middle in [-1, 1], x across and y down."""
     torch.testing.assert_close(centre_of(delta(*size, *cell)), torch.tensor([centre]))
 
 
 @given(cells=st.integers(1, 40))
 def test_cell_middles_are_even_and_symmetric(cells: int) -> None:
-    """They are ``2 / cells`` apart, a half cell from the edges, and mirror images of one another."""
+    """Middles are ``2 / cells`` apart, half a cell from the edges, and mirror images of one another."""
     middles = cell_middles(cells)
     torch.testing.assert_close(middles, -middles.flip(0))
     torch.testing.assert_close(middles[0], torch.tensor(1 / cells - 1))
@@ -60,7 +60,7 @@ def test_the_centre_does_not_depend_on_resolution(factor: int) -> None:
 
 @given(seed=st.integers(0, 999), scale=st.sampled_from([1e-6, 1e-2, 1.0, 1e4]))
 def test_maps_are_distributions(seed: int, scale: float) -> None:
-    """Both maps are non-negative and sum to one an image, at any size of features, whose sign may vary."""
+    """Both maps are non-negative and sum to one per image, whatever the size and sign of the features."""
     rng = torch.Generator().manual_seed(seed)
     features = scale * torch.randn(3, 4, 5, 2, generator=rng)
     weight, label = torch.randn(6, 4, generator=rng), torch.randint(6, (3,), generator=rng)
@@ -72,7 +72,7 @@ def test_maps_are_distributions(seed: int, scale: float) -> None:
 
 @given(seed=st.integers(0, 99), factor=st.floats(0.01, 100))
 def test_maps_do_not_depend_on_the_size_of_features(seed: int, factor: float) -> None:
-    """Features times a positive number look at the same place."""
+    """Features times a positive number give the same map."""
     rng = torch.Generator().manual_seed(seed)
     features, weight = torch.randn(2, 4, 4, 4, generator=rng), torch.randn(3, 4, generator=rng)
     label = torch.tensor([2, 0])
@@ -90,7 +90,7 @@ def test_a_flat_map_is_uniform() -> None:
 
 
 def test_class_activation_is_the_squared_evidence_above_its_least() -> None:
-    """Equals the map written as loops over images and cells."""
+    """The map equals one that is written as loops over images and cells."""
     features, weight, label = torch.randn(2, 3, 2, 4), torch.randn(5, 3), torch.tensor([4, 1])
     for image, found in enumerate(class_activation(features, weight, label)):
         evidence = torch.stack(
@@ -101,7 +101,7 @@ def test_class_activation_is_the_squared_evidence_above_its_least() -> None:
 
 
 def test_the_map_is_that_of_the_label() -> None:
-    """Two classes with a channel each look where their own channel fires."""
+    """Two classes with one channel each look where their own channel fires."""
     features = torch.zeros(1, 2, 4, 4)
     features[0, 0, 0, 0] = features[0, 1, 3, 2] = 1
     weight = torch.eye(2)
@@ -120,7 +120,7 @@ def test_a_background_does_not_pull_the_centre() -> None:
 
 
 def test_the_centre_is_differentiable() -> None:
-    """Both maps pass the analytic gradients of the centre on to the features, as differences confirm."""
+    """Gradients of the centre pass a numerical check with both maps."""
     rng = torch.Generator().manual_seed(3)
     features = torch.randn(2, 3, 3, 3, dtype=torch.double, generator=rng).requires_grad_()
     weight, label = torch.randn(4, 3, dtype=torch.double, generator=rng), torch.tensor([3, 0])
@@ -129,7 +129,7 @@ def test_the_centre_is_differentiable() -> None:
 
 
 def test_gradients_of_a_flat_map_are_finite() -> None:
-    """A generator that starts from features without any mass is not lost."""
+    """Features without any mass give a finite gradient, so a generator can leave them."""
     features = torch.zeros(2, 3, 3, 3, requires_grad=True)
     centre_of(channel_energy(features)).sum().backward()
     assert features.grad is not None

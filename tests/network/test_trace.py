@@ -111,7 +111,7 @@ def mixed() -> nn.Module:
 
 
 def test_the_module_is_left_exactly_as_it_was() -> None:
-    """Modes of each part, hooks, gradients, buffers and weights are the same bit for bit after a trace."""
+    """A trace changes no mode, hook, gradient, buffer or weight of the module."""
     model = mixed()
     before = copy.deepcopy(model)
     trace(model, SIZE)
@@ -133,7 +133,7 @@ def test_the_module_is_left_exactly_as_it_was() -> None:
     ("part", "fact"), [(Undecided(), "cannot be traced"), (nn.Linear(3, 3), "does not take images")]
 )
 def test_a_failed_trace_leaves_the_module_as_it_was(part: nn.Module, fact: str) -> None:
-    """Modes are given back whether the forward pass or the export fails."""
+    """Modes are restored whether the forward pass or the export fails."""
     model = Chain(part).train()
     model.stem.eval()
     with pytest.raises(RequestError, match=fact):
@@ -144,7 +144,7 @@ def test_a_failed_trace_leaves_the_module_as_it_was(part: nn.Module, fact: str) 
 
 @pytest.mark.parametrize("name", ["residual in place", "shuffle", "pre-activation", "unknown operator", "two linears"])
 def test_the_graph_is_the_network(name: str) -> None:
-    """For batches of one image and of seven the graph's logits are those of the module in eval mode."""
+    """For batches of one image and of seven, the graph's logits are those of the module in eval mode."""
     model, graph = network(name), traced(name)
     for count in (1, 7):
         with torch.no_grad():
@@ -152,7 +152,7 @@ def test_the_graph_is_the_network(name: str) -> None:
 
 
 def test_the_usual_channel_shuffle_is_traced() -> None:
-    """``contiguous().view(...)`` needs no copy in the graph, and the values stay right."""
+    """``contiguous().view(...)`` needs no copy in the graph and keeps its values."""
     model = Chain(nn.ReLU(), Contiguous(), conv(8, 8)).eval()
     graph = trace(model, SIZE)
     x = images(3)
@@ -163,7 +163,7 @@ def test_the_usual_channel_shuffle_is_traced() -> None:
 
 
 def test_dropout_and_in_place_operators_are_gone() -> None:
-    """The graph is functional: it neither drops at random nor changes its input."""
+    """The graph neither drops values at random nor changes its input."""
     graph = trace(mixed(), SIZE)
     operators = [str(node.target) for node in graph.graph.nodes]
     assert not any("dropout" in name or name.startswith("aten.relu_") for name in operators)
@@ -187,7 +187,7 @@ def test_the_graph_owns_its_weights() -> None:
 
 
 def test_shapes_have_a_free_batch() -> None:
-    """``shape_of`` gives -1 for the batch, and () for what is no tensor."""
+    """``shape_of`` gives -1 for the batch, and () for a value that is not a tensor."""
     nodes = list(traced("residual").graph.nodes)
     image = next(node for node in nodes if node.op == "placeholder")
     assert shape_of(image) == (-1, *SIZE)
@@ -196,7 +196,7 @@ def test_shapes_have_a_free_batch() -> None:
 
 
 def test_constants_are_found_by_their_node() -> None:
-    """``constant`` is the weight behind a ``get_attr`` node, and None for all else."""
+    """``constant`` gives the weight behind a ``get_attr`` node, and None for any other node."""
     graph = traced("residual")
     linear = next(node for node in graph.graph.nodes if str(node.target) == "aten.linear.default")
     weight = constant(graph, linear.args[1])
@@ -207,14 +207,14 @@ def test_constants_are_found_by_their_node() -> None:
 
 
 def test_buffers_outside_the_state_dict_and_constants_are_kept() -> None:
-    """What a state dict does not list is in the graph all the same."""
+    """The graph has buffers and constants that a state dict does not list."""
     model = Kept().eval()
     graph, x = trace(model, SIZE), images(2)
     with torch.no_grad():
         torch.testing.assert_close(graph(x), model(x))
 
 
-def test_an_eval_of_the_user_s_own_is_called() -> None:
+def test_an_unusual_eval_method_is_no_obstacle() -> None:
     """A network whose ``eval`` returns nothing is traced like any other."""
     model = Stubborn()
     assert trace(model, SIZE)(images(2)).shape == (2, 5)
@@ -222,7 +222,7 @@ def test_an_eval_of_the_user_s_own_is_called() -> None:
 
 
 def test_what_a_network_prints_stays_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    """A JSON answer is not mixed with the words of somebody's forward."""
+    """Text that a network prints goes to standard error, so JSON on standard output stays whole."""
     trace(Chain(Talkative()), SIZE)
     said = capsys.readouterr()
     assert said.out == ""
@@ -245,15 +245,15 @@ def test_what_a_network_prints_stays_off_stdout(capsys: pytest.CaptureFixture[st
         (Chain(Halves()), SIZE, "must not depend on the values or the number"),
     ],
 )
-def test_what_cannot_be_traced_is_told_in_a_line(model: nn.Module, size: tuple[int, int, int], fact: str) -> None:
-    """Wrong sizes, other outputs and paths that depend on the data are requests that cannot be met."""
+def test_networks_that_cannot_be_traced_are_refused(model: nn.Module, size: tuple[int, int, int], fact: str) -> None:
+    """Wrong sizes, other outputs and paths that depend on data are refused with one line."""
     with pytest.raises(RequestError, match=fact) as caught:
         trace(model, size)
     assert "\n" not in str(caught.value)
 
 
-def test_the_fingerprint_is_that_of_the_weights() -> None:
-    """Equal networks agree; one value, one name or one type changed, and they do not."""
+def test_the_hash_is_that_of_the_weights() -> None:
+    """Equal networks have equal hashes, and another value, name or type gives another hash."""
     model = network("residual")
     first = weights_hash(model)
     assert first == weights_hash(network("residual"))
@@ -266,7 +266,7 @@ def test_the_fingerprint_is_that_of_the_weights() -> None:
 
 
 def test_two_traces_agree() -> None:
-    """The graph and its weights do not depend on when it was traced."""
+    """Two traces of equal networks have equal code and weights."""
     first, second = trace(network("shuffle"), SIZE), trace(network("shuffle"), SIZE)
     assert first.code == second.code
     assert weights_hash(first) == weights_hash(second)
@@ -276,12 +276,12 @@ def test_two_traces_agree() -> None:
     ("name", "depthwise"), [("relu6", True), ("shuffle", False), ("residual", False), ("bottleneck", False)]
 )
 def test_depthwise_convolutions_are_seen(name: str, depthwise: bool) -> None:
-    """By their groups, whatever module or function makes them."""
+    """A convolution with one group per channel makes a network depthwise."""
     assert is_depthwise(traced(name)) == depthwise
 
 
 def test_groups_alone_are_not_depthwise() -> None:
-    """Two channels a group, or one channel in all, are ordinary convolutions."""
+    """Convolutions with two channels per group, or with one channel in all, are not depthwise."""
     for inputs, groups in ((8, 4), (1, 1)):
         model = nn.Sequential(nn.Conv2d(inputs, 8, 3, groups=groups), nn.Flatten(), nn.LazyLinear(3))
         model(torch.zeros(1, inputs, 8, 8))

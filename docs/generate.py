@@ -159,7 +159,8 @@ def _help(name: str, command: Any) -> str:
     for panel, rows in panels.items():
         lines += ["", f"{panel}:", *_described(rows)]
     if command.epilog:
-        lines += ["", *(line for line in command.epilog.split("\n\n"))]
+        title, *examples = filter(None, map(str.strip, command.epilog.splitlines()))
+        lines += ["", title, *(f"  {example}" for example in examples)]
     return "\n".join(lines)
 
 

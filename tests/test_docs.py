@@ -30,6 +30,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+import acq
 from acq import cli, config
 from acq.config import Config
 from acq.synthesis import generators, losses
@@ -225,6 +226,12 @@ def test_every_setting_is_documented() -> None:
             values += [(f"{name}.{key}", inner) for key, inner in value.items()]
         else:
             assert re.search(rf"^\| `{re.escape(name)}` \| .+ \| .+ \| \w.+ \|$", text, re.MULTILINE), name
+
+
+def test_every_public_name_is_documented() -> None:
+    """The page of the Python API has a heading for each name of the package."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert not [name for name in acq.__all__ if f"heading: acq.{name}\n" not in text]
 
 
 def test_the_readme_is_short() -> None:

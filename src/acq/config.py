@@ -194,6 +194,8 @@ def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:
         return f"setting {key!r} is a group of settings; give one of them, such as {key}.{_fields(path)[0]}"
     alternative = " or auto" if "literal" in str(error.errors(include_url=False)[1:2]) else ""
     text = problem["msg"].removeprefix("Value error, ").lower()
+    if problem["type"].endswith(("_parsing", "_from_float")):
+        text = text.partition(",")[0]  # the rest says what pydantic tried
     return f"setting {key!r}: {text}{alternative}, got {problem['input']!r}"
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from acq.core.values import Condition
 from acq.network.attention import cell_middles
-from acq.synthesis.augmentation import augment, jitter
+from acq.synthesis.augmentation import Augmentation, augment, jitter
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -38,8 +38,8 @@ def moved(image: Tensor, down: int, across: int) -> list[Tensor]:
     width=st.integers(2, 20),
     seed=st.integers(0, 99),
 )
-def test_views_keep_shape_and_range(count: int, channels: int, height: int, width: int, seed: int) -> None:
-    """Views of images of any size are as many and as large, within the batch's range, and the images are as before."""
+def test_augmented_images_keep_shape_and_range(count: int, channels: int, height: int, width: int, seed: int) -> None:
+    """Augmented images have the shape of the given ones and lie in their range, and the given ones do not change."""
     images = torch.randn(count, channels, height, width, generator=rng(seed))
     before = images.clone()
     found = augment(images, rng(seed))
@@ -51,7 +51,7 @@ def test_views_keep_shape_and_range(count: int, channels: int, height: int, widt
 
 @pytest.mark.parametrize(("size", "shifts"), [((8, 8), (1, 1)), ((16, 9), (2, 1)), ((7, 8), (0, 1))])
 def test_an_image_alone_is_moved_and_mirrored(size: tuple[int, int], shifts: tuple[int, int]) -> None:
-    """Without others a view is the image moved by up to an eighth, half of the time mirrored, and every way occurs."""
+    """A single image is moved by up to an eighth and mirrored half of the time, and every way occurs."""
     image = torch.rand(3, *size)
     ways = torch.stack(moved(image, *shifts))
     source, seen = rng(), torch.zeros(len(ways))
@@ -63,12 +63,12 @@ def test_an_image_alone_is_moved_and_mirrored(size: tuple[int, int], shifts: tup
     assert 160 < seen[: len(ways) // 2].sum() < 240
 
 
-def test_a_view_is_blended_and_pasted_from_the_two_before() -> None:
-    """At most half comes from the image before; a box of up to three quarters from the view before that."""
+def test_images_are_blended_and_pasted_from_the_two_before() -> None:
+    """At most half of a blend is the previous image, and a box of up to three quarters comes from the one before."""
     count, size, source = 8, 16, rng()
     images = torch.eye(count).view(count, count, 1, 1).expand(-1, -1, size, size)  # a channel of its own each
     shares, boxes = [], []
-    for _ in range(50):
+    for _ in range(25):
         for i, share in enumerate(augment(images, source)):
             torch.testing.assert_close(share.sum(0), torch.ones(size, size))
             own = share[i] > 0
@@ -92,8 +92,15 @@ def test_a_view_is_blended_and_pasted_from_the_two_before() -> None:
     assert pasted.max() > 0.3
 
 
-def test_one_seed_one_set_of_views() -> None:
-    """Two draws from equal generators are equal bit for bit, whatever the global seed; a third differs."""
+def test_parts_of_the_augmentation_can_be_switched_off() -> None:
+    """Without shifts, mirrors, blends and boxes, images stay as they are."""
+    images = torch.rand(4, 3, 8, 8)
+    still = Augmentation(shift=100, mirrored=0.0, blended=0.0, pasted=0.0)
+    assert torch.equal(augment(images, rng(), still), images)
+
+
+def test_one_seed_one_augmentation() -> None:
+    """Equal random states change images alike, whatever the global seed, and other states do not."""
     images = torch.rand(4, 3, 8, 8)
     first, (shifted, asked) = augment(images, rng(5)), jitter(images, condition(4), rng(5))
     torch.manual_seed(99)
@@ -108,7 +115,7 @@ def test_one_seed_one_set_of_views() -> None:
 
 @given(data=st.data(), height=st.integers(8, 50), width=st.integers(8, 50), seed=st.integers(0, 99))
 def test_the_centre_follows_the_image(data: st.DataObject, height: int, width: int, seed: int) -> None:
-    """A bright spot away from borders is, moved or mirrored, where the new condition says; inputs are as before."""
+    """A bright spot that jitter moves or mirrors is where the new condition says, and its arguments stay."""
     row, column = (
         data.draw(st.integers(5, size - 6) if size > 16 else st.integers(2, size - 3)) for size in (height, width)
     )
@@ -131,7 +138,7 @@ def test_the_centre_follows_the_image(data: st.DataObject, height: int, width: i
 
 @pytest.mark.parametrize(("size", "shifts"), [((8, 8), (1, 1)), ((16, 33), (1, 2))])
 def test_jitter_is_at_most_a_sixteenth(size: tuple[int, int], shifts: tuple[int, int]) -> None:
-    """Every move of up to a sixteenth (a pixel at least), mirrored or not, occurs, and no other."""
+    """Every move of up to a sixteenth of the image, mirrored or not, occurs, and no other."""
     images = torch.rand(2, 3, *size)
     ways = torch.stack(moved(images[0], *shifts))
     source, seen = rng(), torch.zeros(len(ways))
@@ -144,8 +151,8 @@ def test_jitter_is_at_most_a_sixteenth(size: tuple[int, int], shifts: tuple[int,
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_images_leave_in_channels_last(layout: torch.memory_format) -> None:
-    """Whatever layout they come in, views and jittered images have the one that convolutions on a GPU want."""
+def test_changed_images_are_channels_last(layout: torch.memory_format) -> None:
+    """Whatever the layout of the given images, changed ones have the one that convolutions run fastest in."""
     images = torch.rand(4, 3, 8, 12).contiguous(memory_format=layout)
     for seed in range(8):
         assert augment(images, rng(seed)).is_contiguous(memory_format=torch.channels_last)
@@ -153,7 +160,7 @@ def test_images_leave_in_channels_last(layout: torch.memory_format) -> None:
 
 
 def test_jitter_is_differentiable() -> None:
-    """A gradient that asks for the spot reaches the pixel that it came from, and a move loses no inner pixel's."""
+    """A gradient at the moved spot reaches the pixel that it came from, and no other."""
     images = torch.zeros(2, 3, 16, 16)
     images[:, :, 6, 9] = 1
     images.requires_grad_()

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq.synthesis.condition import draw
+from acq.synthesis.condition import ConditionSampler
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -13,8 +13,8 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @given(pairs=st.integers(1, 40), classes=st.integers(2, 12), seed=st.integers(0, 99))
 def test_pairs_share_label_and_centre_and_differ_in_noise(pairs: int, classes: int, seed: int) -> None:
-    """Entries ``i`` and ``i + pairs`` are the two of a pair."""
-    condition = draw(pairs, noise_dim=3, classes=classes, spread=0.2, rng=rng(seed))
+    """Entries ``i`` and ``i + pairs`` have one label and one centre, and noise of their own."""
+    condition = ConditionSampler(3, classes, 0.2).draw(pairs, rng(seed))
     assert condition.noise.shape == (2 * pairs, 3)
     assert torch.equal(condition.label[:pairs], condition.label[pairs:])
     assert torch.equal(condition.centre[:pairs], condition.centre[pairs:])
@@ -23,8 +23,8 @@ def test_pairs_share_label_and_centre_and_differ_in_noise(pairs: int, classes: i
 
 @given(pairs=st.integers(1, 40), classes=st.integers(2, 12), seed=st.integers(0, 99))
 def test_labels_are_balanced(pairs: int, classes: int, seed: int) -> None:
-    """In one draw no class has two pairs more than another, and labels are class indices."""
-    label = draw(pairs, noise_dim=1, classes=classes, spread=0.2, rng=rng(seed)).label[:pairs]
+    """In one draw no class has two pairs more than another."""
+    label = ConditionSampler(1, classes, 0.2).draw(pairs, rng(seed)).label[:pairs]
     counts = torch.bincount(label, minlength=classes)
     assert len(counts) == classes
     assert counts.max() - counts.min() <= 1
@@ -33,15 +33,15 @@ def test_labels_are_balanced(pairs: int, classes: int, seed: int) -> None:
 def test_small_draws_reach_every_class() -> None:
     """With fewer pairs than classes, no class is favoured over many draws."""
     source = rng()
-    draws = [draw(4, noise_dim=1, classes=10, spread=0.2, rng=source).label[:4] for _ in range(500)]
+    draws = [ConditionSampler(1, 10, 0.2).draw(4, source).label[:4] for _ in range(500)]
     counts = torch.bincount(torch.cat(draws), minlength=10)
     assert counts.min() > 150
     assert counts.max() < 250
 
 
 def test_centres_and_noise_have_their_deviations() -> None:
-    """Centres are normal with the spread on each axis, noise is standard normal, and none depend on another."""
-    condition = draw(20_000, noise_dim=2, classes=5, spread=0.15, rng=rng())
+    """Centres are normal with the requested deviation, noise is standard normal, and no two are correlated."""
+    condition = ConditionSampler(2, 5, 0.15).draw(20_000, rng())
     torch.testing.assert_close(condition.centre.std(0), torch.full((2,), 0.15), rtol=0.03, atol=0)
     torch.testing.assert_close(condition.centre.mean(0), torch.zeros(2), rtol=0, atol=0.005)
     torch.testing.assert_close(condition.noise.std(0), torch.ones(2), rtol=0.03, atol=0)
@@ -50,18 +50,18 @@ def test_centres_and_noise_have_their_deviations() -> None:
 
 
 def test_centres_stay_in_the_frame() -> None:
-    """A wide spread is cut to [-1, 1], and none at all asks for the middle."""
-    wide = draw(1000, noise_dim=1, classes=2, spread=1.0, rng=rng()).centre
+    """A wide distribution is clipped to [-1, 1], and a deviation of zero asks for the middle."""
+    wide = ConditionSampler(1, 2, 1.0).draw(1000, rng()).centre
     assert wide.abs().max() == 1
-    assert not draw(10, noise_dim=1, classes=2, spread=0.0, rng=rng()).centre.any()
+    assert not ConditionSampler(1, 2, 0.0).draw(10, rng()).centre.any()
 
 
 def test_one_seed_one_draw() -> None:
-    """Two draws from equal generators are equal bit for bit, whatever the global seed; a third differs."""
-    first = draw(8, noise_dim=4, classes=3, spread=0.2, rng=rng(5))
+    """Equal random states give equal draws, whatever the global seed, and another state gives another."""
+    first = ConditionSampler(4, 3, 0.2).draw(8, rng(5))
     torch.manual_seed(99)
-    second = draw(8, noise_dim=4, classes=3, spread=0.2, rng=rng(5))
-    other = draw(8, noise_dim=4, classes=3, spread=0.2, rng=rng(6))
+    second = ConditionSampler(4, 3, 0.2).draw(8, rng(5))
+    other = ConditionSampler(4, 3, 0.2).draw(8, rng(6))
     for name in ("noise", "label", "centre"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     assert not torch.equal(first.noise, other.noise)

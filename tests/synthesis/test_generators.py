@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from acq.core.pixels import denormalise
 from acq.core.values import Condition, Preprocessing
-from acq.synthesis.condition import draw
-from acq.synthesis.generators import GAIN, GENERATORS, bump, generator, window
+from acq.errors import RequestError
+from acq.synthesis.condition import ConditionSampler
+from acq.synthesis.generators import GAIN, GENERATORS, bump, generator, make_generator, window
 
 SIZES = [(3, 33, 47), (3, 8, 8), (1, 28, 28), (3, 16, 16), (4, 9, 64)]
 
@@ -21,28 +23,24 @@ def preprocessing(size: tuple[int, int, int]) -> Preprocessing:
 
 
 def made(kind: str, size: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return GENERATORS[kind](preprocessing(size), 5, noise_dim=6, width=8)
+    return make_generator(kind, preprocessing(size), 5, noise_dim=6, width=8, seed=seed)
 
 
-def asked(pairs: int = 3, spread: float = 0.2, seed: int = 0) -> Condition:
-    return draw(pairs, noise_dim=6, classes=5, spread=spread, rng=torch.Generator().manual_seed(seed))
+def drawn(pairs: int = 3, seed: int = 0) -> Condition:
+    return ConditionSampler(noise_dim=6, classes=5, centre_std=0.2).draw(pairs, torch.Generator().manual_seed(seed))
 
 
 def pixels(images: Tensor) -> Tensor:
-    """What normalisation was applied to."""
-    known = preprocessing(tuple(images.shape[1:]))  # type: ignore[arg-type]
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (known.mean, known.std))
-    return images * std + mean
+    return denormalise(images, preprocessing(tuple(images.shape[1:])))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("size", SIZES)
-def test_images_fit_the_network_and_a_file(kind: str, size: tuple[int, int, int]) -> None:
-    """At odd sizes, few pixels or one channel too, images have the size asked for and pixels in [0, 1]."""
+def test_images_have_the_size_of_the_network(kind: str, size: tuple[int, int, int]) -> None:
+    """Images have the network's size, odd or small, with any number of channels, and pixels in [0, 1]."""
     network = made(kind, size)
     for training in (True, False):
-        images = network.train(training)(asked())
+        images = network.train(training)(drawn())
         assert images.shape == (6, *size)
         assert images.dtype == torch.float32
         found = pixels(images)
@@ -52,23 +50,48 @@ def test_images_fit_the_network_and_a_file(kind: str, size: tuple[int, int, int]
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_large_images_are_made(kind: str) -> None:
-    """224 x 224 pixels come out of the same code."""
+    """A generator makes images of 224 x 224 pixels."""
     with torch.no_grad():
-        assert made(kind, (3, 224, 224))(asked(1)).shape == (2, 3, 224, 224)
+        assert made(kind, (3, 224, 224))(drawn(1)).shape == (2, 3, 224, 224)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_equal_seeds_make_equal_generators(kind: str) -> None:
-    """Two builds under one global seed give the same images bit for bit; another seed gives others."""
-    first, second, other = (made(kind, seed=seed)(asked()) for seed in (1, 1, 2))
+    """Equal seeds give equal images bit for bit, and another seed gives others."""
+    first, second, other = (made(kind, seed=seed)(drawn()) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_equal_generators_do_not_touch_the_global_seed() -> None:
+    """Weights come from the seed alone, and what is drawn afterwards does not depend on them."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = made("canvas").state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    second = made("canvas").state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_unknown_generators_are_refused() -> None:
+    """The message gives the nearest known name."""
+    with pytest.raises(RequestError, match=r"'canvs' is not known \(did you mean 'canvas'\?\)"):
+        made("canvs")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_have_at_least_32_bits(dtype: torch.dtype) -> None:
+    """A generator in double precision makes such images, and one with fewer bits makes float32."""
+    network, condition = made("canvas").to(dtype), drawn()
+    images = network(Condition(condition.noise.to(dtype), condition.label, condition.centre.to(dtype)))
+    assert images.dtype == torch.promote_types(dtype, torch.float32)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_every_part_of_the_condition_matters(kind: str) -> None:
     """Other noise, another label or another centre makes other images."""
-    network, condition = made(kind).eval(), asked()
+    network, condition = made(kind).eval(), drawn()
     before = network(condition)
     for changed in (
         Condition(condition.noise + 1, condition.label, condition.centre),
@@ -80,10 +103,10 @@ def test_every_part_of_the_condition_matters(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_gradients_reach_the_centre_and_every_weight(kind: str) -> None:
-    """The position can be learned through, and no parameter is idle."""
-    network, drawn = made(kind, (3, 33, 47)), asked()
-    centre = drawn.centre.clone().requires_grad_()
-    images = network(Condition(drawn.noise, torch.tensor([0, 1, 2, 3, 4, 0]), centre))
+    """The position can be learned, and no parameter is idle."""
+    network, condition = made(kind, (3, 33, 47)), drawn()
+    centre = condition.centre.clone().requires_grad_()
+    images = network(Condition(condition.noise, torch.tensor([0, 1, 2, 3, 4, 0]), centre))
     (images * torch.rand(images.shape)).sum().backward()
     assert centre.grad is not None
     assert centre.grad.isfinite().all()
@@ -94,16 +117,16 @@ def test_gradients_reach_the_centre_and_every_weight(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_an_image_does_not_depend_on_its_batch(kind: str) -> None:
-    """In eval mode each image is that of its own condition."""
-    network, condition = made(kind).eval(), asked()
+    """In eval mode an image depends on its own condition only."""
+    network, condition = made(kind).eval(), drawn()
     alone = Condition(condition.noise[2:3], condition.label[2:3], condition.centre[2:3])
     torch.testing.assert_close(network(alone), network(condition)[2:3], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_a_generator_learns_a_toy(kind: str) -> None:
-    """Sixty steps bring images most of the way from what they are to the images asked for."""
-    network, condition = made(kind), asked(2)
+    """Sixty steps bring images most of the way to fixed targets."""
+    network, condition = made(kind), drawn(2)
     wanted = torch.rand(4, 3, 16, 16).repeat_interleave(1, 0) * 0.1 + condition.label.view(-1, 1, 1, 1) / 10
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     errors = []
@@ -118,7 +141,7 @@ def test_a_generator_learns_a_toy(kind: str) -> None:
 
 @pytest.mark.parametrize(("right", "down"), [(0, 0), (1, 0), (0, 2), (-2, 1), (2, -2)])
 def test_a_window_moves_content_by_the_gain(right: int, down: int) -> None:
-    """A centre that asks for whole cells moves what is seen by just these: ``GAIN`` times the centre."""
+    """A centre moves the content by ``GAIN`` times itself."""
     canvas = torch.rand(1, 2, 10, 12)
     height, width = 6, 8
     middle = canvas[:, :, 2:8, 2:10]
@@ -129,7 +152,7 @@ def test_a_window_moves_content_by_the_gain(right: int, down: int) -> None:
 
 
 def test_a_window_moves_by_parts_of_a_cell() -> None:
-    """Half a cell is the mean of two neighbours, and each image moves by its own centre."""
+    """A move by half a cell gives the mean of two neighbours, and each image moves by its own centre."""
     canvas = torch.rand(2, 1, 8, 8)
     moved = window(canvas, torch.tensor([[0.0, 0.0], [1 / (4 * GAIN), 0.0]]), 4, 4)
     torch.testing.assert_close(moved[0], canvas[0, :, 2:6, 2:6], rtol=1e-4, atol=1e-5)
@@ -138,7 +161,7 @@ def test_a_window_moves_by_parts_of_a_cell() -> None:
 
 @given(x=st.floats(-1, 1), y=st.floats(-1, 1))
 def test_a_window_shows_nothing_new(x: float, y: float) -> None:
-    """Wherever it is cut, values lie between the least and greatest of the canvas: its edge is mirrored."""
+    """Wherever the window is cut, its values lie between the least and greatest of the canvas."""
     canvas = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)) + 1
     seen = window(canvas, torch.tensor([[x, y]]), 4, 4)
     assert seen.isfinite().all()
@@ -148,7 +171,7 @@ def test_a_window_shows_nothing_new(x: float, y: float) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 16)])
 def test_a_bump_peaks_at_its_centre(height: int, width: int) -> None:
-    """Its greatest cell is the one that holds the centre, and it falls with distance on both sides."""
+    """The greatest cell holds the centre, and values fall with distance on both sides."""
     column, row = 3, 1
     x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
     map_ = bump(torch.tensor([[x, y]]), height, width)[0, 0]
@@ -159,22 +182,24 @@ def test_a_bump_peaks_at_its_centre(height: int, width: int) -> None:
 
 
 def test_a_new_generator_is_a_class_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decorator registers it and hands it back."""
+    """The decorator registers a class, and ``make_generator`` builds it by name."""
     monkeypatch.setattr("acq.synthesis.generators.GENERATORS", dict(GENERATORS))
-    from acq.synthesis import generators
 
     @generator("other")
     class Other(nn.Module):
-        pass
+        def __init__(self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int) -> None:
+            super().__init__()
+            self.values = preprocessing.input_size, classes, noise_dim, width
 
-    assert generators.GENERATORS["other"] is Other
-    assert "canvas" in generators.GENERATORS
+    built = made("other")
+    assert isinstance(built, Other)
+    assert built.values == ((3, 16, 16), 5, 6, 8)
 
 
-@pytest.mark.parametrize("kind", sorted(GENERATORS))
+@pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("side", [16, 32])
 def test_images_lie_channels_last(kind: str, side: int) -> None:
-    """In training and in evaluation, so that the teacher's and the student's convolutions copy nothing."""
-    generator = made(kind, (3, side, side))
-    for model in (generator.train(), generator.eval()):
-        assert model(asked()).is_contiguous(memory_format=torch.channels_last)
+    """In both modes images have the layout in which convolutions copy nothing."""
+    network = made(kind, (3, side, side))
+    for model in (network.train(), network.eval()):
+        assert model(drawn()).is_contiguous(memory_format=torch.channels_last)

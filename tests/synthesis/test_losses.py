@@ -12,18 +12,18 @@ from torch.nn import functional as F
 
 from acq.core.values import Condition, GeneratorBatch, Moments, TeacherOutput
 from acq.network.attention import centre_of, channel_energy
-from acq.synthesis.losses import LOSSES, loss, total
+from acq.synthesis.losses import LOSSES, loss, relative_distance, total, unit_variance
 
 
-def reading(count: int = 4, seed: int = 0, moments: tuple[Moments, ...] = ()) -> TeacherOutput:
+def output(count: int = 4, seed: int = 0, moments: tuple[Moments, ...] = ()) -> TeacherOutput:
     rng = torch.Generator().manual_seed(seed)
     features = torch.randn(count, 3, 4, 4, generator=rng)
     attention = channel_energy(features)
     return TeacherOutput(torch.randn(count, 5, generator=rng), features, attention, centre_of(attention), moments)
 
 
-def step(seed: int = 0, **changes: object) -> GeneratorBatch:
-    """A step of two pairs; ``changes`` replace what it holds."""
+def batch_(seed: int = 0, **changes: object) -> GeneratorBatch:
+    """A batch of two pairs; ``changes`` replace its values."""
     rng = torch.Generator().manual_seed(seed + 100)
     condition = Condition(
         torch.randn(4, 6, generator=rng),
@@ -31,8 +31,8 @@ def step(seed: int = 0, **changes: object) -> GeneratorBatch:
         torch.randn(2, 2, generator=rng).repeat(2, 1) * 0.2,
     )
     moments = (Moments(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])),)
-    eval_output = reading(seed=seed, moments=moments)
-    made = GeneratorBatch(condition, torch.zeros(4, 3, 8, 8), eval_output, reading(seed=seed + 1), moments)
+    eval_output = output(seed=seed, moments=moments)
+    made = GeneratorBatch(condition, torch.zeros(4, 3, 8, 8), eval_output, output(seed=seed + 1), moments)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -40,9 +40,9 @@ def moments_of(mean: list[float], var: list[float]) -> Moments:
     return Moments(torch.tensor(mean), torch.tensor(var))
 
 
-def test_sure_and_right_costs_nothing() -> None:
-    """The class loss vanishes where logits answer as asked, and is log K where they say nothing."""
-    made = step()
+def test_the_class_loss_is_zero_where_the_teacher_is_sure_and_right() -> None:
+    """It is zero where logits name the requested class, and log K where all logits are equal."""
+    made = batch_()
     sure = 50 * F.one_hot(made.condition.label, 5).float()
     right = replace(made, eval_output=replace(made.eval_output, logits=sure))
     ignorant = replace(made, eval_output=replace(made.eval_output, logits=torch.zeros(4, 5)))
@@ -52,18 +52,18 @@ def test_sure_and_right_costs_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["statistics", "statistics_plain"])
 def test_stored_moments_cost_nothing(name: str) -> None:
-    """Both ways of matching statistics are zero where they match, and positive where they do not."""
-    made = step()
+    """Both losses of statistics are zero where moments equal the stored ones, and positive elsewhere."""
+    made = batch_()
     assert LOSSES[name](made) == 0
     other = replace(made, stored_moments=(moments_of([0.0, 1.5], [1.0, 4.0]),))
     assert LOSSES[name](other) > 0
 
 
 def test_statistics_are_measured_in_stored_deviations() -> None:
-    """Equals the sum written out: squared differences of mean and deviation over the stored variance."""
+    """The loss equals the formula written out: squared differences of mean and deviation over the stored variance."""
     found = (moments_of([0.5, 1.0], [1.0, 9.0]), moments_of([0.0], [0.25]))
     stored_moments = (moments_of([0.0, 1.0], [1.0, 4.0]), moments_of([1.0], [1.0]))
-    made = step()
+    made = batch_()
     made = replace(made, eval_output=replace(made.eval_output, moments=found), stored_moments=stored_moments)
     # a channel is softened by a hundredth of its layer's mean variance
     first = (0.5**2 / (1 + 0.025) + (3 - 2) ** 2 / (4 + 0.025)) / 2
@@ -75,9 +75,9 @@ def test_statistics_are_measured_in_stored_deviations() -> None:
 
 @given(factor=st.floats(0.1, 50), shift=st.floats(-5, 5))
 def test_statistics_do_not_depend_on_a_layer_s_units(factor: float, shift: float) -> None:
-    """A layer whose values are scaled and shifted, stored ones included, costs the same."""
+    """Scaling and shifting a layer's values, stored ones included, changes nothing."""
     found, stored_moments = moments_of([0.5, -1.0], [2.0, 3.0]), moments_of([0.0, 0.5], [1.0, 4.0])
-    made = step()
+    made = batch_()
 
     def cost(a: Moments, b: Moments) -> Tensor:
         return LOSSES["statistics"](
@@ -93,9 +93,9 @@ def test_statistics_do_not_depend_on_a_layer_s_units(factor: float, shift: float
 
 
 def test_channels_that_never_fire_cost_a_finite_amount() -> None:
-    """A stored variance of zero neither divides by zero nor gives gradients that are not finite."""
+    """A stored variance of zero gives a finite loss with finite gradients."""
     mean, var = torch.tensor([0.1, 0.2], requires_grad=True), torch.tensor([0.0, 1.0], requires_grad=True)
-    made = step()
+    made = batch_()
     made = replace(
         made,
         eval_output=replace(made.eval_output, moments=(Moments(mean, var),)),
@@ -107,9 +107,9 @@ def test_channels_that_never_fire_cost_a_finite_amount() -> None:
         assert value.grad.isfinite().all()
 
 
-def test_the_realised_centre_meets_the_requested_one_at_no_cost() -> None:
-    """Zero where they agree, the mean squared distance an axis where they do not."""
-    made = step()
+def test_the_centre_loss_is_the_squared_distance() -> None:
+    """It is zero where realised and requested centres agree, and the mean square over axes elsewhere."""
+    made = batch_()
     met = replace(made, eval_output=replace(made.eval_output, centre=made.condition.centre))
     off = replace(made, eval_output=replace(made.eval_output, centre=made.condition.centre + torch.tensor([0.2, 0.0])))
     assert LOSSES["centre"](met) == 0
@@ -117,7 +117,7 @@ def test_the_realised_centre_meets_the_requested_one_at_no_cost() -> None:
 
 
 def apart(distance: float, made: GeneratorBatch) -> GeneratorBatch:
-    """The step with the features of each pair ``distance`` from one another, and one attention for all."""
+    """The batch with the features of each pair ``distance`` from one another, and one attention for all."""
     base, other = torch.randn(2, 3, 1, 1), torch.randn(2, 3, 1, 1)
     features = torch.cat((base, base + distance * other)).expand(4, 3, 4, 4)
     attention = torch.full((4, 4, 4), 1 / 16)
@@ -125,8 +125,8 @@ def apart(distance: float, made: GeneratorBatch) -> GeneratorBatch:
 
 
 def test_pairs_that_differ_cost_less() -> None:
-    """One where a pair is the same picture; it falls as features move apart and stays above zero."""
-    made = step()
+    """The paired loss is one for equal features, and falls as they move apart without reaching zero."""
+    made = batch_()
     costs = []
     for distance in (0.0, 0.1, 0.3, 1.0):
         torch.manual_seed(0)
@@ -138,8 +138,8 @@ def test_pairs_that_differ_cost_less() -> None:
 
 
 def test_pairs_may_differ_in_attention_alone() -> None:
-    """The same pooled features at another place count as different."""
-    made = step()
+    """Equal pooled features with attention elsewhere count as different."""
+    made = batch_()
     features = torch.ones(4, 3, 4, 4)
     attention = torch.zeros(4, 4, 4)
     attention[:, 1, 1] = 1
@@ -152,16 +152,16 @@ def test_pairs_may_differ_in_attention_alone() -> None:
 
 @given(seed=st.integers(0, 200), scale=st.sampled_from([1e-3, 1.0, 1e3]))
 def test_the_paired_loss_is_bounded(seed: int, scale: float) -> None:
-    """In (0, 1] whatever features, attention and noise are."""
-    made = step(seed)
+    """It lies in (0, 1] whatever features, attention and noise are."""
+    made = batch_(seed)
     features = scale * made.eval_output.features
     value = LOSSES["paired"](replace(made, eval_output=replace(made.eval_output, features=features)))
     assert 0 < value <= 1
 
 
-def test_readings_that_agree_cost_nothing() -> None:
-    """Consistency is zero where both statistics give one attention and one set of logits, and positive else."""
-    made = step()
+def test_equal_outputs_are_consistent() -> None:
+    """Consistency is zero where both statistics give equal attention and logits, and positive elsewhere."""
+    made = batch_()
     assert LOSSES["consistency"](replace(made, train_output=made.eval_output)).abs() < 1e-6
     assert LOSSES["consistency"](made) > 0
     for name in ("logits", "attention"):
@@ -171,8 +171,8 @@ def test_readings_that_agree_cost_nothing() -> None:
 
 @given(seed=st.integers(0, 200))
 def test_consistency_is_bounded_and_symmetric(seed: int) -> None:
-    """Two relative distances of at most 2 each, whichever reading comes first."""
-    made = step(seed)
+    """It is the sum of two relative distances of at most 2, whichever output comes first."""
+    made = batch_(seed)
     assert made.train_output is not None
     value = LOSSES["consistency"](made)
     assert 0 <= value <= 4
@@ -180,16 +180,16 @@ def test_consistency_is_bounded_and_symmetric(seed: int) -> None:
     torch.testing.assert_close(LOSSES["consistency"](swapped), value)
 
 
-def test_consistency_needs_both_readings() -> None:
-    """Without a reading with batch statistics there is nothing to compare."""
+def test_consistency_needs_both_outputs() -> None:
+    """Without an output with batch statistics the loss is refused."""
     with pytest.raises(ValueError, match="batch statistics"):
-        LOSSES["consistency"](step(train_output=None))
+        LOSSES["consistency"](batch_(train_output=None))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_a_differentiable_number(name: str) -> None:
-    """Each registered loss is a finite scalar whose gradients to what the teacher read are finite."""
-    made = step(3)
+    """Each registered loss is a finite scalar with finite gradients."""
+    made = batch_(3)
     leaves = [value.clone().requires_grad_() for value in (made.eval_output.logits, made.eval_output.features)]
     attention = channel_energy(leaves[1])
     var, mean = torch.var_mean(leaves[1], (0, 2, 3), correction=0)
@@ -205,30 +205,44 @@ def test_a_loss_is_a_differentiable_number(name: str) -> None:
     assert any(grad.any() for grad in grads)
 
 
+def test_relative_distances_do_not_depend_on_size() -> None:
+    """Equal rows are at distance zero, orthogonal ones at one and opposite ones at two, and zeros are finite."""
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    b = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
+    for scale in (1.0, 1e-4):
+        torch.testing.assert_close(relative_distance(scale * a, scale * b), torch.tensor([0.0, 1.0, 2.0, 0.0]))
+
+
+def test_a_silent_channel_has_a_unit() -> None:
+    """The unit of a channel is its variance and a hundredth of the layer's mean."""
+    torch.testing.assert_close(unit_variance(torch.tensor([0.0, 2.0])), torch.tensor([0.01, 2.01]))
+    assert unit_variance(torch.zeros(2)).min() > 0
+
+
 def test_the_total_is_the_weighted_sum() -> None:
-    """What is returned beside it are the unweighted parts."""
-    made = step()
-    value, parts = total(made, {"classes": 2.0, "centre": 10.0})
-    assert list(parts) == ["classes", "centre"]
+    """``total`` gives the weighted sum, and beside it each loss without its weight."""
+    made = batch_()
+    value, losses = total(made, {"classes": 2.0, "centre": 10.0})
+    assert list(losses) == ["classes", "centre"]
     torch.testing.assert_close(value, 2 * LOSSES["classes"](made) + 10 * LOSSES["centre"](made))
-    torch.testing.assert_close(parts["centre"], LOSSES["centre"](made))
+    torch.testing.assert_close(losses["centre"], LOSSES["centre"](made))
 
 
 def test_a_loss_without_weight_is_not_computed() -> None:
-    """A weight of zero switches a loss off: what it would need may be missing."""
-    value, parts = total(step(train_output=None), {"classes": 1.0, "consistency": 0.0})
-    assert list(parts) == ["classes"]
-    assert value == parts["classes"]
+    """A weight of zero switches a loss off, so its inputs may be missing."""
+    value, losses = total(batch_(train_output=None), {"classes": 1.0, "consistency": 0.0})
+    assert list(losses) == ["classes"]
+    assert value == losses["classes"]
 
 
 def test_a_new_loss_is_a_function_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decorator registers a formula, and a weight by that name reaches it."""
+    """The decorator registers a formula, and a weight of that name reaches it."""
     monkeypatch.setattr("acq.synthesis.losses.LOSSES", dict(LOSSES))
 
     @loss("bright")
-    def bright(step: GeneratorBatch) -> Tensor:
-        return step.images.mean()
+    def bright(batch: GeneratorBatch) -> Tensor:
+        return batch.images.mean()
 
-    value, _ = total(step(images=torch.ones(4, 3, 8, 8)), {"bright": 3.0})
+    value, _ = total(batch_(images=torch.ones(4, 3, 8, 8)), {"bright": 3.0})
     assert value == 3
-    assert bright(step()) == 0
+    assert bright(batch_()) == 0

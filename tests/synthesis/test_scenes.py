@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acq.core.values import Preprocessing
-from acq.synthesis.scenes import normalised_scenes, scenes, texture
+from acq.synthesis.scenes import SceneModel, normalised_scenes, scenes, texture
+
+SLOPES = (0.8, 2.2)  # bounds of the slope of a background
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -27,29 +29,26 @@ def kurtosis(x: Tensor) -> Tensor:
     width=st.integers(4, 33),
     seed=st.integers(0, 99),
 )
-def test_pictures_are_pixels_of_the_size_asked_for(
-    count: int, channels: int, height: int, width: int, seed: int
-) -> None:
-    """Scenes and textures have any shape, odd and not square too, and lie in [0, 1]."""
-    for made in (scenes, texture):
-        x = made(count, (channels, height, width), rng(seed))
+def test_scenes_and_textures_are_pixels(count: int, channels: int, height: int, width: int, seed: int) -> None:
+    """Scenes and textures of any size lie in [0, 1]."""
+    size = channels, height, width
+    for x in (scenes(count, size, rng(seed)), texture(count, size, rng(seed), SLOPES)):
         assert x.shape == (count, channels, height, width)
         assert x.dtype == torch.float32
         assert (x >= 0).all()
         assert (x <= 1).all()
 
 
-def test_one_seed_one_set_of_pictures() -> None:
-    """Two draws from equal generators are equal bit for bit, whatever the global seed; a third differs."""
-    for made in (scenes, texture):
-        first = made(3, (3, 9, 12), rng(5))
-        torch.manual_seed(99)
-        assert torch.equal(made(3, (3, 9, 12), rng(5)), first)
-        assert not torch.equal(made(3, (3, 9, 12), rng(6)), first)
+def test_one_seed_one_set_of_scenes() -> None:
+    """Equal random states give equal scenes, whatever the global seed, and another state gives others."""
+    first = scenes(3, (3, 9, 12), rng(5))
+    torch.manual_seed(99)
+    assert torch.equal(scenes(3, (3, 9, 12), rng(5)), first)
+    assert not torch.equal(scenes(3, (3, 9, 12), rng(6)), first)
 
 
-def test_a_network_takes_them_normalised() -> None:
-    """As its preprocessing says."""
+def test_normalised_scenes_are_scenes_as_a_network_takes_them() -> None:
+    """Denormalised again, they are the scenes of the same random state."""
     known = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.25, 0.5, 1.0))
     found = normalised_scenes(3, known, rng(2))
     pixels = scenes(3, (3, 8, 8), rng(2))
@@ -57,23 +56,30 @@ def test_a_network_takes_them_normalised() -> None:
     torch.testing.assert_close(found * std + mean, pixels)
 
 
-@pytest.mark.parametrize("count", [255, 256, 257, 600])
-def test_chunks_change_no_count(count: int) -> None:
-    """As many pictures as asked for, each its own, however many are drawn at once."""
+@pytest.mark.parametrize("count", [256, 257])
+def test_any_number_of_scenes_is_drawn(count: int) -> None:
+    """Each of the requested scenes is another one, however many are drawn at once."""
     x = scenes(count, (1, 8, 8), rng())
     assert x.shape == (count, 1, 8, 8)
     assert len(x.flatten(1).unique(dim=0)) == count
 
 
-def test_more_pictures_begin_with_the_same_ones() -> None:
-    """A whole chunk does not depend on how many pictures follow it."""
+def test_a_scene_without_shapes_is_its_background() -> None:
+    """The model's constants can be changed, and without shapes only the background's texture is left."""
+    found = scenes(3, (3, 9, 12), rng(1), SceneModel(shapes=0))
+    assert torch.equal(found, texture(3, (3, 9, 12), rng(1), SceneModel().background_slope))
+    assert not torch.equal(found, scenes(3, (3, 9, 12), rng(1)))
+
+
+def test_more_scenes_begin_with_the_same_ones() -> None:
+    """The first chunk of scenes does not depend on how many follow it."""
     assert torch.equal(scenes(300, (1, 8, 8), rng())[:256], scenes(256, (1, 8, 8), rng()))
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_a_texture_s_amplitude_falls_as_its_slope_says(slope: float, size: tuple[int, int]) -> None:
-    """A line through log amplitude over log frequency has the slope asked for, where no pixel was cut."""
+    """A line through log amplitude over log frequency has the requested slope, where no pixel is clipped."""
     x = texture(64, (1, *size), rng(), slope=(slope, slope))
     x = x[(x.amin((1, 2, 3)) > 0) & (x.amax((1, 2, 3)) < 1)]
     assert len(x) > 10
@@ -85,7 +91,7 @@ def test_a_texture_s_amplitude_falls_as_its_slope_says(slope: float, size: tuple
 
 
 def test_steeper_textures_are_smoother() -> None:
-    """The energy of low frequencies over that of high ones grows with the slope, cut pixels or not."""
+    """The share of low frequencies in the energy grows with the slope."""
     ratios = []
     for slope in (0.0, 1.0, 2.0):
         energy = torch.fft.rfft2(texture(32, (3, 32, 32), rng(), slope=(slope, slope))).abs().square().mean((0, 1))
@@ -96,14 +102,14 @@ def test_steeper_textures_are_smoother() -> None:
 
 
 def test_channels_rise_and_fall_together() -> None:
-    """Colours are correlated over a texture's pixels, far from all alike."""
-    x = texture(64, (3, 16, 16), rng()).flatten(2)
+    """Channels of a texture are correlated, but not equal."""
+    x = texture(64, (3, 16, 16), rng(), SLOPES).flatten(2)
     correlation = torch.stack([picture.corrcoef()[0, 1] for picture in x])
     assert 0.4 < correlation.mean() < 0.95
     assert correlation.std() > 0.1
 
 
-def test_pictures_differ() -> None:
+def test_scenes_differ() -> None:
     """No two scenes are near one another, brightness and contrast vary, and none is blank."""
     x = scenes(64, (3, 16, 16), rng())
     assert torch.pdist(x.flatten(1)).min() / (3 * 16 * 16) ** 0.5 > 0.05
@@ -115,7 +121,7 @@ def test_pictures_differ() -> None:
 
 def test_scenes_have_edges() -> None:
     """Neighbours in a scene differ with heavier tails than in a texture of the same slopes."""
-    scene, plain = scenes(64, (1, 32, 32), rng()), texture(64, (1, 32, 32), rng(), slope=(0.8, 2.2))
+    scene, plain = scenes(64, (1, 32, 32), rng()), texture(64, (1, 32, 32), rng(), SLOPES)
     tails = [kurtosis((x / x.std((2, 3), keepdim=True)).diff(dim=3)) for x in (scene, plain)]
     assert tails[0] > 1.5 * tails[1]
 

@@ -1,18 +1,31 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers import SIZE, student_of, traced
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from acq.analysis.conditioning import fresh_steps, review
-from acq.core.values import Condition, GeneratorBatch, Preprocessing, TeacherOutput
+from acq.analysis.conditioning import (
+    Conditioning,
+    GeneratorQuality,
+    correlation,
+    dataset_conditioning,
+    generator_quality,
+    spread,
+    spread_per_class,
+)
+from acq.core.values import Condition, Preprocessing, TeacherOutput
 from acq.network.attention import centre_of
 from acq.network.teacher import Teacher
-from acq.synthesis.generators import CanvasGenerator
+from acq.synthesis.condition import ConditionSampler
+from acq.synthesis.dataset import DistillationBatch, SyntheticDataset
+from acq.synthesis.generators import make_generator
+
+COUNT = 160  # more than one batch
+LABEL = torch.arange(COUNT) % 4
 
 
 def attention_at(cells: Tensor) -> Tensor:
@@ -22,166 +35,177 @@ def attention_at(cells: Tensor) -> Tensor:
     return attention
 
 
-def step(count: int = 32, seed: int = 0) -> GeneratorBatch:
-    """A step whose images do exactly as they are told: attention where it was asked, the class that was asked."""
-    rng = torch.Generator().manual_seed(seed)
-    half = count // 2
-    cells = torch.randint(8, (half, 2), generator=rng).repeat(2, 1)
-    label = (torch.arange(half) % 4).repeat(2)
-    attention = attention_at(cells)
-    logits = 10 * nn.functional.one_hot(label, 4).float()
-    features = torch.ones(count, 2, 8, 8)
-    reading = TeacherOutput(logits, features, attention, centre_of(attention), ())
-    condition = Condition(torch.randn(count, 3, generator=rng), label, reading.centre)
-    return GeneratorBatch(condition, torch.randn(count, 3, 4, 4, generator=rng), reading, reading, ())
+def numbered(count: int) -> Tensor:
+    """Images whose values are their numbers."""
+    return torch.arange(count).float().view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 
 
-def eval_output(made: GeneratorBatch, **changes: Tensor) -> GeneratorBatch:
-    return replace(made, eval_output=replace(made.eval_output, **changes))
+def numbers(images: Tensor) -> Tensor:
+    return images[:, 0, 0, 0].long()
 
 
-def fresh(count: int = 16, seed: int = 0, spread: float = 0.2, batch: int = 8) -> Iterator[GeneratorBatch]:
-    torch.manual_seed(0)
-    generator = CanvasGenerator(Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3), 5, noise_dim=4, width=8)
-    rng = torch.Generator().manual_seed(seed)
-    teacher = Teacher(traced("residual"))
-    return fresh_steps(generator, teacher, count, noise_dim=4, spread=spread, rng=rng, batch=batch)
+class Obedient:
+    """A teacher that sees in each numbered image the requested class at the requested place, unless told otherwise."""
+
+    stored_moments = ()
+
+    def __init__(self, **changes: Tensor) -> None:
+        cells = torch.randint(8, (COUNT, 2), generator=torch.Generator().manual_seed(0))
+        self.attention = attention_at(cells)
+        self.other_attention = changes.get("other_attention", self.attention)
+        self.requested = centre_of(self.attention)
+        self.realised = changes.get("realised", self.requested)
+        self.classes = changes.get("classes", LABEL)
+        self.features = changes.get("features", torch.ones(COUNT, 2, 8, 8))
+
+    def read(self, images: Tensor, label: Tensor | None = None, *, batch_statistics: bool = False) -> TeacherOutput:
+        at = numbers(images)
+        attention = self.other_attention if batch_statistics else self.attention
+        logits = F.one_hot(self.classes[at], 5).float()
+        return TeacherOutput(logits, self.features[at], attention[at], self.realised[at], ())
+
+    def conditioning(self, label: Tensor = LABEL) -> Conditioning:
+        batch = DistillationBatch(numbered(COUNT), torch.zeros(COUNT, 5), torch.zeros(COUNT, 1))
+        return dataset_conditioning(self, SyntheticDataset(batch, label, self.requested))[0]  # type: ignore[arg-type]
 
 
-def test_full_control_is_told_as_such() -> None:
-    """Centres and classes that are met correlate fully, maps that agree are alike, equal pairs are not apart."""
-    control = review(iter([step()])).control
-    assert control.correlation == pytest.approx(1)
-    assert control.label_agreement == 1
-    assert control.eval_train_similarity == pytest.approx(1)
-    assert control.pair_distance == 0
+def quality(seed: int = 0, centre_std: float = 0.2) -> GeneratorQuality:
+    """Of an untrained generator on a real teacher and student."""
+    known = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    generator = make_generator("canvas", known, 5, noise_dim=4, width=8, seed=0)
+    teacher, rng = Teacher(traced("residual")), torch.Generator().manual_seed(seed)
+    return generator_quality(generator, teacher, student_of("residual"), ConditionSampler(4, 5, centre_std), 70, rng)
 
 
-def test_correlation_is_that_of_the_worse_axis() -> None:
-    """Following on one axis alone is no control; doing the opposite counts against it."""
-    made = step()
-    centre = made.condition.centre
-    mirrored = eval_output(made, centre=centre * torch.tensor([1.0, -1.0]))
-    assert review(iter([mirrored])).control.correlation == pytest.approx(-1)
-    still = eval_output(made, centre=centre * torch.tensor([1.0, 0.0]))
-    assert review(iter([still])).control.correlation == 0
+def test_images_that_follow_their_conditions_have_full_marks() -> None:
+    """Met centres correlate fully, met classes agree, and equal maps are similar."""
+    found = Obedient().conditioning()
+    assert found.correlation == pytest.approx(1)
+    assert found.label_agreement == 1
+    assert found.eval_train_similarity == pytest.approx(1)
 
 
-def test_correlation_is_pearson_s_over_all_steps() -> None:
-    """Equals ``torch.corrcoef`` of the centres of every step together."""
-    steps = [step(seed=seed) for seed in range(3)]
-    noisy = [eval_output(made, centre=made.condition.centre + torch.randn(32, 2)) for made in steps]
-    requested = torch.cat([made.condition.centre for made in noisy])
-    realised = torch.cat([made.eval_output.centre for made in noisy])
-    expected = min(torch.corrcoef(torch.stack((requested[:, i], realised[:, i])))[0, 1].item() for i in range(2))
-    assert review(iter(noisy)).control.correlation == pytest.approx(expected, abs=1e-5)
+@pytest.mark.parametrize(("factor", "expected"), [((1.0, -1.0), -1), ((1.0, 0.0), 0)])
+def test_correlation_is_that_of_the_worse_axis(factor: tuple[float, float], expected: float) -> None:
+    """A centre that is mirrored or constant on one axis counts, however well the other one follows."""
+    realised = Obedient().requested * torch.tensor(factor)
+    assert Obedient(realised=realised).conditioning().correlation == pytest.approx(expected, abs=1e-6)
+
+
+def test_correlation_is_pearson_s() -> None:
+    """Each column's value equals ``torch.corrcoef``, and a dataset is measured over all of its batches."""
+    requested = Obedient().requested
+    realised = requested + torch.randn(COUNT, 2)
+    expected = torch.stack([torch.corrcoef(torch.stack((requested[:, i], realised[:, i])))[0, 1] for i in range(2)])
+    torch.testing.assert_close(correlation(requested, realised), expected)
+    found = Obedient(realised=realised).conditioning()
+    assert found.correlation == pytest.approx(expected.min().item(), abs=1e-5)
 
 
 def test_spread_is_within_classes() -> None:
-    """Four classes at four places, each held by all of its images, spread by nothing."""
-    made = step()
+    """Classes at places of their own have no spread; scattered images have the mean of their classes' deviations."""
     places = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.5, -0.5], [-0.5, -0.5]])
-    assert review(iter([eval_output(made, centre=places[made.condition.label])])).control.spread == pytest.approx(0)
-    scattered = eval_output(made, centre=0.1 * torch.randn(32, 2))
-    expected = torch.stack([scattered.eval_output.centre[made.condition.label == k].std(0).mean() for k in range(4)])
-    assert review(iter([scattered])).control.spread == pytest.approx(expected.mean().item())
+    assert Obedient(realised=places[LABEL]).conditioning().spread == pytest.approx(0)
+    scattered = 0.1 * torch.randn(COUNT, 2)
+    expected = {k: scattered[k == LABEL].std(0).mean().item() for k in range(4)}
+    assert spread_per_class(scattered, LABEL) == pytest.approx(expected)
+    assert spread(scattered, LABEL) == pytest.approx(sum(expected.values()) / 4)
 
 
 def test_a_class_with_one_image_has_no_spread() -> None:
-    """It is left out of the mean, and with nothing but such classes the spread is zero."""
-    made = step(8)
-    label = torch.arange(8)
-    lonely = replace(made, condition=replace(made.condition, label=label))
-    assert review(iter([lonely])).control.spread == 0
+    """Such a class is left out, and with nothing but such classes the spread is zero."""
+    centre = torch.randn(3, 2)
+    assert spread_per_class(centre, torch.tensor([0, 1, 0])).keys() == {0}
+    assert spread(centre, torch.arange(3)) == 0
 
 
-def test_labels_that_are_missed_count() -> None:
-    """Three of four images of another class than asked: a quarter agrees."""
-    made = step()
-    logits = made.eval_output.logits.clone()
-    logits[:24] = logits[:24].roll(1, 1)
-    assert review(iter([eval_output(made, logits=logits)])).control.label_agreement == pytest.approx(0.25)
+def test_missed_labels_count() -> None:
+    """Where the teacher sees another class in three of four images, a quarter agrees."""
+    classes = torch.where(torch.arange(COUNT) < COUNT // 4, LABEL, (LABEL + 1) % 4)
+    assert Obedient(classes=classes).conditioning().label_agreement == pytest.approx(0.25)
 
 
-def test_maps_that_differ_are_less_alike() -> None:
-    """Attention in other cells with batch statistics has a cosine of zero."""
-    made = step()
-    assert made.train_output is not None
-    other = replace(made.train_output, attention=made.eval_output.attention.flip(2).roll(1, 1))
-    assert review(iter([replace(made, train_output=other)])).control.eval_train_similarity == pytest.approx(0)
+def test_other_maps_with_batch_statistics_are_less_similar() -> None:
+    """Attention in other cells has a cosine of zero."""
+    other = Obedient().attention.flip(2).roll(1, 1)
+    assert Obedient(other_attention=other).conditioning().eval_train_similarity == pytest.approx(0)
 
 
-def test_pairs_are_apart_as_their_features_are() -> None:
-    """Opposite pooled features are at a distance of two, orthogonal ones at one."""
-    made = step(4)
-    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    for other, distance in ((second, 1.0), (-first, 2.0)):
-        features = torch.stack((first, first, other, other)).view(4, 2, 1, 1).expand(4, 2, 8, 8)
-        assert review(iter([eval_output(made, features=features)])).control.pair_distance == pytest.approx(distance)
+def test_centres_of_a_dataset_are_those_of_its_images() -> None:
+    """Labels, requested and realised centres come in the order of the dataset."""
+    teacher = Obedient(realised=torch.randn(COUNT, 2))
+    batch = DistillationBatch(numbered(COUNT), torch.zeros(COUNT, 5), torch.zeros(COUNT, 1))
+    _, centres = dataset_conditioning(teacher, SyntheticDataset(batch, LABEL, teacher.requested))  # type: ignore[arg-type]
+    assert torch.equal(centres.label, LABEL)
+    assert torch.equal(centres.requested, teacher.requested)
+    assert torch.equal(centres.realised, teacher.realised)
 
 
-class Agrees(nn.Module):
-    """A student that answers a given class, in train mode as in eval mode another."""
+class Numbering(nn.Module):
+    """A generator of numbered images that counts them."""
 
-    def __init__(self, answers: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.answers = answers
+        self.batches: list[int] = []
+
+    def forward(self, condition: Condition) -> Tensor:
+        assert not self.training
+        first = sum(self.batches)
+        self.batches.append(len(condition.label))
+        return numbered(first + len(condition.label))[first:]
+
+
+class Answering(nn.Module):
+    """A student that answers by the number of an image, and in train mode always the same."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
 
     def forward(self, images: Tensor) -> Tensor:
-        answers = self.answers if not self.training else self.answers * 0
-        return nn.functional.one_hot(answers, 4).float()
+        answers = self.answer(numbers(images))
+        return F.one_hot(answers * 0 if self.training else answers, 5).float()
 
 
-def test_agreement_is_with_the_teacher() -> None:
-    """In percent of images, with the class that the teacher found and not the one asked for."""
-    made = step()
-    found = (made.condition.label + 1) % 4
-    logits = nn.functional.one_hot(found, 4).float()
-    answers = found.clone()
-    answers[:8] = (answers[:8] + 1) % 4
-    student = Agrees(answers).train()
-    seen = review(iter([eval_output(made, logits=logits)]), student)
-    assert seen.agreement == pytest.approx(75)
+def measured(teacher: Obedient, answer: Callable[[Tensor], Tensor], count: int = 128) -> GeneratorQuality:
+    conditions, rng = ConditionSampler(3, 4, 0.2), torch.Generator().manual_seed(0)
+    return generator_quality(Numbering(), teacher, Answering(answer), conditions, count, rng)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, 1), (64, 1), (65, 2)])
+def test_a_generator_is_measured_on_at_least_as_many_images(count: int, batches: int) -> None:
+    """Whole batches of pairs are made in eval mode, and modes are restored."""
+    generator, student = Numbering().train(), Answering(lambda at: LABEL[at]).train()
+    conditions, rng = ConditionSampler(3, 4, 0.2), torch.Generator().manual_seed(0)
+    generator_quality(generator, Obedient(), student, conditions, count, rng)  # type: ignore[arg-type]
+    assert generator.batches == [64] * batches
+    assert generator.training
     assert student.training
-    assert review(iter([made])).agreement is None
 
 
-def test_samples_are_the_first_step_s() -> None:
-    """Images, what was asked of them, and what was found."""
-    steps = [step(seed=seed) for seed in range(2)]
-    samples = review(iter(steps)).samples
-    assert torch.equal(samples.images, steps[0].images)
-    assert torch.equal(samples.found, steps[0].condition.label)
-    assert torch.equal(samples.centre, steps[0].eval_output.centre)
+def test_agreement_is_between_student_and_teacher() -> None:
+    """It is the percentage of images with the class that the teacher sees, not the one that was requested."""
+    found = measured(Obedient(classes=(LABEL + 1) % 4), lambda at: torch.where(at < 32, LABEL[at], (LABEL[at] + 1) % 4))
+    assert found.agreement == pytest.approx(75)
 
 
-def test_a_review_needs_a_step() -> None:
-    """Nothing seen is an error, not a figure."""
-    with pytest.raises(ValueError, match="at least one step"):
-        review(iter([]))
+def test_pair_distance_is_between_images_of_one_condition() -> None:
+    """Pairs with opposite pooled features are at a distance of two, whatever other pairs have."""
+    sign = torch.where(torch.arange(COUNT) % 64 < 32, 1.0, -1.0)
+    features = (sign * torch.rand(COUNT)).view(-1, 1, 1, 1).expand(-1, 2, 8, 8).clone()
+    features[32:64] = -features[:32]
+    features[96:128] = -features[64:96]
+    assert measured(Obedient(features=features), lambda at: LABEL[at]).pair_distance == pytest.approx(2)
+    assert measured(Obedient(), lambda at: LABEL[at]).pair_distance == 0
 
 
-@pytest.mark.parametrize(("count", "steps"), [(1, 1), (8, 1), (9, 2), (16, 2)])
-def test_fresh_steps_are_at_least_as_many_images(count: int, steps: int) -> None:
-    """Whole batches of pairs, read with both statistics, without gradients."""
-    made = list(fresh(count))
-    assert [len(one.images) for one in made] == [8] * steps
-    for one in made:
-        assert one.train_output is not None
-        assert not one.images.requires_grad
-        assert torch.equal(one.condition.centre[:4], one.condition.centre[4:])
-        assert not torch.equal(one.train_output.logits, one.eval_output.logits)
+def test_one_seed_one_quality() -> None:
+    """Equal random states give equal figures, and another state gives others."""
+    first = quality(seed=1)
+    assert quality(seed=1) == first
+    assert quality(seed=2).conditioning != first.conditioning
 
 
-def test_one_seed_one_review() -> None:
-    """Two reviews of equal networks with equal seeds are equal, and another seed's is not."""
-    first, second, other = (review(fresh(seed=seed), student_of("residual")) for seed in (1, 1, 2))
-    assert first.control == second.control
-    assert first.agreement == second.agreement
-    assert torch.equal(first.samples.images, second.samples.images)
-    assert first.control != other.control
-
-
-def test_a_condition_without_spread_has_no_correlation() -> None:
-    """Centres that all ask for the middle cannot be followed: zero, and not a NaN."""
-    assert review(fresh(spread=0.0)).control.correlation == 0
+def test_centres_that_all_ask_for_the_middle_have_no_correlation() -> None:
+    """A deviation of zero gives a correlation of zero and not NaN."""
+    assert quality(centre_std=0.0).conditioning.correlation == 0

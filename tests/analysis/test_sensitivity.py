@@ -5,79 +5,79 @@ import math
 
 import pytest
 import torch
-from helpers import NETWORKS, images, student_of
+from helpers import images, student_of
 
 from acq.analysis.sensitivity import sensitivities
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
-from acq.quantization.student import Student, quantizers_off
+from acq.quantization.student import quantizers_off
 
 
-def enabled(student: Student) -> list[bool]:
-    return [m.enabled for m in student.modules() if isinstance(m, WeightQuantizer | ActivationQuantizer)]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_and_every_grid_is_there_once(name: str) -> None:
-    """Layers by the nodes that the plan gives weights, with all of them; the quantizers are as before."""
+@pytest.mark.parametrize("name", ["resnet", "residual in place", "dense", "squeeze-excite", "shuffle", "same padding"])
+def test_every_layer_and_every_quantizer_has_one_row(name: str) -> None:
+    """Rows have the layers of the plan with all weights, and each activation quantizer once; none is left disabled."""
     student = student_of(name)
-    found = sensitivities(student, [images(8)])
-    layers = {row.layer: row.weight_bits for row in found if row.weights}
-    assert layers == {site.node: site.weight_bits for site in student.plan.sites if site.weight_bits}
-    assert sum(row.weights for row in found) == sum(layer.weight.numel() for _, layer in student.layers())
-    assert sum(row.bits is not None for row in found) == len(list(student.activations()))
-    assert all(enabled(student))
+    rows = sensitivities(student, [images(8)])
+    layers = {row.layer: row.weight_bits for row in rows if row.weights}
+    assert layers == {node.name: node.weight_bits for node in student.plan.nodes if node.weight_bits}
+    assert sum(row.weights for row in rows) == sum(layer.weight.numel() for _, layer in student.layers())
+    assert sum(row.bits is not None for row in rows) == len(list(student.activations()))
+    quantizers = [m for m in student.modules() if isinstance(m, WeightQuantizer | ActivationQuantizer)]
+    assert all(quantizer.enabled for quantizer in quantizers)
 
 
-def test_ratios_are_those_of_a_layer_quantized_by_hand() -> None:
-    """Values and logits of the network with its first convolution and rectifier alone on grids."""
+def test_ratios_are_those_of_a_layer_that_is_quantized_alone() -> None:
+    """Signal to noise, agreement and range equal those of a student with one layer and its output quantized by hand."""
     student, x = student_of("residual"), images(8)
-    _, first, *_ = sensitivities(student, x.split(3))
-    assert (first.layer, first.bits, first.weight_bits) == ("conv2d", 8, 8)
+    row = next(row for row in sensitivities(student, x.split(3)) if row.layer == "stem.0")
+    assert (row.bits, row.weight_bits) == (8, 8)
+    tap = "middle.0.relu"
+    layer, quantizer = dict(student.layers())["stem.0"], dict(student.activations())[tap]
     with torch.no_grad(), quantizers_off(student):
-        wanted, values = student.read(x, ("relu",))
-        student.get_submodule("relu_quantizer").enabled = True  # type: ignore[assignment]
-        next(student.layers())[1].weight_quantizer.enabled = True
-        found, given = student.read(x, ("relu",))
-    for ratio, clean, noisy in (
-        (first.ratio_db, values["relu"], given["relu"]),
-        (first.logits_db, wanted, found),
+        logits, values = student.read(x, (tap,))
+        quantizer.enabled = layer.weight_quantizer.enabled = True
+        noisy_logits, noisy_values = student.read(x, (tap,))
+    for ratio, signal, noisy in (
+        (row.output_snr_db, values[tap], noisy_values[tap]),
+        (row.logits_snr_db, logits, noisy_logits),
     ):
-        hand = 10 * math.log10((clean.square().sum() / (noisy - clean).square().sum()).item())
-        assert ratio == pytest.approx(hand, abs=1e-3)
-    assert first.agreement == pytest.approx(100 * (found.argmax(1) == wanted.argmax(1)).float().mean().item())
-    grid = student.get_submodule("relu_quantizer")
-    assert (first.low, first.high) == pytest.approx((0, 255 * grid.scale.item()))  # type: ignore[operator, union-attr]
+        by_hand = 10 * math.log10((signal.square().sum() / (noisy - signal).square().sum()).item())
+        assert ratio == pytest.approx(by_hand, abs=1e-3)
+    same = noisy_logits.argmax(1) == logits.argmax(1)
+    assert row.agreement == pytest.approx(100 * same.float().mean().item())
+    assert (row.low, row.high) == pytest.approx((0, 255 * quantizer.scale.item()))
 
 
 @pytest.mark.parametrize("name", ["resnet", "relu6"])
-def test_finer_grids_cost_less(name: str) -> None:
-    """Of every layer with as fine weights, more so at 8 bits than at 4."""
-    coarse, fine = (sensitivities(student_of(name, bits, ends="same"), [images(16)]) for bits in ("w4a4", "w8a8"))
-    pairs = [(row, next(other for other in coarse if other.layer == row.layer)) for row in fine]
-    for after, before in pairs:
-        assert after.ratio_db > before.ratio_db - 0.5  # grids that have 8 bits already stay as they are
-    assert sum(after.logits_db - before.logits_db for after, before in pairs) > 6 * len(fine)
+def test_more_bits_cost_less(name: str) -> None:
+    """With 8 bits every layer's output has less noise than with 4, and so have the logits on average."""
+    coarse, fine = (
+        {row.layer: row for row in sensitivities(student_of(name, bits, first_last_bits="same"), [images(16)])}
+        for bits in ("w4a4", "w8a8")
+    )
+    for layer, row in fine.items():
+        assert row.output_snr_db > coarse[layer].output_snr_db - 0.5  # some have 8 bits with both
+    gain = sum(row.logits_snr_db - coarse[layer].logits_snr_db for layer, row in fine.items())
+    assert gain > 6 * len(fine)
 
 
-def test_a_narrower_grid_is_a_place_of_its_own() -> None:
-    """What is held in 8 bits costs little; narrowed to 4 for the layer that reads it, more."""
+def test_a_requantizer_has_a_row_of_its_own() -> None:
+    """A tensor that is stored in 8 bits costs little, and its copy in 4 bits costs more."""
     rows = {row.layer: row for row in sensitivities(student_of("residual"), [images(16)])}
-    held, narrow = rows["conv2d"], rows["relu_narrow"]
-    assert (held.bits, narrow.bits, narrow.weights) == (8, 4, 0)
-    assert narrow.ratio_db < held.ratio_db - 12
+    stored, requantized = rows["stem.0"], rows["middle.0.relu_requantizer"]
+    assert (stored.bits, requantized.bits, requantized.weights) == (8, 4, 0)
+    assert requantized.output_snr_db < stored.output_snr_db - 12
 
 
-def test_nothing_is_changed() -> None:
-    """Neither values nor modes."""
-    student, x = student_of("dense"), images(4)
-    student.train()
+def test_the_student_does_not_change() -> None:
+    """Values and modes are as before."""
+    student = student_of("dense").train()
     before = copy.deepcopy(student.state_dict())
-    sensitivities(student, [x])
+    sensitivities(student, [images(4)])
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert student.training
 
 
 def test_images_are_needed() -> None:
-    """None are refused."""
+    """No batch is refused."""
     with pytest.raises(ValueError, match="at least one batch"):
         sensitivities(student_of("dense"), [])

@@ -19,7 +19,7 @@ def run(folder: Path, name: str, **summary: Any) -> Path:
 
 
 def test_what_differs_comes_first(tmp_path: Path) -> None:
-    """Nested figures are dotted; one that a run has not, or does not know, is empty."""
+    """Nested figures have dots; one that a run has not, or does not know, is empty."""
     one = run(tmp_path, "one", top1=None, attention={"spread": 0.2})
     other = run(tmp_path, "other", top1=90.5, attention={"spread": 0.3}, threads=2)
     rows = rows_of([one, other])
@@ -38,12 +38,15 @@ def test_the_page_holds_the_table_escaped(tmp_path: Path) -> None:
 
 
 def test_one_run_is_not_compared(tmp_path: Path) -> None:
-    """Nor one that is not finished."""
+    """Nor one that is missing, not finished or damaged."""
     one = run(tmp_path, "one")
     with pytest.raises(RequestError, match="at least two"):
         rows_of([one])
-    with pytest.raises(RequestError, match=r"there is no finished run in .*none"):
+    with pytest.raises(RequestError, match=r"there is no run folder .*none"):
         rows_of([one, tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match=r"there is no finished run in .*empty"):
+        rows_of([one, tmp_path / "empty"])
     (one / "summary.json").write_text('{"bits": "w4a4"}')
     with pytest.raises(RequestError, match=r"is damaged \(it has no placement\)"):
         rows_of([one, one])

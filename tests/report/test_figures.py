@@ -11,12 +11,12 @@ from acq.report import figures
 
 CENTRES = [{"label": k % 2, "requested": [k / 10, -k / 10], "realised": [k / 12, -k / 9]} for k in range(8)]
 NORMS = [{"layer": f"norm{k}", "mean": 0.1 * k, "deviation": 0.2} for k in range(3)]
-RECORDS = [{"step": k, "values": {"centre": 1 / k, "<b>": 2 / k, "never": 0.0}} for k in range(1, 5)]
+RECORDS = [{"step": k, "values": {"centre": 1 / k, "<b>$\\frac$": 2 / k, "never": 0.0}} for k in range(1, 5)]
 DRAWN: dict[str, Callable[[], str]] = {
     "scatter": lambda: figures.scatter(CENTRES),
     "spreads": lambda: figures.spreads({str(k): 0.1 for k in range(50)}),
     "statistics": lambda: figures.statistics(NORMS),
-    "curves": lambda: figures.curves("student", RECORDS),
+    "curves": lambda: figures.curves(RECORDS, "student"),
 }
 
 
@@ -40,15 +40,20 @@ def test_points_are_where_the_centres_are() -> None:
 
 
 def test_names_are_text() -> None:
-    """A loss's name is shown, and is no markup; one that was never above zero has no line to draw."""
-    text = figures.curves("student", RECORDS)
-    assert "&lt;b&gt;" in text
+    """A loss's name is shown and is neither markup nor a formula; one that is never above zero has no line."""
+    text = figures.curves(RECORDS, "student")
+    assert "&lt;b&gt;$\\frac$" in text
     assert "<b>" not in text
     assert "never" not in text
 
 
+def test_losses_that_are_all_zero_leave_an_empty_plot() -> None:
+    """Without a legend."""
+    assert "never" not in figures.curves([{"step": 1, "values": {"never": 0.0}}], "student")
+
+
 def test_several_fit_on_a_page() -> None:
-    """No part of one is called as a part of another, and each refers to its own."""
+    """No identifier of one is an identifier of another, and each refers to its own."""
     parts = {name: set(re.findall(r'\bid="([^"]*)"', draw())) for name, draw in DRAWN.items()}
     for one, other in itertools.combinations(parts.values(), 2):
         assert not one & other

@@ -1,1 +1,1 @@
-"""A run as one self-contained page."""
+"""A finished run as one self-contained page, and several runs as one table."""

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_INK = "#010203"  # stands for the page's own text colour, which the drawing library cannot know
-FIRST, SECOND = "#2f7fd1", "#c4570c"  # at least 3 to 1 against white and against the dark page
+FIRST, SECOND = "#2f7fd1", "#c4570c"  # contrast of at least 3 to 1 on the light and on the dark page
+_INK = "#010203"  # stands for the page's text colour, which matplotlib cannot know
+_TICKS = 20  # labels on an axis of names
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "acq",
@@ -32,53 +33,80 @@ _STYLE: Any = {
 
 
 def scatter(centres: Sequence[Mapping[str, Any]]) -> str:
-    """Requested against realised attention centres, across and down."""
+    """Realised against requested attention centres, one plot per axis of the image.
+
+    Args:
+        centres: ``requested`` and ``realised`` centres (x, y) in [-1, 1].
+    """
     with _figure(8, 3.6) as figure:
-        for axis, name in enumerate(("across", "down")):
+        for axis, name in enumerate(("x, left to right", "y, top to bottom")):
             axes = figure.add_subplot(1, 2, axis + 1)
-            asked, came = ([centre[key][axis] for centre in centres] for key in ("requested", "realised"))
+            requested, realised = ([centre[key][axis] for centre in centres] for key in ("requested", "realised"))
             axes.plot([-1, 1], [-1, 1], color=_INK, linewidth=0.8, linestyle="--")
-            axes.scatter(asked, came, s=6, color=FIRST, alpha=0.6, linewidths=0)
-            axes.set(xlabel=f"requested, {name}", ylabel="realised", xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+            axes.scatter(requested, realised, s=6, color=FIRST, alpha=0.6, linewidths=0)
+            axes.set(xlabel=f"requested {name}", ylabel="realised", xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
         return _svg(figure, "scatter")
 
 
 def spreads(spread: Mapping[str, float]) -> str:
-    """The spread of realised centres in each class."""
+    """Bars of the standard deviation of realised centres within each class.
+
+    Args:
+        spread: In halves of the image's side, by class.
+    """
     with _figure(8, 2.6) as figure:
         axes = figure.add_subplot()
         axes.bar(range(len(spread)), list(spread.values()), color=FIRST)
-        _names(axes, list(spread))
-        axes.set(ylabel="spread of centres", xlabel="class")
+        every = max(1, len(spread) // _TICKS)
+        axes.set_xticks(range(0, len(spread), every), [_plain(name) for name in spread][::every])
+        axes.set(ylabel="spread", xlabel="class")
         return _svg(figure, "spreads")
 
 
 def statistics(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How far synthetic images are from the stored statistics, layer by layer."""
+    """Bars of the distance from stored batch-norm statistics, layer by layer.
+
+    Args:
+        rows: Distances of ``mean`` and standard ``deviation``, in stored standard deviations.
+    """
     with _figure(8, 2.8) as figure:
         axes = figure.add_subplot()
-        places = range(len(rows))
+        places = range(1, len(rows) + 1)
         axes.bar([x - 0.2 for x in places], [row["mean"] for row in rows], 0.4, color=FIRST, label="mean")
-        axes.bar([x + 0.2 for x in places], [row["deviation"] for row in rows], 0.4, color=SECOND, label="deviation")
-        axes.set(xlabel="batch normalization, in order of execution", ylabel="distance, in deviations")
+        axes.bar(
+            [x + 0.2 for x in places], [row["deviation"] for row in rows], 0.4, color=SECOND, label="standard deviation"
+        )
+        axes.set(xlabel="batch norm, in order of execution", ylabel="distance, stored std")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
         return _svg(figure, "statistics")
 
 
-def curves(phase: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """Each loss of a phase over its steps, on a logarithmic axis: those that were ever above zero."""
-    names = list(dict.fromkeys(name for record in records for name, value in record["values"].items() if value > 0))
-    with _figure(8, 2.8) as figure:
+def curves(records: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Lines of the losses of one phase over its steps, on a logarithmic axis. Losses that stay at zero are left out.
+
+    Args:
+        records: The ``step`` and the losses (``values``) of each record.
+        name: Of the drawing; it must not come from the run.
+    """
+    losses = list(dict.fromkeys(loss for record in records for loss, value in record["values"].items() if value > 0))
+    with _figure(8, 2.6) as figure:
         axes = figure.add_subplot()
-        for index, name in enumerate(names):
-            points = [(r["step"], r["values"][name]) for r in records if r["values"].get(name, 0) > 0]
+        for index, loss in enumerate(losses):
+            points = [(r["step"], r["values"][loss]) for r in records if r["values"].get(loss, 0) > 0]
             style = ("-", "--", ":", "-.")[index // 2 % 4]
-            axes.plot(*zip(*points, strict=True), style, color=(FIRST, SECOND)[index % 2], label=name, linewidth=1.4)
-        axes.set(xlabel="step", yscale="log")
+            color, label = (FIRST, SECOND)[index % 2], _plain(loss)
+            axes.plot(*zip(*points, strict=True), style, color=color, label=label, linewidth=1.4)
+        axes.set(xlabel="step", ylabel="loss", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes)
-        return _svg(figure, phase)
+        if losses:
+            _legend(axes)
+        return _svg(figure, name)
+
+
+def _plain(name: str) -> str:
+    """A name of the run that matplotlib does not read as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _legend(axes: Axes) -> None:
@@ -86,19 +114,15 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def _names(axes: Axes, names: Sequence[str]) -> None:
-    every = max(1, len(names) // 20)
-    axes.set_xticks(range(0, len(names), every), names[::every])
-
-
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in the style of the page; width and height in inches."""
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The drawing alone; its parts are called after ``name``, so that several drawings fit on a page."""
+    """The drawing without its document. Identifiers begin with ``name``, so that several drawings fit on a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,0 +1,65 @@
+"""What a reader must know before trusting the figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from acq.quantization.plan import Plan
+
+_ENOUGH = 0.9  # share of images of the requested class, below which agreement says little
+
+
+def caveats(summary: Mapping[str, Any], plan: Plan) -> list[str]:
+    """The caveats that apply to a run.
+
+    Args:
+        summary: The figures of the run.
+        plan: The plan of the student.
+    """
+    return [*_on_quality(summary), *_on_training(summary["student_loss"]), *_on_plan(plan), _ON_SENSITIVITY]
+
+
+_ON_SENSITIVITY = (
+    "The sensitivities show one quantized layer at a time, with weights rounded to the nearest integer. "
+    "Rounding layer by layer and training reduce the error of the student."
+)
+
+
+def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
+    if summary["top1"] is None:
+        yield (
+            "No real images were given, so the accuracy is unknown. Agreement is measured on synthetic images. "
+            "It is usually higher there than on real images."
+        )
+    else:
+        yield (
+            "The interval of the accuracy covers the choice of test images. It does not cover the variation between "
+            "seeds."
+        )
+    share = summary["attention"]["label_agreement"]
+    if share < _ENOUGH:
+        yield (
+            f"The teacher sees the requested class in only {100 * share:.0f} % of the finished images. "
+            "Agreement then says little about real images. More images.steps may help."
+        )
+
+
+def _on_training(losses: Mapping[str, Any]) -> Iterator[str]:
+    if losses["trained"] is not None and losses["selected"] == "calibrated":
+        yield (
+            f"Training increased the student's loss on augmented synthetic images from {losses['calibrated']} to "
+            f"{losses['trained']}. The calibrated student was kept."
+        )
+
+
+def _on_plan(plan: Plan) -> Iterator[str]:
+    count = len(plan.float_nodes)
+    if plan.placement == "relu-only":
+        yield "The relu-only placement is for comparison with papers. Parts of the student stay in floating point."
+    elif count:
+        subject = "1 operator stays" if count == 1 else f"{count} operators stay"
+        yield f"{subject} in floating point. The notes of the plan say why."
+    activation, add = plan.format.activation, plan.format.add or 0
+    if plan.placement == "deployable" and add > activation:
+        yield f"Tensors that enter an addition have {add} bits. Inputs of layers have {activation} bits."

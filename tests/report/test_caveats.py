@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from report.made_run import PLAN
+
+from acq.quantization.formats import NumberFormat
+from acq.report.caveats import caveats
+
+SUMMARY: dict[str, Any] = {
+    "top1": 90.0,
+    "attention": {"label_agreement": 0.99},
+    "student_loss": {"calibrated": 0.2, "trained": 0.1, "selected": "trained"},
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "there"),
+    [
+        ({"top1": None}, "the accuracy is unknown", True),
+        ({}, "the accuracy is unknown", False),
+        ({}, "variation between seeds", True),
+        ({"top1": None}, "variation between seeds", False),
+        ({"attention": {"label_agreement": 0.5}}, "requested class in only 50 %", True),
+        ({}, "requested class in only", False),
+        (
+            {"student_loss": {"calibrated": 0.2, "trained": 5.0, "selected": "calibrated"}},
+            "from 0.2 to 5.0. The calibrated student was kept",
+            True,
+        ),
+        ({}, "was kept", False),
+        ({"student_loss": {"calibrated": 0.2, "trained": None, "selected": "calibrated"}}, "was kept", False),
+        ({}, "one quantized layer at a time", True),
+    ],
+)
+def test_caveats_on_figures_are_those_that_apply(values: dict[str, Any], words: str, there: bool) -> None:
+    assert any(words in caveat for caveat in caveats(SUMMARY | values, PLAN)) == there
+
+
+def test_operators_in_floating_point_are_counted() -> None:
+    """None of them, no caveat."""
+    first, *others = PLAN.nodes
+    assert not any("floating point" in caveat for caveat in caveats(SUMMARY, PLAN))
+    one = replace(PLAN, nodes=(replace(first, floating=True), *others))
+    assert any(caveat.startswith("1 operator stays in floating point") for caveat in caveats(SUMMARY, one))
+    two = replace(one, nodes=(*one.nodes, one.nodes[0]))
+    assert any(caveat.startswith("2 operators stay in floating point") for caveat in caveats(SUMMARY, two))
+
+
+def test_the_relu_only_placement_is_for_comparison() -> None:
+    """It has operators in floating point by definition, so they are not counted."""
+    plan = replace(PLAN, placement="relu-only", nodes=(replace(PLAN.nodes[0], floating=True),))
+    found = caveats(SUMMARY, plan)
+    assert any("for comparison with papers" in caveat for caveat in found)
+    assert not any("operator" in caveat or "addition" in caveat for caveat in found)
+
+
+@pytest.mark.parametrize(
+    ("bits", "add", "there"), [("w4a4", 8, True), ("w4a4", 5, True), ("w4a4", "same", False), ("w8a8", 8, False)]
+)
+def test_wider_additions_are_named(bits: str, add: int | str, there: bool) -> None:
+    """Where tensors that enter an addition have more bits than activations."""
+    plan = replace(PLAN, format=NumberFormat.parse(bits, "8", add))
+    found = [caveat for caveat in caveats(SUMMARY, plan) if "enter an addition" in caveat]
+    assert bool(found) == there
+    assert not there or f"have {add} bits" in found[0]
+
+
+def test_sentences_are_short() -> None:
+    """At most 25 words each, as the guide for texts says."""
+    worst = {
+        "top1": None,
+        "attention": {"label_agreement": 0.1},
+        "student_loss": {"calibrated": 0.2, "trained": 5.0, "selected": "calibrated"},
+    }
+    found = [*caveats(worst, PLAN), *caveats(SUMMARY, replace(PLAN, placement="relu-only"))]
+    assert all(len(sentence.split()) <= 25 for caveat in found for sentence in caveat.split(". "))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from acq.report.headline import Figure, headline, in_kilobytes, in_minutes, margin
+
+SUMMARY = {
+    "bits": "w4a4", "teacher_top1": 91.5, "top1": 90.0, "test_images": 1000, "agreement": 98.5, "device": "cpu",
+    "threads": 1, "float_bytes": 1_000_000, "quantized_bytes": 150_000, "seconds": 65.4,
+}  # fmt: skip
+LATENCIES = [
+    {"threads": threads, "batch": batch, "float_ms": 2.0, "integer_ms": 1.234, "ratio": 0.617}
+    for threads in (1, 2)
+    for batch in (1, 32)
+]
+
+
+def named(name: str, latencies: Any = (), **values: Any) -> list[Figure]:
+    return [figure for figure in headline(SUMMARY | values, latencies) if figure.name == name]
+
+
+@pytest.mark.parametrize(("percent", "count", "points"), [(90.0, 1000, 1.859), (50.0, 100, 9.8), (100.0, 10, 0.0)])
+def test_the_margin_is_that_of_the_normal_approximation(percent: float, count: int, points: float) -> None:
+    """1.96 sqrt(p (1 - p) / n), in percentage points."""
+    assert margin(percent, count) == pytest.approx(points, abs=1e-3)
+
+
+def test_accuracy_is_shown_before_and_after_with_its_interval() -> None:
+    """With the number of images that it is measured on."""
+    (figure,) = named("Top-1 accuracy")
+    assert figure.value == "91.50 → 90.00 %"
+    assert figure.detail == (
+        "float → w4a4, 1.50 points lower on 1,000 test images; 95 % interval of one accuracy: ±1.9 points"
+    )
+
+
+@pytest.mark.parametrize(
+    ("top1", "words"), [(91.7, "0.20 points higher on"), (91.5, "the same on"), (100.0, "1,000 test images")]
+)
+def test_the_change_of_the_accuracy_has_a_direction(top1: float, words: str) -> None:
+    """At 100 % there is no interval, because the approximation fails there."""
+    (figure,) = named("Top-1 accuracy", top1=top1)
+    assert words in figure.detail
+    assert ("interval" in figure.detail) == (top1 < 100)
+
+
+def test_an_unknown_accuracy_says_so() -> None:
+    """And how to measure it."""
+    (figure,) = named("Top-1 accuracy", top1=None, teacher_top1=None, test_images=None)
+    assert figure.value == "not measured"
+    assert "--data" in figure.detail
+
+
+def test_size_and_agreement_and_time_have_units() -> None:
+    """Size is relative to float, with both sizes beside it."""
+    (size,), (agreement,), (time,) = named("Size"), named("Agreement"), named("Time")
+    assert (size.value, size.detail) == ("15.0 %", "of float: 1,000 kB → 150 kB of weights and scales")
+    assert agreement.value == "98.50 %"
+    assert (time.value, time.detail) == ("1:05 min", "on cpu, 1 thread")
+
+
+def test_latency_is_that_of_single_images() -> None:
+    """For every number of threads; nothing where it was not measured."""
+    (figure,) = named("Latency", LATENCIES)
+    assert figure.value == "62 %"
+    assert figure.detail == (
+        "of float on this CPU: 2 → 1.23 ms per image on 1 thread, 2 → 1.23 ms per image on 2 threads"
+    )
+    assert not named("Latency")
+    assert not named("Latency", [row for row in LATENCIES if row["batch"] > 1])
+
+
+def test_sizes_and_times_as_text() -> None:
+    """Large sizes are in megabytes; seconds always have two digits."""
+    assert [in_kilobytes(count) for count in (1_999, 9_999_999, 18_600_000)] == ["2 kB", "10,000 kB", "18.6 MB"]
+    assert [in_minutes(seconds) for seconds in (5.2, 59.6, 3601)] == ["0:05 min", "1:00 min", "60:01 min"]

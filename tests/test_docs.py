@@ -38,7 +38,7 @@ from acq.zoo.registry import BUILTINS
 from acq.zoo.resnet import CifarResNet
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "recipes" / "README.md"]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/history/*.md")), *sorted(ROOT.glob("docs/notes/*.md"))]
 WITH_CODE = [page for page in PAGES if re.search(r"^```(sh|python|yaml)$", page.read_text(encoding="utf-8"), re.M)]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -48,6 +48,12 @@ FEW: dict[str, Any] = {
     "calibration": {"images": 8, "rounding": False},
     "student": {"steps": 2, "batch": 8, "learning_rate": 0.001, "scale_learning_rate": 0.0003},
 }
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 # names of version 0.1
 OLD = re.compile(
     r"--ends\b|--addends\b|\baddends\b|binary_scales|calibration_images|student\.(equalization|rounding|views)|"
@@ -137,7 +143,7 @@ def run_acq(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(ended.value.code or 0)
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_CODE, ids=_name)
 def test_commands_and_examples_of_a_page_run(
     page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,14 +183,14 @@ def _project() -> dict[str, Any]:
     return dict(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_are_in_fences(page: Path) -> None:
     """Where the test above finds them: no indented block begins with a command."""
     lines = page.read_text(encoding="utf-8").splitlines()
     assert not [line for line in lines if re.match(r"    (acq|make|pip|python|torchrun) ", line)]
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=_name)
 def test_links_resolve(page: Path) -> None:
     """Each link leads to a file of the repository, and each anchor to a heading; web addresses are not opened."""
     text = re.sub(r"`[^`\n]+`", "", re.sub(FENCE, "", page.read_text(encoding="utf-8")))
@@ -203,7 +209,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_no_page_uses_names_of_version_0_1(page: Path) -> None:
     """Options, settings, files and words that the changelog lists as renamed."""
     found = OLD.search(page.read_text(encoding="utf-8"))
@@ -253,6 +259,14 @@ def test_all_pages_are_in_the_navigation() -> None:
     assert not [name for page in pages if (name := str(page.relative_to(ROOT / "docs"))) not in navigation]
     assert f"version: {_project()['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"## {_project()['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_recipes_are_settings() -> None:
+    """Each recipe has known names and values in range."""
+    recipes = sorted(ROOT.glob("recipes/*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        assert Config.create("default", yaml.safe_load(recipe.read_text(encoding="utf-8"))) != Config()
 
 
 def test_faults_name_their_tests() -> None:

@@ -1,65 +1,73 @@
-"""The same student engine on real training images: the reference that synthetic images are measured against.
+"""Measures the student on real training images: the ceiling for synthetic ones.
 
-    python benchmarks/ceiling.py resnet20-cifar10 --images train.npz --data test.npz --bits w4a4 w3a3 --ends same
+    python benchmarks/ceiling.py resnet20-cifar10 --images train.npz --data test.npz --bits w4a4 w3a3
 
-`--images` is an .npz of real images and labels (the labels are not used). Steps, views and losses are those of the
-preset; only the pool differs. Writes JSON and a Markdown table that grow run by run; run by hand.
+``--images`` is a .npz file of real images and labels; the labels are not used. Calibration, training and conversion
+are those of the preset. Each run becomes a row of docs/benchmarks/ceiling.json, from which the page is made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from runs import COMMIT, Run, arguments, configs, keep, table
+from runs import Row, accuracy_table, arguments, command, configs, fence, keep, origin, settings_of, write_page
 
 from acq import zoo
 from acq.config import Config
-from acq.files.images import normalise, read
+from acq.core.memory import keep_freed_memory
+from acq.core.pixels import from_bytes
+from acq.files.images import read
 from acq.recipe import Request, prepare
-from acq.runs.malloc import keep_freed_memory
-from acq.runs.summary import accuracy_figures, peak_memory_mb
+from acq.runs.summary import accuracy_figures, cost_figures
 from acq.synthesis.dataset import SyntheticDataset
-from acq.synthesis.dataset import read as read_by
-from acq.training.trainer import train
 
-KEYS = ("bits", "count", "placement", "ends", "addends", "preset")
+KEYS = ("model", "bits", "placement", "first_last_bits", "add_bits", "preset", "real_images")
 
 
-def measure(network: zoo.Network, config: Config, real: Path, count: int, data: Path) -> Run:
-    """Train a student on ``count`` real images, drawn by the seed, and report its accuracy on others."""
-    trainer = prepare(Request(network.model, network.preprocessing, config, {}))
-    known = {"input_size": network.preprocessing.input_size, "classes": trainer.teacher.classes}
-    images = read(real, **known).images
+def measure(network: zoo.Network, config: Config, real: Path, count: int, data: Path) -> Row:
+    """Train a student on ``count`` real images, drawn by the seed, and measure it on others."""
+    prepared = prepare(Request(network.model, network.preprocessing, config, {}))
+    training, context, known = prepared.training, prepared.training.context, network.preprocessing
+    size, classes = known.input_size, context.teacher.classes
+    images = read(real, input_size=size, classes=classes).images[:]
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:count]
-    pixels = normalise(images[chosen.numpy()], network.preprocessing).contiguous(memory_format=torch.channels_last)
-    trainer.pool = SyntheticDataset(read_by(pixels.to(trainer.rng.device), trainer.teacher))
-    trainer.phase = "calibration"
-    for _ in train(trainer):
+    pixels = from_bytes(images[chosen.numpy()], known).to(context.rng.device, memory_format=torch.channels_last)
+    batch = context.teach(pixels)
+    context.dataset = SyntheticDataset(batch, batch.logits.argmax(1), pixels.new_zeros(len(pixels), 2))
+    training.current = "calibration"
+    for _ in training.run():
         pass
+    labelled = read(data, input_size=size, classes=classes)
+    cost = cost_figures(training)
     return {
-        "commit": COMMIT,
-        "count": len(pixels),
-        **config.model_dump(mode="json", include={"bits", "placement", "ends", "addends", "preset", "seed"}),
-        "device": str(trainer.rng.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "seconds": round(trainer.seconds, 1),
-        "peak_memory_mb": peak_memory_mb(trainer.rng.device),
-        **accuracy_figures(trainer.teacher, trainer.student, network.preprocessing, read(data, **known)),
+        "model": network.name,
+        **config.headline(),
+        "settings": settings_of(config),
+        "real_images": len(pixels),
+        **cost,
+        "steps": {"student": cost["steps"]["student"]},
+        "agreement": round(context.selection.final.agreement, 2),
+        **accuracy_figures(context.teacher, context.student, known, labelled),
+        **origin(),
     }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=8192)
-    args = parser.parse_args()
+    parser.add_argument("--images", type=Path, required=True, help="real images: .npz or a folder of classes")
+    parser.add_argument("--count", type=int, default=8192, help="how many of them are used")
+    args = parser.parse_args(words)
     keep_freed_memory()
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
     for config in configs(args):
-        run = measure(network, config, args.images, args.count, args.data)
-        print(table("ceiling", keep("ceiling", run, (*KEYS, "seed")), KEYS, ()), flush=True)
+        row = measure(network, config, args.images, args.count, args.data)
+        row["command"] = command(__file__, words)
+        rows = keep("ceiling", row, (*KEYS, "settings", "seed"))
+        head = ["The student is calibrated and trained on real images, everything else as in a run without data."]
+        lines = accuracy_table(rows, KEYS, {"agreement": "agreement %"})
+        print(write_page("ceiling", "Ceiling", head, lines, fence(found["command"] for found in rows)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,105 +1,101 @@
-"""What `acq export` makes of finished runs: size, kernels, accuracy and latency of the file; run by hand.
+"""Measures exported files of finished runs: size, kernels, equality with the student, accuracy and latency.
 
     python benchmarks/export.py RUN [RUN ...] --data test.npz
 
-Each run is exported anew. Accuracy is that of the file and of the student on the same labelled images; `same` is the
-share of images of one class, `equal` of those whose logits are all equal but for float rounding (1e-4 of the largest).
-Latencies are ratios to the same network in floating point, batch norms folded, both taken in turn in one process.
-Writes JSON and a Markdown table that grow run by run.
+Each run is exported again. The labelled images only measure: the file and the student must give the same logits on
+them. Latencies are ratios to the float network, whose file takes turns with the integer file in one process. Each run
+becomes a row of docs/benchmarks/export.json, from which the page is made.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from runs import COMMIT, keep, page
+from runs import Row, command, each, fence, keep, origin, table, write_page
 
 from acq import api
-from acq.files.images import batches, read
-from acq.quantization.student import Student
-from acq.runs import student_file as artifact
+from acq.core.pixels import from_bytes
+from acq.export.check import check
+from acq.files.images import read
+from acq.runs import student_file
 
-KEYS = ("model", "bits", "ends", "seed")
+KEYS = ("model", "bits", "placement", "first_last_bits", "seed")
 COLUMNS = {
     "model": "model",
     "bits": "bits",
-    "ends": "ends",
+    "first_last_bits": "first and last layers",
     "seed": "seed",
     "bytes": "bytes",
-    "size_ratio": "of float",
+    "size": "size of float",
     "kernels": "integer layers: ONNX Runtime, OpenVINO",
-    "student_top1": "student %",
-    "file_top1": "file %",
-    "same": "same %",
-    "equal": "equal %",
-    "latencies": "latency ratio (threads x batch)",
+    "top1": "top-1 %: student, file",
+    "agreement": "same class %",
+    "equal": "equal logits %",
+    "latency": "latency of float: threads x batch",
     "memory": "peak MB: float, integer",
+    "commit": "commit",
 }
+NOTE = """\
+- **Size of float** and **latency of float** are ratios to the same network in floating point.
+- **Integer layers** counts the layers that an engine runs on integer kernels.
+- **Same class** and **equal logits** compare ONNX Runtime with PyTorch on the test images.
+- **Equal** means within 0.0001 of the largest logit.""".splitlines()
 
 
-def compared(student: Student, file: Path, data: Path) -> dict[str, Any]:
-    """Student and file on the same labelled images."""
-    engine, known = api.engine(file), student.preprocessing
-    assert known is not None
-    counts = torch.zeros(4)
-    images = read(data, input_size=known.input_size, classes=student.classes)
-    with torch.no_grad():
-        for x, labels in batches(images, known):
-            ours, theirs = student(x), engine(x)
-            apart = (ours - theirs).abs().amax(1)
-            found = (
-                ours.argmax(1) == labels,
-                theirs.argmax(1) == labels,
-                ours.argmax(1) == theirs.argmax(1),
-                apart <= 1e-4 * ours.abs().max(),
-            )
-            counts += torch.stack([hits.sum() for hits in found])
-    student_top1, file_top1, same, equal = (round(share, 2) for share in (100 * counts / len(images)).tolist())
-    return {"student_top1": student_top1, "file_top1": file_top1, "same": same, "equal": equal, "images": len(images)}
+def measure(run: Path, data: Path, seconds: float) -> Row:
+    """Export a run and measure the file.
 
-
-def measure(run: Path, data: Path, seconds: float) -> dict[str, Any]:
-    """One run's row."""
-    made = api.export_run(run)
-    origin = artifact.load_facts(run)
-    config = origin["config"]
-    found = api.benchmark_run(run, seconds=seconds)
-    elsewhere = made.parity.openvino
+    Args:
+        run: The folder of a finished run.
+        data: Labelled images.
+        seconds: Time per latency.
+    """
+    made, student, facts = api.export_run(run), api.load(run), student_file.load_facts(run)
+    latency, known = api.benchmark(run, seconds=seconds), student.preprocessing
+    if known is None:
+        raise SystemExit(f"error: the normalisation of the images of {run} is not known; quantize again")
+    images = read(data, input_size=known.input_size, classes=student.classes).images[:]
+    parity = check(made.path, student, from_bytes(images, known))
+    kernels = [(parity.integer, parity.layers)]
+    kernels += [(parity.openvino.integer, parity.openvino.layers)] if parity.openvino else []
+    origins = {"model": facts["origin"]["model"], **facts["config"]}
     return {
-        "commit": COMMIT,
-        "threads": torch.get_num_threads(),
-        "model": origin["origin"]["model"],
-        **{key: config[key] for key in ("bits", "ends", "seed")},
+        **{key: origins[key] for key in KEYS},
         "bytes": made.bytes,
-        "size_ratio": round(found.size_ratio, 4),
-        "kernels": f"{made.parity.integer} of {made.parity.layers}"
-        + (f", {elsewhere.integer} of {elsewhere.layers}" if elsewhere else ""),
-        "openvino_agreement": elsewhere.match.agreement if elsewhere else None,
-        **compared(artifact.load(run).eval(), made.path, data),
-        "latencies": {f"{row.threads}x{row.batch}": round(row.ratio, 3) for row in found.latencies},
-        "memory": f"{found.float_memory_mb}, {found.integer_memory_mb}",
+        "size": round(latency.size_ratio, 4),
+        "kernels": ", ".join(f"{integer} of {layers}" for integer, layers in kernels),
+        "top1": ", ".join(f"{api.evaluate(target, data):.2f}" for target in (run, made.path)),
+        "agreement": round(parity.optimised.agreement, 2),
+        "equal": round(parity.optimised.equal, 2),
+        "openvino_agreement": round(parity.openvino.match.agreement, 2) if parity.openvino else None,
+        "test_images": parity.images,
+        "latency": ", ".join(f"{one.threads}x{one.batch}: {one.latency_ratio:.3f}" for one in latency.latencies),
+        "memory": f"{latency.float_memory_mb}, {latency.integer_memory_mb}",
+        "threads": torch.get_num_threads(),
+        **origin(),
     }
 
 
-def main() -> None:
+def write(rows: Sequence[Row]) -> str:
+    """Write and return the page."""
+    lines = table(list(COLUMNS.values()), ([row[key] for key in COLUMNS] for row in rows))
+    remarks = dict.fromkeys(f"- {remark}" for row in rows for remark in row.get("remarks", []))
+    head = [f"Measured on {each(rows, 'threads')} threads."]
+    return write_page("export", "Exported files", head, lines, [*NOTE, *remarks], fence(row["command"] for row in rows))
+
+
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--data", type=Path, required=True, help=".npz or folder of classes")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each latency is measured")
-    args = parser.parse_args()
+    parser.add_argument("--data", type=Path, required=True, help="labelled images: .npz or a folder of classes")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time per latency")
+    args = parser.parse_args(words)
     for run in args.runs:
-        rows = keep("export", measure(run, args.data, args.seconds), KEYS)["runs"]
-        cells = [[" ".join(map(str, _shown(row[key]))) for key in COLUMNS] for row in rows]
-        lines = ["| " + " | ".join(row) + " |" for row in ([*COLUMNS.values()], ["---"] * len(COLUMNS), *cells)]
-        note = f"Commit {', '.join(dict.fromkeys(row['commit'] for row in rows))}."
-        print(page("export", lines, note, (row["command"] for row in rows)), flush=True)
-
-
-def _shown(value: Any) -> list[Any]:
-    return [f"{name}: {part}" for name, part in value.items()] if isinstance(value, dict) else [value]
+        row = {**measure(run, args.data, args.seconds), "command": command(__file__, words)}
+        print(write(keep("export", row, KEYS)), flush=True)
 
 
 if __name__ == "__main__":

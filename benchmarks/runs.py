@@ -1,10 +1,8 @@
-"""What the benchmarks share: whole runs whose synthetic images are made once, and tables that grow run by run."""
+"""Shared by the benchmarks: runs, results that grow row by row as JSON, and pages made from them."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-import hashlib
 import itertools
 import json
 import shlex
@@ -12,168 +10,219 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from acq import zoo
-from acq.config import Config
+from acq.config import Config, differences
+from acq.files.atomic import write_atomically
+from acq.files.documents import assignment, read_settings
 from acq.files.images import read
-from acq.files.limits import assignment, read_settings
-from acq.recipe import Request, look, prepare, summarise
-from acq.runs.folder import write_text
-from acq.training.trainer import train
+from acq.recipe import Request, prepare
+from acq.runs.summary import measure
 
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks"
-Run = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "benchmarks"
+IMAGE_SETTINGS = {"seed", "device", "precision", "generator", "images"}  # all that decides the synthetic images
+Row = dict[str, Any]
 
 
-def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> Iterator[Run]:
-    """The summary of a run of each of ``configs``; bit for bit what `acq quantize` does, in less time.
+def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> Iterator[Row]:
+    """Quantize a network with each configuration, in this process, and yield the summaries.
 
-    Configurations that agree in seed, generator and images have the same images: these are made once, and their
-    seconds count in every run that uses them. Peak memory is the most that the process has held so far, so it is exact
-    for the first run and an upper bound for the others.
+    The figures are those of ``acq quantize``. Neighbours with the same image settings share their images, and the
+    seconds of these images count in each run. Peak memory is that of the process so far, so it is an upper bound.
     """
-    imagined: dict[str, dict[str, Any]] = {}
+    shared: tuple[str, dict[str, Any]] | None = None
     for config in configs:
-        request = Request(network.model, network.preprocessing, config, {"model": network.name})
-        trainer = prepare(request)
-        key = json.dumps(request.config.model_dump(mode="json", include={"seed", "device", "generator", "images"}))
-        if key in imagined:
-            own = {"student": trainer.student.state_dict(), "student_optimizer": trainer.student_optimizer.state_dict()}
-            trainer.restore({**copy.deepcopy(imagined[key]), **own})
-        for record in train(trainer):
+        prepared = prepare(Request(network.model, network.preprocessing, config, {}))
+        training, context = prepared.training, prepared.training.context
+        key = prepared.config.model_dump_json(include=IMAGE_SETTINGS)
+        if shared is not None and shared[0] == key:
+            training.restore(_with_student_of(training.state(), shared[1]))
+        for record in training.run():
             if (record.phase, record.step) == ("images", record.steps):
-                imagined.setdefault(key, copy.deepcopy(trainer.state()))
-        images = read(data, input_size=network.preprocessing.input_size, classes=trainer.teacher.classes)
-        settings = {"settings": _digest(request.config), "precision": request.config.precision}
-        yield {"commit": COMMIT, **settings, **summarise(request, trainer, look(request, trainer), images)}
+                shared = key, training.state()
+        labelled = read(data, input_size=network.preprocessing.input_size, classes=context.teacher.classes)
+        figures, _ = measure(training, prepared.graph, labelled)
+        yield {"model": network.name, **config.headline(), "settings": settings_of(config), **figures, **origin()}
+
+
+def _with_student_of(state: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
+    """The state ``images``, after the phase of that name, with the untrained student of ``state``."""
+    context = {**images["context"], "student": state["context"]["student"]}
+    return {**images, "context": context, "phases": {**images["phases"], "student": state["phases"]["student"]}}
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The options that choose networks, settings and data, as `acq quantize` has them, but several values at once."""
+    """The options of ``acq quantize`` that choose network, settings and data, with several values at once."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help=".npz or folder of classes")
+    parser.add_argument("--data", type=Path, required=True, help="labelled images: .npz or a folder of classes")
     parser.add_argument("--bits", nargs="+", default=["w4a4"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--ends", default="8")
-    parser.add_argument("--addends", nargs="+", default=["8"])
-    parser.add_argument("--placement", nargs="+", default=["deployable"])
+    parser.add_argument("--first-last-bits", default="8", metavar="8|same")
+    parser.add_argument("--add-bits", default="8", metavar="8|same")
+    parser.add_argument("--placement", default="deployable")
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     return parser
 
 
 def configs(args: argparse.Namespace, *changes: Mapping[str, Any]) -> list[Config]:
-    """All combinations that ``args`` ask for, seed by seed, ``changes`` laid over each."""
+    """The configurations of all seeds and bit-widths of ``args``, seed by seed, with ``changes`` on top."""
     given = [read_settings(args.config)] if args.config else []
-    combinations = itertools.product(args.seeds, args.bits, args.placement, args.addends)
+    widths = {"first_last_bits": _bits(args.first_last_bits), "add_bits": _bits(args.add_bits)}
     return [
         Config.create(
             args.preset,
             *given,
-            {"ends": _width(args.ends), "addends": _width(addends), "placement": placement},
-            {"bits": bits, "seed": seed},
+            {**widths, "placement": args.placement, "bits": bits, "seed": seed},
             *map(assignment, args.set),
             *changes,
         )
-        for seed, bits, placement, addends in combinations
+        for seed, bits in itertools.product(args.seeds, args.bits)
     ]
 
 
-def _width(text: str) -> int | str:
+def _bits(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _digest(config: Config) -> str:
-    """A few letters that differ where any setting does, the seed apart."""
-    return hashlib.sha256(config.model_copy(update={"seed": 0}).to_yaml().encode()).hexdigest()[:8]
+def settings_of(config: Config) -> Row:
+    """The settings that differ from those of the preset, by dotted key, without the seed."""
+    found = differences(config, Config.create(config.preset, {"bits": config.bits}))
+    return {key: found[key] for key in found if key != "seed"}
 
 
 def _commit() -> str:
-    """The commit of the code, marked where files other than results differ from it."""
-    root = RESULTS.parents[1]
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, check=True, stdout=subprocess.PIPE, text=True
-    )
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"], cwd=root, check=False).returncode
+    """The commit of the code, marked where files other than documentation differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "unknown-dirty"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs"], check=False).returncode
     return head.stdout.strip() + ("-dirty" if changed else "")
 
 
-COMMIT = _commit()  # of what was imported, whatever is committed while it runs
+COMMIT = _commit()  # of the code that was imported, whatever is committed later
 
 
-def command() -> str:
-    """What the user typed, without the folders of what is outside the repository."""
-    script, *words = sys.argv
-    shown = [Path(word).name if Path(word).is_absolute() else word for word in words]
-    return shlex.join(["python", f"benchmarks/{Path(script).name}", *shown])
+def origin() -> Row:
+    """Commit and date of a row that is made now."""
+    return {"commit": COMMIT, "date": datetime.now(UTC).date().isoformat()}
 
 
-def keep(name: str, run: Run, same: Sequence[str]) -> dict[str, Any]:
-    """Add ``run`` and the command that made it to the JSON results ``name``, in place of one that agrees with it in the
-    keys ``same``; the results: ``runs`` and, where somebody wrote one, a ``note``."""
+def command(script: str, words: Sequence[str] | None) -> str:
+    """The command line of a benchmark, in which files outside the repository are shown in ``data/``."""
+    given = sys.argv[1:] if words is None else words
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *map(_shown, given)])
+
+
+def _shown(word: str) -> str:
+    path = Path(word)
+    if path.is_relative_to(ROOT):
+        return str(path.relative_to(ROOT))
+    return f"data/{path.name}" if path.is_absolute() or word.startswith("..") else word
+
+
+def load(name: str) -> list[Row]:
+    """The rows of a benchmark so far."""
+    path = RESULTS / f"{name}.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
+
+
+def keep(name: str, row: Row, identity: Sequence[str]) -> list[Row]:
+    """Add a row to the results of a benchmark, in place of the row with the same values of ``identity``.
+
+    Returns:
+        All rows. Several processes may add rows at the same time.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     with FileLock(path.with_suffix(".lock")):
-        found = json.loads(path.read_text()) if path.exists() else {"runs": []}
-        others = [other for other in found["runs"] if any(other.get(key) != run[key] for key in same)]
-        found = {**found, "runs": [*others, {**run, "command": command()}]}
-        write_text(path, json.dumps(found, indent=1) + "\n")
-    return dict(found)
+        others = [other for other in load(name) if any(other.get(key) != row.get(key) for key in identity)]
+        rows = [*others, row]
+        write_atomically(path, json.dumps({"rows": rows}, indent=1) + "\n")
+    return rows
 
 
-def page(name: str, lines: Sequence[str], note: str, commands: Iterable[str]) -> str:
-    """Write and return a page of results: a table, what to know about it, and the commands that made it."""
-    fence = ["```sh", *dict.fromkeys(commands), "```"]
-    text = "\n".join([*lines, "", note, "", *fence, ""])
+def groups(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
+    """The rows that agree in all ``keys``, group by group in order of first appearance, each sorted by seed."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(value(row, key)) for key in keys), []).append(row)
+    return [sorted(group, key=lambda row: int(row["seed"])) for group in found.values()]
+
+
+def value(row: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    found: Any = row
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def mean(rows: Sequence[Row], key: str, form: str = ".3f") -> str:
+    """The mean of a figure over the rows that have it; a dash where none has it."""
+    values = [value(row, key) for row in rows]
+    known = [float(each) for each in values if each is not None]
+    return format(statistics.mean(known), form) if known else "-"
+
+
+def most(rows: Sequence[Row], key: str) -> Any:
+    """The largest value of a figure; None where no row has it."""
+    return max((row[key] for row in rows if row.get(key) is not None), default=None)
+
+
+def top1(rows: Sequence[Row]) -> str:
+    """Mean and standard deviation of top-1 over the rows, in percent."""
+    values = [float(row["top1"]) for row in rows]
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def drop(rows: Sequence[Row]) -> str:
+    """The mean loss of top-1, in percentage points."""
+    return f"{statistics.mean(row['teacher_top1'] - row['top1'] for row in rows):.2f}"
+
+
+def each(rows: Iterable[Row], key: str) -> str:
+    """The different values of a key, separated by commas."""
+    return ", ".join(dict.fromkeys(str(value(row, key)) for row in rows))
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return [*lines, *(f"| {' | '.join('-' if cell is None else str(cell) for cell in row)} |" for row in rows)]
+
+
+def accuracy_table(rows: Sequence[Row], keys: Sequence[str], figures: Mapping[str, str]) -> list[str]:
+    """A table with one line per value of ``keys`` and settings: accuracy, ``figures`` (title by key), and cost."""
+    titles = [*keys, "seeds", "top-1 %", "drop", *figures.values(), "seconds", "peak MB", "commit"]
+    lines = []
+    for group in groups(rows, (*keys, "settings")):
+        cells = [group[0].get(key) for key in keys]
+        shown = [mean(group, figure) for figure in figures]
+        cost = [mean(group, "seconds", ".0f"), most(group, "peak_memory_mb"), each(group, "commit")]
+        lines.append([*cells, each(group, "seed"), top1(group), drop(group), *shown, *cost])
+    return table(titles, lines)
+
+
+def write_page(name: str, title: str, *parts: Sequence[str]) -> str:
+    """Write and return the page ``name`` from parts of lines, with an empty line between two parts."""
+    text = "\n\n".join([f"# {title}", *("\n".join(part) for part in parts if part)]) + "\n"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    write_text(RESULTS / f"{name}.md", text)
+    write_atomically(RESULTS / f"{name}.md", text)
     return text
 
 
-def table(name: str, found: Mapping[str, Any], keys: Sequence[str], figures: Sequence[str]) -> str:
-    """Write and return the page of the results ``found``: a row for each value of ``keys``, means over its seeds."""
-    runs = found["runs"]
-    titles = [*keys, "seeds", "top-1 %", "drop", *figures, "seconds", "peak MB"]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    rows: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        rows.setdefault(tuple(run.get(key) for key in (*keys, "settings")), []).append(run)
-    for (*settings, _), row in rows.items():
-        seeds = ", ".join(str(run["seed"]) for run in row)
-        drop = statistics.mean(run["teacher_top1"] - run["top1"] for run in row)
-        means = [f"{statistics.mean(_figure(run, figure) for run in row):.3f}" for figure in figures]
-        seconds, memory = statistics.mean(run["seconds"] for run in row), max(run["peak_memory_mb"] for run in row)
-        shown = ("-" if value is None else value for value in settings)
-        cells = [*shown, seeds, top1_of(row), f"{drop:.2f}", *means, f"{seconds:.0f}", memory]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    note = f"{_where(runs)} {found.get('note', '')}".strip()
-    return page(name, lines, note, (run["command"] for run in runs))
-
-
-def top1_of(runs: Sequence[Run]) -> str:
-    """Mean and standard deviation of top-1 over seeds, in percent."""
-    top1 = [run["top1"] for run in runs]
-    spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-    return f"{statistics.mean(top1):.2f}{spread}"
-
-
-def _figure(run: Run, name: str) -> float:
-    value = run[name] if name in run else run["attention"][name]
-    return float(value)
-
-
-def _where(runs: Sequence[Run]) -> str:
-    def each(key: str) -> str:
-        return ", ".join(dict.fromkeys(str(run.get(key, "unknown")) for run in runs))
-
-    return (
-        f"Teacher {each('teacher_top1')} % on {each('images')} images; {each('device')}, threads a run: "
-        f"{each('threads')}, torch {each('torch')}, commit {each('commit')}."
-    )
+def fence(commands: Iterable[str]) -> list[str]:
+    """Commands in a block, each once."""
+    return ["```text", *dict.fromkeys(commands), "```"]

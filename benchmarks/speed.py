@@ -1,107 +1,122 @@
-"""Where a run's time goes: seconds a step in each phase, the operators that take most of it, and peak memory.
+"""Measures the time per step of each phase, the operators that take most of it, and peak memory.
 
     python benchmarks/speed.py resnet20-cifar10 --bits w4a4
 
-Takes a few steps of each phase of the default preset, the first ones of each left out. Writes JSON and a Markdown
-table; run by hand, on a quiet machine.
+A few steps of each phase are run. The first ones are left out. Use a machine on which nothing else runs. The results
+are docs/benchmarks/speed.*.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import COMMIT, RESULTS, command, page
+from runs import Row, command, fence, keep, origin, table, write_page
 from torch.profiler import ProfilerActivity, profile
 
 from acq import zoo
 from acq.config import Config
-from acq.recipe import Request, prepare
-from acq.runs.folder import write_text
-from acq.runs.malloc import keep_freed_memory
-from acq.runs.summary import peak_memory_mb
-from acq.training.trainer import train
+from acq.core.memory import keep_freed_memory, peak_memory_mb
+from acq.core.values import Record
+from acq.files.documents import assignment
+from acq.recipe import Prepared, Request, prepare
+from acq.training.images import ImageRefinement
 
-WARM = 3  # steps of a phase that are not counted
+WARM_UP = 3  # steps of a phase that are left out
+OPERATORS = 10
 
 
-def measure(network: zoo.Network, config: Config, steps: int) -> list[dict[str, Any]]:
-    """Seconds a step of each phase, and what the whole phase of the preset would take."""
-    trainer = prepare(Request(network.model, network.preprocessing, _shortened(config, steps), {}))
+def prepared(network: zoo.Network, config: Config) -> Prepared:
+    """A run before its first step."""
+    return prepare(Request(network.model, network.preprocessing, config, {}))
+
+
+def shortened(network: zoo.Network, config: Config, steps: int) -> Prepared:
+    """The run with ``steps`` steps per phase and one batch of images."""
+    images = prepared(network, config).training.phases["images"]
+    assert isinstance(images, ImageRefinement)
+    of_images = {"steps": steps, "count": images.batch}
+    few = {"generator": {"steps": steps}, "images": of_images, "student": {"steps": steps}}
+    return prepared(network, Config.create(config.preset, config.model_dump(), few))
+
+
+def phases(network: zoo.Network, config: Config, steps: int) -> list[Row]:
+    """Seconds per step of each phase, and of the whole phase with the steps of ``config``."""
+    whole = prepared(network, config).training.phases
     seconds: dict[str, list[float]] = {}
-    clock = time.perf_counter()
-    for record in train(trainer):
-        now = time.perf_counter()
-        seconds.setdefault(record.phase, []).append(now - clock)
-        clock = now
-    assert config.images.batch
-    assert config.images.count
-    assert config.student.steps is not None
-    batches = -(-config.images.count // config.images.batch)
-    whole = {
-        "generator": config.generator.steps,
-        "images": config.images.steps * batches,
-        "calibration": 1,
-        "student": config.student.steps,
-        "freezing": 1,
-    }
+    before: float | None = None
+    for record in shortened(network, config, steps).training.run():
+        if before is not None:
+            seconds.setdefault(record.phase, []).append(record.seconds - before)
+        before = record.seconds
     rows = []
-    for phase, times in seconds.items():
-        step = statistics.median(times[WARM:] or times)
-        rows.append({"phase": phase, "step": step, "steps": whole[phase], "seconds": step * whole[phase]})
+    for name, times in seconds.items():
+        step, count = statistics.median(times[WARM_UP:] or times), whole[name].steps
+        rows.append({"phase": name, "step": step, "steps": count, "seconds": step * count})
     return rows
 
 
-def hot_spots(network: zoo.Network, config: Config, top: int) -> list[dict[str, Any]]:
-    """The operators with the most time of their own over a short run, in percent."""
-    trainer = prepare(Request(network.model, network.preprocessing, _shortened(config, WARM), {}))
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in train(trainer):
-            pass
-    averages = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    total = sum(row.self_cpu_time_total for row in averages)
-    return [{"operator": row.key, "percent": 100 * row.self_cpu_time_total / total} for row in averages[:top]]
+def operators(network: zoo.Network, config: Config) -> list[Row]:
+    """The operators with the most time of their own while images are made and the student is trained, in percent.
+
+    Calibration and conversion are left out, because they call so many operators that a profile takes gigabytes.
+    """
+    records = shortened(network, config, WARM_UP).training.run()
+    with profile(activities=[ProfilerActivity.CPU]) as making_images:
+        finish("images", records)
+    finish("calibration", records)
+    with profile(activities=[ProfilerActivity.CPU]) as training:
+        finish("student", records)
+    times: Counter[str] = Counter()
+    for row in (*making_images.key_averages(), *training.key_averages()):
+        times[row.key] += row.self_cpu_time_total
+    return [{"operator": name, "percent": 100 * time / times.total()} for name, time in times.most_common(OPERATORS)]
 
 
-def _shortened(config: Config, steps: int) -> Config:
-    short = {"steps": steps}
-    count = {"count": config.images.batch}
-    return Config.create(
-        config.preset, config.model_dump(), {"generator": short, "images": short | count, "student": short}
-    )
+def finish(phase: str, records: Iterator[Record]) -> None:
+    """Run up to the last step of a phase."""
+    next(record for record in records if (record.phase, record.step) == (phase, record.steps))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--bits", default="w4a4")
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--steps", type=int, default=15)
-    args = parser.parse_args()
-    keep_freed_memory()  # as the command line does
+    parser.add_argument("--steps", type=int, default=15, help="steps of each phase that are measured")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args(words)
+    keep_freed_memory()
     network = zoo.resolve(args.model, checkpoint=args.checkpoint)
-    config = Request(network.model, network.preprocessing, Config.create(args.preset, {"bits": args.bits}), {}).config
-    rows = measure(network, config, args.steps)
-    memory = peak_memory_mb(torch.device("cpu"))  # before the profiler, which holds a record of every call
-    hot = hot_spots(network, config, 10)
-    lines = ["| phase | ms a step (median) | steps | seconds |", "|---" * 4 + "|"]
-    lines += [f"| {r['phase']} | {1e3 * r['step']:.0f} | {r['steps']} | {r['seconds']:.0f} |" for r in rows]
-    lines += [
-        "",
-        "| operator | share of time % |",
-        "|---|---|",
-        *(f"| {h['operator']} | {h['percent']:.1f} |" for h in hot),
+    config = Config.create(args.preset, {"bits": args.bits, "device": "cpu"}, *map(assignment, args.set))
+    found: dict[str, Any] = {"model": args.model, "bits": args.bits, "preset": args.preset}
+    found["phases"] = phases(network, config, args.steps)
+    found["peak_memory_mb"] = peak_memory_mb(torch.device("cpu"))  # before the profiler, which records every call
+    found["operators"] = operators(network, config)
+    found |= {"threads": torch.get_num_threads(), "torch": torch.__version__, **origin()}
+    found["command"] = command(__file__, words)
+    rows = keep("speed", found, ("model", "bits", "preset"))
+    print(write_page("speed", "Speed", *(part for row in rows for part in parts(row))), flush=True)
+
+
+def parts(row: Row) -> list[list[str]]:
+    """The part of the page on one network and bit-width."""
+    steps = [[p["phase"], f"{1e3 * p['step']:.0f}", p["steps"], f"{p['seconds']:.0f}"] for p in row["phases"]]
+    shares = [[f"`{o['operator']}`", f"{o['percent']:.1f}"] for o in row["operators"]]
+    where = f"{row['threads']} threads, torch {row['torch']}, commit {row['commit']}, {row['date']}."
+    return [
+        [f"## {row['model']}, {row['bits']}, preset {row['preset']}"],
+        table(["phase", "ms per step (median)", "steps", "seconds"], steps),
+        table(["operator", "share of time %"], shares),
+        [f"Peak memory {row['peak_memory_mb']} MB. {where}"],
+        fence([row["command"]]),
     ]
-    where = f"Peak memory {memory} MB, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {COMMIT}."
-    print(page("speed", lines, where, [command()]))
-    found = {"command": command(), "commit": COMMIT, "phases": rows, "hot_spots": hot, "peak_memory_mb": memory}
-    write_text(RESULTS / "speed.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

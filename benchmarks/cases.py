@@ -1,0 +1,169 @@
+"""The cases of docs/results.md: network, test data, bit-widths, seeds and settings. A case is one line of CASES."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from runs import ROOT
+
+from acq.config import Config
+from acq.files.documents import assignment, read_settings
+
+WITH_OPTION = ("preset", "placement", "first_last_bits", "add_bits", "budget", "device")  # other settings: --set
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with its test data.
+
+    Attributes:
+        name: Of the network in names of cases.
+        title: On the page.
+        about: Sentences of the page on the network, its data and where the files come from.
+        model: As ``acq quantize`` takes it.
+        data: Labelled images, a file or folder of the data folder.
+        checkpoint: A file of the data folder, if the network has no weights of its own.
+        config: A recipe of this repository, if one is needed.
+        settings: Of all cases, as ``key=value``.
+    """
+
+    name: str
+    title: str
+    about: tuple[str, ...]
+    model: str
+    data: str
+    checkpoint: str | None = None
+    config: str | None = None
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network in one bit-width, with further settings as ``key=value``."""
+
+    network: Network
+    bits: str
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def name(self) -> str:
+        """Such as ``resnet20-public/w4a4/device=cuda``."""
+        return "/".join((self.network.name, self.bits, *self.settings))
+
+    @property
+    def options(self) -> str:
+        """The options that this case has and other cases of its network have not."""
+        return shlex.join(options_of(self.settings))
+
+    def config(self, seed: int) -> Config:
+        """All settings of a run."""
+        network = self.network
+        file = [read_settings(ROOT / network.config)] if network.config else []
+        changes = map(assignment, (*network.settings, *self.settings))
+        return Config.create("default", *file, *changes, {"bits": self.bits, "seed": seed})
+
+    def words(self, seed: int, data: str, root: str) -> list[str]:
+        """The words of ``acq`` that make a run.
+
+        Args:
+            seed: Of the run.
+            data: The folder of test data, with a slash at the end.
+            root: The folder of this repository, with a slash; empty if it is the current one.
+        """
+        network = self.network
+        words = ["quantize", network.model]
+        words += ["--checkpoint", data + network.checkpoint] if network.checkpoint else []
+        words += ["--config", root + network.config] if network.config else []
+        words += ["--bits", self.bits, *options_of((*network.settings, *self.settings))]
+        return [*words, "--seed", str(seed), "--data", data + network.data]
+
+    def command(self, seed: int) -> str:
+        """The command that makes a run again in the folder of this repository, with the test data in ``data/``."""
+        return shlex.join(["acq", *self.words(seed, "data/", "")])
+
+    def obstacle(self, data: Path) -> str | None:
+        """Why this machine cannot run the case; None if it can."""
+        for name in filter(None, (self.network.checkpoint, self.network.data)):
+            if not (data / name).exists():
+                return f"{data / name} is missing; give its folder as --data-folder"
+        if "device=cuda" in self.settings and not torch.cuda.is_available():
+            return "there is no CUDA device; run it on a machine that has one"
+        return None
+
+
+def options_of(settings: tuple[str, ...]) -> list[str]:
+    """Settings as options of ``acq quantize``."""
+    words = []
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        words += [f"--{key.replace('_', '-')}", text] if key in WITH_OPTION else ["--set", setting]
+    return words
+
+
+CIFAR = "Test data: the 10,000 CIFAR-10 test images, `images` uint8 [N, 32, 32, 3] and `labels` [N] in one `.npz` file."
+BUNDLED = Network(
+    "resnet20-bundled",
+    "ResNet-20, bundled weights",
+    (
+        "The network that comes with `acq`, 0.27 M parameters (`recipes/train_resnet20_cifar10.py`).",
+        CIFAR,
+        "All settings have their defaults, so the first and last layers have 8-bit weights.",
+    ),
+    "resnet20-cifar10",
+    "cifar10-test.npz",
+)
+PUBLIC = Network(
+    "resnet20-public",
+    "ResNet-20, public weights",
+    (
+        "The weights `resnet20-12fca82f.th` of <https://github.com/akamaster/pytorch_resnet_cifar10>.",
+        "Here they are a safetensors file with the same values; `--checkpoint` also takes the `.th` file.",
+        CIFAR,
+        "All layers have the bit-widths of the row, the first and the last too (`--first-last-bits same`).",
+        "The default settings were compared on this network with its test accuracy in view, mostly with seed 0.",
+    ),
+    "resnet20-cifar10",
+    "cifar10-test.npz",
+    checkpoint="resnet20-cifar10.safetensors",
+    settings=("first_last_bits=same",),
+)
+LITE0 = Network(
+    "efficientnet-lite0",
+    "EfficientNet-Lite0",
+    (
+        "The network of the extra `zoo`, 4.65 M parameters, with `recipes/efficientnet_lite0.yaml`.",
+        "Test data: 1,000 photographs, one per ImageNet class, 224 x 224 centre crops in one folder per class.",
+        "An accuracy on 1,000 images has a 95 % interval of about ±2 points.",
+        "The first and last layers have 8-bit weights.",
+    ),
+    "efficientnet-lite0",
+    "imagenet-sample",
+    config="recipes/efficientnet_lite0.yaml",
+)
+
+CASES = (
+    Case(BUNDLED, "w8a8"),
+    Case(BUNDLED, "w4a8"),
+    Case(BUNDLED, "w4a4"),
+    Case(BUNDLED, "w3a3"),
+    Case(PUBLIC, "w8a8"),
+    Case(PUBLIC, "w5a5"),
+    Case(PUBLIC, "w4a4"),
+    Case(PUBLIC, "w3a3"),
+    Case(PUBLIC, "w2a4"),
+    Case(PUBLIC, "auto"),
+    Case(PUBLIC, "w4a4", ("preset=best",), seeds=(0,)),
+    Case(PUBLIC, "w4a4", ("placement=relu-only",)),
+    Case(PUBLIC, "w3a3", ("placement=relu-only",)),
+    Case(PUBLIC, "w4a4", ("device=cuda",)),
+    Case(PUBLIC, "w3a3", ("device=cuda",)),
+    Case(PUBLIC, "w4a4", ("device=cuda", "precision=mixed")),
+    Case(PUBLIC, "w3a3", ("device=cuda", "precision=mixed")),
+    Case(LITE0, "w8a8", ("images.count=64", "generator.steps=40"), seeds=(0,)),
+    Case(LITE0, "w4a8", seeds=(0,)),
+    Case(LITE0, "w4a4", seeds=(0,)),
+)

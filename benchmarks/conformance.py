@@ -1,0 +1,208 @@
+"""Measures every case of ``cases.py`` with ``acq quantize`` and writes docs/results.md.
+
+    python benchmarks/conformance.py --list
+    python benchmarks/conformance.py --data-folder data --only resnet20-public
+
+Each finished run becomes a row of docs/benchmarks/conformance.json at once. A run that has a row is skipped, and an
+interrupted run continues. A case with missing data is skipped with a message. Several processes may share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import runs
+import torch
+from cases import CASES, Case
+
+from acq.files.atomic import write_atomically
+
+# The first commit whose results the present code still gives. Change it whenever results change.
+ENGINE = "2a41513"
+IDENTITY = ("case", "seed", "engine", "settings", "device")
+BUSY = 0.5  # load average from which seconds count as upper bounds
+UPPER_BOUND = "Other programs used the machine, so the seconds are upper bounds."
+HOW = """\
+Each row is the mean of finished runs of `acq quantize`, with one seed per run.
+Real images only measure the accuracy, after the last step. No run selects anything on them.
+
+- **Top-1:** percentage of test images, of the float network and of the quantized network, ± standard deviation.
+- **Drop:** difference of the two, in percentage points.
+- **Size:** bytes of quantized weights and scales as a percentage of the float weights.
+- **Seconds:** mean time of a run, without evaluation on real images.
+- **Peak MB:** the largest memory use of a run: of the GPU on `cuda`, of the process on `cpu`.
+- **Placement:** deployable, which is what integer engines run, unless an option says otherwise.
+- **Additions:** tensors that enter an addition have 8 bits in the deployable placement.""".splitlines()
+OTHER = {
+    "ablation": "Ablation: one part of the method removed at a time",
+    "ceiling": "Ceiling: the student on real images",
+    "conditioning": "Conditioning: whether images follow their conditions",
+    "export": "Exported files: size, equality with the student, and latency",
+    "speed": "Speed: time per phase and step",
+}
+
+
+def measured(case: Case, seed: int) -> bool:
+    """Whether the results hold this run, with the present engine and the present settings."""
+    wanted = {"case": case.name, "seed": seed, "engine": ENGINE, "settings": runs.settings_of(case.config(seed))}
+    return any(all(row.get(key) == value for key, value in wanted.items()) for row in runs.load("conformance"))
+
+
+def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
+    """Quantize in a new process and return the row.
+
+    The run folder is below a folder of the commit. An interrupted run continues there if no file was changed since.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
+    folder = folders / runs.COMMIT / f"{case.name.replace('/', '-')}-seed{seed}"
+    words = case.words(seed, f"{data.resolve()}/", f"{runs.ROOT}/")
+    words += ["--out", str(folder), "--json", "--quiet"]
+    if (folder / "config.yaml").exists():
+        words.append("--overwrite" if runs.COMMIT.endswith("-dirty") else "--resume")
+    busy = os.getloadavg()[0] > BUSY
+    summary = json.loads(acq(words))
+    return {
+        "case": case.name,
+        "engine": ENGINE,
+        "settings": runs.settings_of(case.config(seed)),
+        **{key: summary[key] for key in summary if key not in ("run", "report")},
+        **runs.origin(),
+        "remarks": [f"{machine()}.", *([UPPER_BOUND] if busy else [])],
+        "command": case.command(seed),
+    }
+
+
+def acq(words: Sequence[str]) -> str:
+    """What ``acq`` prints on standard output in a new process.
+
+    Raises:
+        RuntimeError: It failed; the message is the last line on standard error.
+    """
+    done = subprocess.run([sys.executable, "-m", "acq", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return done.stdout
+
+
+def machine() -> str:
+    """The processor, the number of cores, and the GPU if there is one."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    parts = [names[0] if names else platform.processor() or platform.machine(), f"{os.cpu_count()} cores"]
+    return ", ".join([*parts, *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
+
+
+def measure(case: Case, seeds: Sequence[int], args: argparse.Namespace) -> bool:
+    """Measure the seeds of a case that have no row yet; False if a run failed."""
+    obstacle = case.obstacle(args.data_folder)
+    if obstacle is not None:
+        print(f"skipped {case.name}: {obstacle}", flush=True)
+        return True
+    succeeded = True
+    for seed in seeds:
+        if measured(case, seed) and not args.again:
+            print(f"skipped {case.name} seed {seed}: it has a row; give --again to repeat it", flush=True)
+            continue
+        try:
+            row = run(case, seed, args.data_folder, args.runs)
+        except RuntimeError as error:
+            print(f"failed {case.name} seed {seed}: {error}", flush=True)
+            succeeded = False
+            continue
+        runs.keep("conformance", row, IDENTITY)
+        print(f"{case.name} seed {seed}: {row['teacher_top1']} % -> {row['top1']} %, {row['seconds']} s", flush=True)
+    return succeeded
+
+
+def write_results(cases: Sequence[Case]) -> str:
+    """Write and return docs/results.md, from the rows of the present engine."""
+    rows = [row for row in runs.load("conformance") if row["engine"] == ENGINE]
+    have = [case for case in cases if any(row["case"] == case.name for row in rows)]
+    intro = [
+        "`benchmarks/conformance.py` writes this page; do not edit it.",
+        f"It shows the present engine, whose results have not changed since commit {ENGINE}.",
+    ]
+    lines = ["# Results", "", *intro, "", "## How it was measured", "", *HOW, ""]
+    for network in dict.fromkeys(case.network for case in cases):
+        own = [case for case in have if case.network == network]
+        lines += [f"## {network.title}", "", *network.about, ""]
+        lines += [*section(own, rows), ""] if own else ["Not measured yet.", ""]
+    missing = [f"- `{case.name}`" for case in cases if case not in have]
+    lines += ["## Not measured yet with this engine", "", *missing, ""] if missing else []
+    pages = [
+        f"- [{text}](benchmarks/{name}.md)" for name, text in OTHER.items() if (runs.RESULTS / f"{name}.md").exists()
+    ]
+    lines += ["## More", "", *pages, "- [Results of version 0.1](history/2026-11-26-results.md)", ""]
+    lines += ["## Commands", ""]
+    lines += ["Each command makes the first run of a row; the other seeds need another `--seed`."]
+    lines += ["Start it in the folder of this repository, with the test data in `data/`.", ""]
+    lines += runs.fence(group[0]["command"] for case in have for group in runs_of(case, rows))
+    text = "\n".join(lines) + "\n"
+    write_atomically(runs.RESULTS.parent / "results.md", text)
+    return text
+
+
+def section(cases: Sequence[Case], rows: Sequence[runs.Row]) -> Iterator[str]:
+    """The table of one network and the remarks on its rows."""
+    remarks: dict[str, int] = {}
+    lines = []
+    for case in cases:
+        for group in runs_of(case, rows):
+            found = [remark for row in group for remark in row["remarks"]]
+            numbers = sorted({remarks.setdefault(remark, len(remarks) + 1) for remark in found})
+            device = f"{group[0]['device']}, {group[0]['threads']} thread{'s' * (group[0]['threads'] > 1)}"
+            size = f"{100 * group[0]['quantized_bytes'] / group[0]['float_bytes']:.1f} %"
+            quality = [f"{group[0]['teacher_top1']:.2f} → {runs.top1(group)}", len(group), runs.drop(group), size]
+            cost = [runs.mean(group, "seconds", ".0f"), runs.most(group, "peak_memory_mb")]
+            end = [device, runs.each(group, "commit"), ", ".join(map(str, numbers)) or None]
+            lines.append([case.bits, f"`{case.options}`" if case.options else None, *quality, *cost, *end])
+    titles = ["bits", "options", "top-1 %", "seeds", "drop", "size", "seconds", "peak MB", "device", "commit", "notes"]
+    yield from runs.table(titles, lines)
+    if remarks:
+        yield ""
+        yield from (f"{number}. {remark}" for remark, number in remarks.items())
+
+
+def runs_of(case: Case, rows: Sequence[runs.Row]) -> list[list[runs.Row]]:
+    """The rows of a case, those of one device and one set of settings together."""
+    return runs.groups([row for row in rows if row["case"] == case.name], ("settings", "device"))
+
+
+def main(words: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="folder of the test data")
+    parser.add_argument("--runs", type=Path, default=Path("runs/conformance"), help="folder of the run folders")
+    parser.add_argument(
+        "--only", metavar="PATTERN", default="*", help="cases whose names contain it, such as lite0/w4*"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds in place of those of the cases")
+    parser.add_argument("--again", action="store_true", help="repeat runs that have a row")
+    parser.add_argument("--list", action="store_true", help="list the cases and run nothing")
+    parser.add_argument("--page", action="store_true", help="write the page and run nothing")
+    args = parser.parse_args(words)
+    chosen = [case for case in cases if fnmatch(case.name, f"*{args.only}*")]
+    if not chosen:
+        parser.error(f"no case has {args.only!r} in its name; --list shows all names")
+    if args.list:
+        for case in chosen:
+            have = [seed for seed in case.seeds if measured(case, seed)]
+            print(f"{case.name}: {len(have)} of {len(case.seeds)} seeds measured")
+        return 0
+    results = [] if args.page else [measure(case, args.seeds or case.seeds, args) for case in chosen]
+    write_results(cases)
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Each script of benchmarks/ runs with a few steps, and the committed results are what the scripts would make again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import small_runs
+import typer
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from acq import cli
+from acq.zoo.registry import BUILTINS
+from acq.zoo.resnet import CifarResNet
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "benchmarks"
+MODEL = "resnet20-cifar10"
+FEW = (
+    "generator.steps=2", "generator.batch=8", "generator.noise_dim=4", "generator.width=8", "images.count=16",
+    "images.batch=16", "images.steps=1", "calibration.images=8", "student.steps=2", "student.batch=8", "device=cpu",
+)  # fmt: skip
+pytestmark = [
+    pytest.mark.xdist_group("benchmarks"),  # one process imports the scripts and traces the network
+    pytest.mark.filterwarnings("ignore:training increased the student's loss"),  # after two steps
+    pytest.mark.filterwarnings("ignore:the student is of no use"),
+]
+Script = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    """``script("name")`` is a script that writes its results to ``tmp_path / "docs" / "benchmarks"``.
+
+    In this process the bundled network has one block per stage; a process of its own has the whole network.
+    """
+    small_runs.quick(monkeypatch)
+    weights = tmp_path / "bundled.safetensors"
+    save_file(CifarResNet(blocks=1).state_dict(), weights)
+    smaller = replace(BUILTINS[MODEL], build=partial(CifarResNet, blocks=1), weights=lambda: weights)
+    monkeypatch.setitem(BUILTINS, MODEL, smaller)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    folder = tmp_path / "docs" / "benchmarks"
+    monkeypatch.setattr(importlib.import_module("runs"), "RESULTS", folder)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == ROOT / "benchmarks":
+            del sys.modules[name]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Labelled images for the bundled network."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "cifar10-test.npz", images=images, labels=np.arange(20) % 10)
+    return "cifar10-test.npz"
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "docs" / "benchmarks" / f"{name}.json").read_text())["rows"])
+
+
+def page_of(folder: Path, name: str) -> str:
+    return (folder / "docs" / "benchmarks" / f"{name}.md").read_text()
+
+
+def test_conformance_measures_once_and_writes_the_page(
+    script: Script, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run becomes a row with the figures of its summary, is not repeated, and is a line of the page."""
+    conformance, cases = script("conformance"), script("cases")
+    monkeypatch.setattr(conformance, "acq", lambda words: CliRunner().invoke(cli.app, words).stdout)
+    tiny = cases.Network("tiny", "Tiny", ("A network.",), MODEL, data)
+    other = cases.Network("other", "Other", ("A network without data.",), MODEL, "nothing.npz")
+    chosen = [cases.Case(tiny, "w8a8", FEW, seeds=(0,)), cases.Case(other, "w4a4")]
+    for words in (["--list"], ["--data-folder", "."], ["--data-folder", "."]):
+        assert conformance.main(words, chosen) == 0
+    said = capsys.readouterr().out
+    assert "w8a8" in said.splitlines()[0]
+    assert "it has a row; give --again to repeat it" in said
+    assert "nothing.npz is missing; give its folder as --data-folder" in said
+    (row,) = rows_of(tmp_path, "conformance")
+    asked = {
+        "model", "bits", "placement", "first_last_bits", "add_bits", "preset", "seed", "teacher_top1", "top1",
+        "agreement", "seconds", "peak_memory_mb", "float_bytes", "quantized_bytes", "device", "threads", "torch",
+        "commit", "date", "command", "engine",
+    }  # fmt: skip
+    assert asked <= row.keys()
+    assert row["command"].startswith(f"acq quantize {MODEL} --bits w8a8 --set generator.steps=2")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert f"| w8a8 | `{chosen[0].options}` | {row['teacher_top1']:.2f} → {row['top1']:.2f} | 1 |" in page
+    assert "- `other/w4a4`" in page
+    assert row["command"] in page
+
+
+def test_conformance_reports_a_failed_run(
+    script: Script, data: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The error of the command is shown, there is no row, and the exit code is 1."""
+    conformance, cases = script("conformance"), script("cases")
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    broken = cases.Network("broken", "Broken", (), "no-such-network", data)
+    assert conformance.main(["--data-folder", "."], [cases.Case(broken, "w4a4", seeds=(0,))]) == 1
+    assert "failed broken/w4a4 seed 0: error: " in capsys.readouterr().out
+    assert not (tmp_path / "docs" / "benchmarks" / "conformance.json").exists()
+
+
+def test_ablation_shares_images_and_gives_the_figures_of_separate_runs(
+    script: Script, data: str, tmp_path: Path
+) -> None:
+    """A run that takes the images of its neighbour ends with the figures of a run that makes its own."""
+    words = [MODEL, "--data", data, "--set", *FEW, "--only"]
+    script("ablation").main([*words, "all parts", "no rounding", "gdfq", "--gdfq-steps", "2"])
+    shared = rows_of(tmp_path, "ablation")
+    script("ablation").main([*words, "no rounding"])
+    rows = rows_of(tmp_path, "ablation")
+    assert [row["variant"] for row in rows] == ["all parts", "gdfq", "no rounding"]
+    varying = {"seconds", "peak_memory_mb", "command", "date", "commit"}
+    same, alone = ({key: row[key] for key in row.keys() - varying} for row in (shared[1], rows[2]))
+    assert same == alone
+    assert page_of(tmp_path, "ablation").count("| w4a4 | cpu | 0 |") == 3
+
+
+def test_ceiling_trains_on_real_images(script: Script, data: str, tmp_path: Path) -> None:
+    """The row counts the real images, and no step of generator or images is done."""
+    script("ceiling").main([MODEL, "--data", data, "--images", data, "--count", "16", "--set", *FEW])
+    (row,) = rows_of(tmp_path, "ceiling")
+    assert row["real_images"] == 16
+    assert row["steps"] == {"student": 2}
+    assert "| resnet20-cifar10 | w4a4 |" in page_of(tmp_path, "ceiling")
+
+
+def test_conditioning_measures_each_generator(script: Script, tmp_path: Path) -> None:
+    """One row per variant, with the figures of new images."""
+    few = ["--steps", "2", "--images", "64", "--only", "all losses", "gdfq"]
+    script("conditioning").main([MODEL, *few])
+    rows = rows_of(tmp_path, "conditioning")
+    assert [row["variant"] for row in rows] == ["all losses", "gdfq"]
+    assert all(-1 <= row["correlation"] <= 1 and "statistics" in row["losses"] for row in rows)
+    assert "| gdfq | 2 | 0 |" in page_of(tmp_path, "conditioning")
+
+
+def test_speed_measures_every_phase(script: Script, tmp_path: Path) -> None:
+    """Each phase has a time per step and the steps of the whole run."""
+    few = [setting for setting in FEW if ".steps" not in setting]
+    script("speed").main([MODEL, "--steps", "2", "--set", *few])
+    (row,) = rows_of(tmp_path, "speed")
+    steps = {phase["phase"]: phase["steps"] for phase in row["phases"]}
+    assert steps == {"generator": 500, "images": 100, "calibration": 1, "student": 600, "conversion": 1}
+    assert all(phase["step"] > 0 for phase in row["phases"])
+    assert row["operators"]
+
+
+def test_export_measures_a_finished_run(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    """The file of a small run gives its student's classes on the labelled images."""
+    pytest.importorskip("onnxruntime")
+    export = script("export")
+    images = np.random.default_rng(0).integers(0, 256, (20, *small_runs.SIZE[1:], 3), np.uint8)
+    np.savez(tmp_path / "small.npz", images=images, labels=np.arange(20) % 5)
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    export.main([str(run), "--data", "small.npz", "--seconds", "0.01"])
+    (row,) = rows_of(tmp_path, "export")
+    assert row["test_images"] == 20
+    assert row["agreement"] >= 95
+    assert row["bytes"] == (run / "model.onnx").stat().st_size
+    assert row["command"] == "python benchmarks/export.py data/run --data small.npz --seconds 0.01"
+
+
+@pytest.mark.parametrize("name", ["conformance", "ablation", "export"])
+def test_committed_results_have_the_present_form(name: str) -> None:
+    """Names of version 0.1 are gone, and every row has a commit and a command."""
+    text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+    assert not re.search(r'"(ends|addends|floating|kept)"|--ends|--addends', text)
+    assert all(row["commit"] and row["command"] for row in json.loads(text)["rows"])
+
+
+def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
+    """``--page`` writes what is committed."""
+    conformance = script("conformance")
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    for file in RESULTS.iterdir():
+        if file.suffix in (".json", ".md"):
+            (tmp_path / "docs" / "benchmarks" / file.name).write_bytes(file.read_bytes())
+    assert conformance.main(["--page"]) == 0
+    for name in ("ablation", "export"):
+        script(name).write(script("runs").load(name))
+    pages = [ROOT / "docs" / "results.md", RESULTS / "ablation.md", RESULTS / "export.md"]
+    for page in pages:
+        assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")
+
+
+def test_committed_commands_are_accepted(script: Script) -> None:
+    """Each row of docs/results.md is of a case, and ``acq quantize`` knows its options and settings."""
+    cases = {case.name: case for case in script("cases").CASES}
+    command = typer.main.get_command(cli.app).commands["quantize"]  # type: ignore[attr-defined]
+    for row in json.loads((RESULTS / "conformance.json").read_text(encoding="utf-8"))["rows"]:
+        case = cases[row["case"]]
+        assert row["command"] == case.command(row["seed"])
+        given = command.make_context("quantize", shlex.split(row["command"])[2:], resilient_parsing=True).params
+        assert (given["bits"], given["seed"]) == (case.bits, row["seed"])
+        assert case.config(row["seed"]).headline().items() <= row.items()

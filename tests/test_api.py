@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,26 +8,24 @@ import numpy as np
 import pytest
 import torch
 from helpers import SIZE, network
-from test_recipe import quick
+from small_runs import KNOWN
 from torch import nn
 
 import acq
+from acq import api
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 1, "batch": 4, "noise_dim": 4, "width": 8},
     "images": {"count": 16, "batch": 16, "steps": 1},
-    "student": {"steps": 0, "batch": 4, "calibration_images": 8},
+    "calibration": {"images": 8},
+    "student": {"steps": 0, "batch": 4},
 }
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(monkeypatch)
-
-
-def quantize(**changes: Any) -> acq.Result:
-    return acq.quantize(network("all convolutional"), **{"input_size": SIZE, "settings": SETTINGS} | changes)
+def quantize(name: str = "all convolutional", **changes: Any) -> acq.Result:
+    return acq.quantize(network(name), **{"input_size": SIZE, "settings": SETTINGS, "progress": False} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +38,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_public_name_is_there() -> None:
-    """What ``acq`` says that it offers can be imported, and has a word about itself."""
+    """Each name that ``acq`` offers can be imported and has a docstring."""
     for name in acq.__all__:
-        assert getattr(acq, name).__doc__
+        assert getattr(acq, name).__doc__, name
+
+
+def test_python_has_the_verbs_of_the_command_line() -> None:
+    """Each command that does something with a network or run has a function, with its arguments documented."""
+    for name in ("quantize", "evaluate", "export_run", "benchmark", "write_report", "compare", "inspect"):
+        function = getattr(acq, name)
+        assert getattr(api, name) is function
+        for parameter in inspect.signature(function).parameters:
+            assert f"{parameter}: " in str(function.__doc__) or name == "write_report", (name, parameter)
 
 
 def test_settings_are_those_that_were_given() -> None:
-    """Bits are an argument or a setting, the argument counting more; a preset may be either too."""
+    """Bits, seed and preset are arguments or settings, and an argument counts more."""
     assert quantize().summary["bits"] == "w4a4"
     assert quantize(settings={**SETTINGS, "bits": "w8a8"}).summary["bits"] == "w8a8"
-    assert quantize(settings={**SETTINGS, "bits": "w8a8"}, bits="w3a3").summary["bits"] == "w3a3"
+    summary = quantize(settings={**SETTINGS, "bits": "w8a8", "seed": 3}, bits="w3a3", seed=4, device="cpu").summary
+    assert (summary["bits"], summary["seed"]) == ("w3a3", 4)
     assert quantize(preset="fast", settings={**SETTINGS, "placement": "relu-only"}).summary["preset"] == "fast"
     assert quantize(settings={**SETTINGS, "preset": "gdfq"}).summary["preset"] == "gdfq"
 
@@ -56,8 +65,7 @@ def test_settings_are_those_that_were_given() -> None:
 def test_preprocessing_is_given_or_that_of_imagenet() -> None:
     """The student carries it, so that its images can be prepared later."""
     assert quantize().student.preprocessing == acq.Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    given = quantize(mean=[0.5] * 3, std=[0.25] * 3, input_size=[3, 16, 16]).student.preprocessing
-    assert given == acq.Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    assert quantize(mean=[0.5] * 3, std=[0.25] * 3, input_size=[3, 16, 16]).student.preprocessing == KNOWN
 
 
 @pytest.mark.parametrize(
@@ -70,65 +78,107 @@ def test_preprocessing_is_given_or_that_of_imagenet() -> None:
         ({"mean": (0.5,), "std": (0.5,)}, "3 values"),
         ({"bits": "w1a1"}, "out of range"),
         ({"preset": "quick"}, "not known"),
+        ({"device": "tpu"}, "'device'"),
         ({"settings": {"studnt": {}}}, "did you mean 'student'"),
+        ({"settings": {"layers": {"scores": "float", "stem": 4}}}, "'stem' matches no layer"),
         ({"data": "nowhere.npz"}, "no data at nowhere.npz"),
         ({"resume": True}, "no run"),
         ({"resume": True, "overwrite": True}, "contradict"),
     ],
 )
-def test_a_wrong_request_is_told_and_nothing_is_written(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    """One line, as on the command line."""
+def test_a_wrong_request_is_refused_and_nothing_is_written(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    """The message is one line, as on the command line."""
     with pytest.raises(acq.RequestError, match=words) as caught:
         quantize(out=tmp_path / "run", **changes)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_are_watched() -> None:
-    """Every step is told, in order."""
+def test_without_progress_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``progress=False`` leaves both streams empty; a watch still gets every record in order."""
     seen: list[acq.Record] = []
-    quantize(watch=seen.append)
-    assert [record.phase for record in seen] == ["generator", "images", "calibration", "freezing"]
+    quantize(out=tmp_path / "run", watch=seen.append)
+    assert capfd.readouterr() == ("", "")
+    assert [record.phase for record in seen] == ["generator", "images", "calibration", "conversion"]
+
+
+def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """By default each phase is shown, and standard output stays empty."""
+    seen: list[acq.Record] = []
+    quantize(progress=True, watch=seen.append)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "1/5 train the generator: 1/1" in err
+    assert "5/5 convert to integers: 1/1" in err
+    assert len(seen) == 4
+
+
+def test_a_plan_is_inspected_without_training() -> None:
+    """``inspect`` gives the plan that a run would use, and leaves the model as it is."""
+    model = network("residual")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = acq.Config.create("default", {"device": "cpu", "bits": "w3a5", "layers": {"head.fc": "float"}})
+    prepared = acq.inspect(model, KNOWN, config)
+    plan = prepared.training.context.student.plan
+    assert (plan.format.weight, plan.format.activation) == (3, 5)
+    assert [node.name for node in plan.float_nodes] == ["head.fc"]
+    assert prepared.training.step == 0
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert acq.inspect(model, KNOWN).config == acq.Config.create()
 
 
 def test_a_network_is_evaluated_with_its_preprocessing(data: Path) -> None:
-    """Equals the share of right answers on the same images, counted by hand; a limit takes the first."""
-    model, known = network("residual"), acq.Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    """Accuracy is the share of right answers, counted by hand; a limit takes the first images."""
+    model = network("residual")
     with np.load(data) as archive:
         pixels = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2) / 255
         labels = torch.from_numpy(archive["labels"])
     with torch.no_grad():
         right = model((pixels - 0.5) / 0.25).argmax(1) == labels
     model.train()
-    assert acq.evaluate(model, data, preprocessing=known) == pytest.approx(100 * right.float().mean().item())
-    assert acq.evaluate(model, str(data), preprocessing=known, limit=5) == pytest.approx(
-        100 * right[:5].float().mean().item()
-    )
+    found = [
+        acq.evaluate(model, place, preprocessing=KNOWN, limit=limit) for place, limit in ((data, None), (str(data), 5))
+    ]
+    assert found == pytest.approx([100 * right[:limit].float().mean().item() for limit in (None, 5)])
     assert model.training
 
 
 def test_a_run_and_its_file_are_evaluated_by_path(data: Path, tmp_path: Path) -> None:
-    """Both are what the student is."""
+    """Run folder, exported file and student have one accuracy, and each knows its classes."""
     student = quantize(out=tmp_path / "run").student
     file = acq.export_onnx(student, tmp_path / "model.onnx").path
     assert acq.evaluate(tmp_path / "run", data) == acq.evaluate(str(file), data) == acq.evaluate(student, data)
+    targets = [api.target(place) for place in (student, tmp_path / "run", file)]
+    assert [target.classes for target in targets] == [5] * 3
+    assert {target.preprocessing for target in targets} == {student.preprocessing}
     with pytest.raises(acq.RequestError, match="there is no file"):
         acq.evaluate("none.onnx", data)
 
 
 def test_a_network_without_preprocessing_is_not_evaluated(data: Path) -> None:
-    """How its images are normalised cannot be guessed."""
+    """Its normalisation cannot be guessed."""
     with pytest.raises(acq.RequestError, match="give preprocessing"):
         acq.evaluate(network("residual"), data)
 
 
+def test_a_run_is_exported_and_reported_by_its_folder(tmp_path: Path) -> None:
+    """Both files are written into the folder, and the file names the network it came from."""
+    quantize(out=tmp_path / "run")
+    made = acq.export_run(tmp_path / "run")
+    assert made.path == tmp_path / "run" / "model.onnx"
+    assert made.parity.images == 16  # the run's own synthetic images
+    assert api.engine(made.path).model.startswith("helpers:")
+    assert acq.write_report(tmp_path / "run") == tmp_path / "run" / "report.html"
+
+
 def test_what_is_no_run_is_not_loaded(tmp_path: Path) -> None:
-    """Nothing there, a folder of something else, or a damaged file: one line each."""
-    with pytest.raises(acq.RequestError, match="no quantized student"):
+    """A missing folder, a folder without a run and a damaged file are each refused in one line."""
+    with pytest.raises(acq.RequestError, match="there is no run folder"):
         acq.load(tmp_path / "none")
     with pytest.raises(acq.RequestError, match="no quantized student"):
         acq.load(tmp_path)
     quantize(out=tmp_path / "run")
+    assert isinstance(acq.load(tmp_path / "run"), acq.Student)
     with (tmp_path / "run" / "student.safetensors").open("r+b") as file:
         file.truncate(100)
     with pytest.raises(acq.RequestError, match="quantize again"):
@@ -136,11 +186,11 @@ def test_what_is_no_run_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_networks_of_every_kind_go_through() -> None:
-    """From a network without a linear head to one with an operator that stays in floating point."""
+    """Networks without a linear head or with an operator that stays in floating point are quantized."""
     for name in ("unknown operator", "pre-activation"):
-        result = acq.quantize(network(name), input_size=SIZE, settings=SETTINGS)
+        result = quantize(name)
         assert result.student(torch.zeros(2, *SIZE)).shape == (2, 5)
-        assert (result.summary["floating"] > 0) == (name == "unknown operator")
+        assert (result.summary["float_operators"] > 0) == (name == "unknown operator")
 
 
 def test_images_need_not_be_square_or_in_colour() -> None:
@@ -148,5 +198,5 @@ def test_images_need_not_be_square_or_in_colour() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
-    result = acq.quantize(model, input_size=(1, 20, 12), mean=[0.5], std=[0.5], settings=SETTINGS)
+    result = acq.quantize(model, input_size=(1, 20, 12), mean=[0.5], std=[0.5], settings=SETTINGS, progress=False)
     assert result.student(torch.zeros(2, 1, 20, 12)).shape == (2, 3)

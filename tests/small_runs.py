@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import SIZE, network, traced
 from torch import fx, nn
 
 from acq.config import Config
 from acq.core.processes import ALONE, Processes
-from acq.core.values import Preprocessing
+from acq.core.values import Preprocessing, Record
 from acq.network.trace import trace, weights_hash
 from acq.recipe import Request, Result, prepare, quantize
 from acq.runs.session import Session
@@ -78,3 +81,37 @@ def whole_run(folder: Path) -> Path:
         quick(patch)
         run(request_(), folder)
     return folder
+
+
+def run_until(training: Training, phase: str, step: int | None = None) -> list[Record]:
+    """Do the steps up to ``step`` of a phase, the last one by default."""
+    records = []
+    for record in training.run():
+        records.append(record)
+        if (record.phase, record.step) == (phase, record.steps if step is None else step):
+            break
+    return records
+
+
+def without_seconds(record: Record) -> tuple[Any, ...]:
+    return record.phase, record.step, record.steps, record.values
+
+
+def leaves(state: Any, path: str = "") -> dict[str, Any]:
+    """A nested state or value as one flat mapping, without the seconds that a run took."""
+    state = vars(state) if is_dataclass(state) else state
+    if isinstance(state, Mapping | list | tuple):
+        items = state.items() if isinstance(state, Mapping) else enumerate(state)
+        return {name: leaf for key, value in items for name, leaf in leaves(value, f"{path}.{key}").items()}
+    return {} if path == ".seconds" else {path: state}
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Two nested states or values must be equal bit for bit."""
+    one, other = leaves(first), leaves(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):  # scales are NaN before calibration
+            torch.testing.assert_close(value, other[name], rtol=0, atol=0, equal_nan=True, msg=name)
+        else:
+            assert value == other[name], name

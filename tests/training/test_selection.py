@@ -1,71 +1,88 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import pytest
 import torch
 from helpers import images, student_of, traced
 
 from acq.network.teacher import Teacher
-from acq.synthesis.dataset import DistillationBatch, read
-from acq.training import losses as distillation
-from acq.training.selection import Selection, StudentQuality, fidelity, majority_share
+from acq.synthesis.dataset import DistillationBatch, teach
+from acq.training.losses import student_losses, weighted_sum
+from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
 
 WEIGHTS = {"logits": 1.0, "probabilities": 0.5, "features": 4.0}
+GOOD, BAD = StudentQuality(0.1, 100.0), StudentQuality(1.0, 60.0)
 
 
-def lesson_of(teacher: Teacher, count: int, seed: int) -> DistillationBatch:
-    return read(images(count, seed=seed), teacher)
+def selection(selected: str = "trained", final: StudentQuality = GOOD, most: float = 10.0) -> Selection:
+    return Selection({"calibrated": GOOD, "trained": GOOD}, selected, final, most)
 
 
-def test_it_is_what_training_descends() -> None:
-    """The weighted losses of a batch, and the mean over images of several batches."""
+def test_the_quality_is_what_training_descends() -> None:
+    """The loss is the weighted sum of the student's losses, mean over images, and agreement is over all of them."""
     teacher, student = Teacher(traced("residual")), student_of("residual")
-    tap, lessons = teacher.structure.features, [lesson_of(teacher, count, seed) for count, seed in ((8, 2), (4, 3))]
+    tap, batches = teacher.features, [teach(images(count, seed=count), teacher) for count in (8, 4)]
     losses = []
-    for lesson in lessons:
+    for batch in batches:
         with torch.no_grad():
-            logits, values = student.read(lesson.images, (tap,))
-        parts = distillation.parts((logits, values[tap]), (lesson.logits, lesson.features), WEIGHTS)
-        losses.append(distillation.total(parts, WEIGHTS).item())
-        assert fidelity(student, tap, [lesson], WEIGHTS).loss == pytest.approx(losses[-1])
-    both = fidelity(student, tap, lessons, WEIGHTS)
+            logits, values = student.read(batch.images, (tap,))
+        found = student_losses((logits, values[tap]), (batch.logits, batch.features), WEIGHTS)
+        losses.append(weighted_sum(found, WEIGHTS).item())
+        assert quality(student, tap, [batch], WEIGHTS).loss == pytest.approx(losses[-1])
+    both = quality(student.train(), tap, batches, WEIGHTS)
     assert both.loss == pytest.approx((8 * losses[0] + 4 * losses[1]) / 12)
-    same = sum(int((student(part.images).argmax(1) == part.logits.argmax(1)).sum()) for part in lessons)
+    same = sum(int((student(batch.images).argmax(1) == batch.logits.argmax(1)).sum()) for batch in batches)
     assert both.agreement == pytest.approx(100 * same / 12)
+    assert student.training
 
 
-def test_the_commonest_class_is_counted_over_all() -> None:
-    """In percent of the images."""
-    lessons = [
+def test_the_majority_is_counted_over_all_batches() -> None:
+    """The share of the teacher's most frequent class is in percent of all images."""
+    batches = [
         DistillationBatch(x := torch.zeros(len(found), 1), torch.eye(5)[found], x) for found in ([0, 1, 1], [1, 2])
     ]
-    assert majority_share(lessons) == 60
+    assert majority_share(batches) == 60
 
 
 @pytest.mark.parametrize(
-    ("loss", "agreement", "worse"),
+    ("loss", "agreement", "is_worse"),
     [(0.5, 90.0, False), (1.05, 75.0, False), (1.15, 90.0, True), (math.nan, 90.0, True), (0.5, 70.0, True)],
 )
-def test_a_little_is_not_worse(loss: float, agreement: float, worse: bool) -> None:
-    """A tenth of the loss and a fifth of the agreement; a loss that is no number is."""
-    assert StudentQuality(loss, agreement).worse(StudentQuality(1.0, 90.0)) == worse
+def test_small_differences_are_not_worse(loss: float, agreement: float, is_worse: bool) -> None:
+    """A tenth of the loss and a fifth of the agreement are tolerated, and NaN is not."""
+    assert StudentQuality(loss, agreement).is_worse_than(StudentQuality(1.0, 90.0)) == is_worse
 
 
 @pytest.mark.parametrize(
-    ("agreement", "most", "chance"), [(0.0, 10.0, True), (10.0, 10.0, True), (20.0, 10.0, False), (60.0, 80.0, False)]
+    ("agreement", "most", "is_at_chance"),
+    [(0.0, 10.0, True), (10.0, 10.0, True), (20.0, 10.0, False), (60.0, 80.0, False)],
 )
-def test_chance_is_what_a_single_class_gives(agreement: float, most: float, chance: bool) -> None:
-    """Whichever student was kept; where the teacher gives nearly all images one class, nothing is said."""
-    bad, good = StudentQuality(1.0, agreement), StudentQuality(0.1, 100.0)
-    assert Selection(good, bad, "trained", most).at_chance == chance
-    assert Selection(bad, good, "calibrated", most).at_chance == chance
-    assert not Selection(bad, good, "trained", most).at_chance
+def test_chance_is_what_a_single_class_gives(agreement: float, most: float, is_at_chance: bool) -> None:
+    """The final student counts, and nothing is said where the teacher gives one class to most images."""
+    assert selection(final=StudentQuality(1.0, agreement), most=most).is_at_chance == is_at_chance
 
 
-@pytest.mark.parametrize("trained", [None, StudentQuality(0.2, 95.0)])
-def test_an_outcome_comes_back_from_its_values(trained: StudentQuality | None) -> None:
-    """As a checkpoint keeps it."""
-    outcome = Selection(StudentQuality(0.3, 90.0), trained, "calibrated", 12.5)
-    assert Selection.restored(asdict(outcome)) == outcome
+def test_a_selection_is_restored() -> None:
+    """Its state is numbers and names, from which an equal selection is made."""
+    made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", BAD, 12.5)
+    assert Selection.restored(made.state()) == made
+    assert list(Selection.restored(made.state()).candidates) == ["calibrated", "trained"]
+
+
+def test_training_in_vain_is_a_warning() -> None:
+    """Both figures are given, and a smaller rate; there is no warning where the last candidate was kept."""
+    made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", GOOD, 10.0)
+    (text,) = warnings_about(made, 0.03)
+    assert "increased the student's loss from 0.1 to 1 and changed agreement from 100.0 to 60.0 %" in text
+    assert "the calibrated student is kept" in text
+    assert "student.learning_rate=0.01," in text
+    assert warnings_about(selection(), 0.03) == []
+    assert warnings_about(Selection({"calibrated": GOOD}, "calibrated", GOOD, 10.0), 0.03) == []
+
+
+def test_a_student_of_no_use_is_a_warning() -> None:
+    """Its agreement is given beside that of a student that always names the same class."""
+    (text,) = warnings_about(selection(final=StudentQuality(1.0, 3.0), most=20.0), 0.03)
+    assert "of no use: it agrees with the teacher on 3.0 %" in text
+    assert "always names the same class on 20.0 %" in text

@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import network
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
-from small_runs import KNOWN
 
 from acq.config import PRESETS, Config, differences
-from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
-from acq.recipe import Request, prepare
-from acq.training.phase import Phase
 
 # one change of each kind of value: number, union, flag, text, nested weight, layer names that YAML could misread
 CHANGES: list[dict[str, Any]] = [
@@ -134,38 +129,6 @@ def test_auto_is_spelled_out() -> None:
     assert (config.bits, config.budget) == ("wautoa8", 2.5)
     assert config.student == Config.create().student
     assert Config.create().budget is None
-
-
-def phases(config: Config, name: str = "resnet", known: Preprocessing = KNOWN) -> dict[str, Phase]:
-    """The phases of a run before its first step."""
-    return dict(prepare(Request(network(name), known, config, {})).training.phases)
-
-
-@pytest.mark.usefixtures("quick_runs")
-def test_auto_settings_depend_on_depthwise_convolutions() -> None:
-    """With depthwise convolutions the student is neither trained nor equalized unless that is asked for."""
-    small = {"device": "cpu", "generator": {"width": 8}}
-    for name, steps, equalized in (("resnet", 600, True), ("relu6", 0, False)):
-        made: dict[str, Any] = phases(Config.create("default", small), name)
-        assert (made["student"].steps, made["calibration"].equalized) == (steps, equalized)
-        asked = {"student": {"steps": 30}, "calibration": {"equalization": not equalized}}
-        made = phases(Config.create("default", small, asked), name)
-        assert (made["student"].steps, made["calibration"].equalized) == (30, not equalized)
-
-
-@pytest.mark.usefixtures("quick_runs")
-def test_auto_batches_follow_the_size_of_images() -> None:
-    """Small images take the usual batches, large ones at most a megapixel at once, and given numbers stay."""
-    small = {"device": "cpu", "generator": {"width": 8}}
-
-    def sizes(side: int, *changes: dict[str, Any]) -> list[int]:
-        known = Preprocessing((3, side, side), KNOWN.mean, KNOWN.std)
-        made: dict[str, Any] = phases(Config.create("default", small, *changes), known=known)
-        return [made["generator"].batch, made["images"].batch, made["student"].batch, made["images"].count]
-
-    assert sizes(32) == [64, 256, 64, 512]
-    assert sizes(224) == [20, 20, 20, 208]
-    assert sizes(224, {"images": {"batch": 100, "count": 300}, "student": {"batch": 3}}) == [20, 100, 3, 300]
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -7,9 +7,7 @@ import pytest
 import torch
 from helpers import network
 from small_runs import KNOWN, config_, request_, run
-from torch import nn
 
-from acq.config import Config
 from acq.errors import RequestError
 from acq.files.documents import assignment
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
@@ -108,29 +106,3 @@ def test_a_layer_can_stay_in_floating_point() -> None:
     kept = {node.name: node.note for node in plan.float_nodes}
     assert kept.keys() == {f"layer2.0.{kind}{index}" for kind in ("conv", "bn") for index in (1, 2)}
     assert "float" in kept["layer2.0.conv1"]
-
-
-def test_automatic_bits_keep_to_the_budget() -> None:
-    """The mean over layers that nothing else decides is at most the budget, twice the same, and recorded."""
-    settings = {"bits": "auto", "budget": 3.5, "layers": {"layer1.0.conv2": 8}}
-    made = [prepare(request_(name="resnet", first_last_bits=8, **settings)) for _ in range(2)]
-    assert made[0].config == made[1].config
-    layers, student = made[0].config.layers, made[0].training.context.student
-    planned = {node.name: node.weight_bits for node in student.plan.nodes if node.weight_bits}
-    assert planned.items() >= layers.items()
-    assert planned.keys() - layers.keys() == {"conv1", "linear"}  # the first and the last
-    sizes = {name: layer.weight.numel() for name, layer in student.layers()}
-    chosen = layers.keys() - {"layer1.0.conv2"}
-    assert len(chosen) > 3
-    mean = sum(sizes[name] * int(layers[name]) for name in chosen) / sum(sizes[name] for name in chosen)
-    assert 3.0 < mean <= 3.5
-
-
-def test_automatic_bits_need_a_layer_to_choose_for() -> None:
-    """A network of one layer, which is first and last, gets automatic bits only if these are not fixed."""
-    single = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    fixed = Config.create("default", {"bits": "auto"})
-    with pytest.raises(RequestError, match=r"every layer has bits by first_last_bits; give --first-last-bits same"):
-        prepare(Request(single, KNOWN, fixed, {}))
-    free = Config.create("default", {"bits": "auto", "budget": 3.0, "first_last_bits": "same"})
-    assert prepare(Request(single, KNOWN, free, {})).config.layers == {"0": 3}

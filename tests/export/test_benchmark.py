@@ -26,8 +26,8 @@ def student() -> Student:
     return made.eval()
 
 
-def test_the_floating_file_is_the_student_without_grids(student: Student, tmp_path: Path) -> None:
-    """Its weights are the quantized ones, as floats; nothing in it is an integer or on a grid."""
+def test_the_file_in_floating_point_has_no_quantizers(student: Student, tmp_path: Path) -> None:
+    """Its weights are the quantized ones as floats, and nothing in it is an integer or quantized."""
     model = onnx_model(student, floating=True)
     assert not {node.op_type for node in model.graph.node} & {"QuantizeLinear", "DequantizeLinear", "Cast"}
     assert {tensor.data_type for tensor in model.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
@@ -44,21 +44,21 @@ def test_the_floating_file_is_the_student_without_grids(student: Student, tmp_pa
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_every_pair_is_measured(student: Student, tmp_path: Path, raw: bool) -> None:
-    """Of threads and batch; sizes are those of the files, ratios those of the figures beside them."""
+    """There is one latency per threads and batch; sizes are the files', ratios those of the figures beside them."""
     made = export_onnx(student, tmp_path / "model.onnx", images(8), raw_images=raw)
     found = benchmark(student, made.path, threads=(1, 2), batches=(1, 3), seconds=0.0)
     assert [(row.threads, row.batch) for row in found.latencies] == [(1, 1), (1, 3), (2, 1), (2, 3)]
     for row in found.latencies:
         assert row.float_ms > 0
-        assert row.ratio == pytest.approx(row.integer_ms / row.float_ms)
+        assert row.latency_ratio == pytest.approx(row.integer_ms / row.float_ms)
     assert found.integer_bytes == made.bytes
     assert found.size_ratio == made.bytes / found.float_bytes
     assert 20 < found.integer_memory_mb < 500
     assert 20 < found.float_memory_mb < 500
 
 
-def test_a_damaged_file_is_told(student: Student, tmp_path: Path) -> None:
-    """Before anything is measured."""
+def test_a_damaged_file_is_refused(student: Student, tmp_path: Path) -> None:
+    """Nothing is measured before."""
     (tmp_path / "model.onnx").write_bytes(b"\0damaged")
-    with pytest.raises(RequestError, match="is no valid ONNX file"):
+    with pytest.raises(RequestError, match="valid ONNX"):
         benchmark(student, tmp_path / "model.onnx", seconds=0.0)

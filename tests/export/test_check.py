@@ -21,16 +21,16 @@ def student() -> Student:
 
 
 def test_layers_are_counted_by_kernel(student: Student, tmp_path: Path) -> None:
-    """Convolutions and the linear layer, whose output is no grid, are integer."""
+    """Convolutions and the linear layer, whose output is not quantized, run on integer kernels."""
     onnx.save(onnx_model(student), tmp_path / "model.onnx")
     found = check(tmp_path / "model.onnx", student, images(33))
     assert (found.images, found.integer, found.layers) == (33, 3, 3)
 
 
 def test_a_wrong_file_is_found(student: Student, tmp_path: Path) -> None:
-    """One bias that is off shows in every figure."""
+    """One wrong bias shows in every figure."""
     model = onnx_model(student)
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("linear.bias"))
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.fc.bias")
     wrong = numpy_helper.to_array(bias).copy()
     wrong[2] -= 10**6
     bias.CopyFrom(numpy_helper.from_array(wrong, bias.name))
@@ -42,8 +42,8 @@ def test_a_wrong_file_is_found(student: Student, tmp_path: Path) -> None:
         assert match.difference > 1
 
 
-def test_what_is_no_onnx_is_refused(student: Student, tmp_path: Path) -> None:
-    """By the checker, before an engine sees it."""
+def test_invalid_onnx_is_refused(student: Student, tmp_path: Path) -> None:
+    """The checker finds it before an engine opens it."""
     model = onnx_model(student)
     model.graph.node[3].op_type = "Nonsense"
     onnx.save(model, tmp_path / "model.onnx")

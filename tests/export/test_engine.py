@@ -13,26 +13,26 @@ from acq.export.engine import Engine
 from acq.export.graph import onnx_model
 
 
-def stranger() -> onnx.ModelProto:
-    """A valid file of somebody else."""
+def foreign() -> onnx.ModelProto:
+    """A valid file of another tool."""
     node = helper.make_node("Identity", ["x"], ["y"])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("x", "y")]
     graph = helper.make_graph([node], "g", ends[:1], ends[1:])
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    """With what would write one."""
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """The message says how to write one."""
     with pytest.raises(RequestError, match=r"there is no file .*acq export RUN"):
         Engine(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\x01not a model", b"<html>"])
-def test_what_is_no_model_is_told(tmp_path: Path, content: bytes) -> None:
-    """In a line."""
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
+    """The message is one line."""
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(RequestError, match="give a file of acq export") as caught:
+    with pytest.raises(RequestError, match=r"give a file .* acq export") as caught:
         Engine(path)
     assert "\n" not in str(caught.value)
 
@@ -40,8 +40,8 @@ def test_what_is_no_model_is_told(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("mean", "0.5"), ("std", "0.2,0.2,0.2,0.2"), ("input_size", "3,16"), ("classes", "many")]
 )
-def test_facts_that_do_not_fit_are_told(key: str, value: str, tmp_path: Path) -> None:
-    """Before they are used."""
+def test_wrong_metadata_are_refused(key: str, value: str, tmp_path: Path) -> None:
+    """They are checked before they are used."""
     student = student_of("residual").eval()
     student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
     model = onnx_model(student)
@@ -51,17 +51,17 @@ def test_facts_that_do_not_fit_are_told(key: str, value: str, tmp_path: Path) ->
         Engine(tmp_path / "model.onnx")
 
 
-def test_logits_of_other_classes_are_told(tmp_path: Path) -> None:
-    """A file may say that it has more of them."""
+def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
+    """The metadata may promise more logits than there are."""
     model = onnx_model(student_of("residual").eval())
     next(entry for entry in model.metadata_props if entry.key == "classes").value = "7"
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(RequestError, match=r"gives \(2, 5\) for 2 images of 7 classes"):
+    with pytest.raises(RequestError, match=r"returns \(2, 5\) for 2 images of 7 classes; export it again"):
         Engine(tmp_path / "model.onnx")(images(2))
 
 
-def test_a_stranger_s_file_is_told(tmp_path: Path) -> None:
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     """It does not say what its images are."""
-    onnx.save(stranger(), tmp_path / "model.onnx")
+    onnx.save(foreign(), tmp_path / "model.onnx")
     with pytest.raises(RequestError, match="was not written by acq export"):
         Engine(tmp_path / "model.onnx")

@@ -10,8 +10,9 @@ from helpers import SIZE, images, student_of
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.export import onnx_file
-from acq.export.check import Elsewhere, Match, Parity
+from acq.export.check import EngineMatch, Match, Parity, check
 from acq.export.engine import Engine
+from acq.export.graph import onnx_model
 from acq.export.onnx_file import export_onnx
 from acq.quantization.integers import convert_to_integers
 from acq.quantization.student import Student
@@ -28,20 +29,20 @@ def student() -> Student:
 
 
 def test_a_checked_file_gets_its_name(student: Student, tmp_path: Path) -> None:
-    """In a folder that is made for it, with what was found; nothing else is left there."""
+    """Its folder is created, the result has the comparison, and no other file remains."""
     made = export_onnx(student, tmp_path / "new" / "model.onnx", images(40))
     assert list((tmp_path / "new").iterdir()) == [made.path]
     assert made.bytes == made.path.stat().st_size
     assert made.parity.openvino is not None
     plain, optimised = (Match(100, 100, match.difference) for match in (made.parity.plain, made.parity.optimised))
-    elsewhere = Elsewhere(Match(100, made.parity.openvino.match.equal, made.parity.openvino.match.difference), 8, 8)
-    assert made.parity == Parity(40, plain, optimised, 8, 8, elsewhere)
+    openvino = EngineMatch(Match(100, made.parity.openvino.match.equal, made.parity.openvino.match.difference), 8, 8)
+    assert made.parity == Parity(40, plain, optimised, 8, 8, openvino)
     assert max(plain.difference, optimised.difference) < 1e-5  # sums of the last layer in another order
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_the_file_gives_the_student_s_logits(student: Student, tmp_path: Path, raw: bool) -> None:
-    """For any number of images; a file that takes bytes normalises them as the student's are."""
+def test_the_file_returns_the_students_logits(student: Student, tmp_path: Path, raw: bool) -> None:
+    """This holds for any number of images; a file that takes bytes normalises them like the student's."""
     made = export_onnx(student, tmp_path / "model.onnx", images(8), raw_images=raw)
     engine = Engine(made.path)
     assert engine.raw == raw
@@ -57,33 +58,44 @@ def test_the_file_gives_the_student_s_logits(student: Student, tmp_path: Path, r
             torch.testing.assert_close(engine.run(pixels[:count].numpy()), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("runtime", "openvino", "words"), [(97.5, 98, "on ONNX Runtime"), (100, 97.5, "on OpenVINO")])
+@pytest.mark.parametrize(
+    ("runtime", "openvino", "words", "way_out"),
+    [
+        (97.5, 98, "on ONNX Runtime", "evaluate or load the run folder instead"),
+        (100, 97.5, "on OpenVINO", "uninstall the extra openvino"),
+    ],
+)
 def test_a_file_that_disagrees_is_not_kept(
-    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: float, openvino: float, words: str
+    student: Student,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: float,
+    openvino: float,
+    words: str,
+    way_out: str,
 ) -> None:
     """An earlier file of that name stays as it was."""
     path = tmp_path / "model.onnx"
     path.write_bytes(b"earlier")
-    elsewhere = Elsewhere(Match(openvino, 60, 3), 8, 8)
-    wrong = Parity(40, Match(100, 100, 0), Match(runtime, 60, 3), 7, 8, elsewhere)
+    other = EngineMatch(Match(openvino, 60, 3), 8, 8)
+    wrong = Parity(40, Match(100, 100, 0), Match(runtime, 60, 3), 7, 8, other)
     monkeypatch.setattr(onnx_file, "check", lambda *_: wrong)
-    with pytest.raises(RequestError, match=words + r" .* on 97\.5 % of 40 images only, less than 99 %"):
+    with pytest.raises(RequestError, match=rf"{words} .* on only 97\.5 % of 40 images, below 99 %, .*; {way_out}"):
         export_onnx(student, path, images(8))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"earlier"
 
 
-def test_a_student_that_is_not_frozen_shows(tmp_path: Path) -> None:
-    """The check compares with the student itself: whole biases that it has not differ, and are found."""
+def test_a_student_that_is_not_in_integers_is_found(tmp_path: Path) -> None:
+    """The check compares with the student itself, whose biases are not whole units."""
     loose = student_of("resnet", "w2a3")
-    made = onnx_file.onnx_model(loose.eval())
-    onnx.save(made, tmp_path / "model.onnx")
-    found = onnx_file.check(tmp_path / "model.onnx", loose, images(40))
+    onnx.save(onnx_model(loose.eval()), tmp_path / "model.onnx")
+    found = check(tmp_path / "model.onnx", loose, images(40))
     assert found.optimised.equal < 100
     assert found.optimised.difference > 0
 
 
-def test_a_place_that_cannot_be_written_is_told(student: Student, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(student: Student, tmp_path: Path) -> None:
     """Such as one below a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"cannot be written: .*; choose another --out"):
@@ -91,7 +103,7 @@ def test_a_place_that_cannot_be_written_is_told(student: Student, tmp_path: Path
 
 
 def test_a_full_disk_leaves_nothing(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even half a file."""
+    """No part of a file remains."""
 
     def full(path: Path, content: bytes) -> int:
         path.touch()
@@ -105,25 +117,25 @@ def test_a_full_disk_leaves_nothing(student: Student, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("wrong", [images(0), images(3, (3, 8, 8)), images(3, (1, 16, 16))])
 def test_images_that_check_nothing_are_refused(student: Student, tmp_path: Path, wrong: torch.Tensor) -> None:
-    """None, or of another size: the file would be kept unseen."""
+    """Without images, or with others, the file would not be checked."""
     with pytest.raises(RequestError, match=r"cannot check the file; give at least one of \(3, 16, 16\)"):
         export_onnx(student, tmp_path / "model.onnx", wrong)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_has_the_name_of_one(student: Student, tmp_path: Path) -> None:
-    """Whatever else has a name of its own is left alone: folders, and a run's settings."""
+def test_only_names_of_onnx_files_are_written(student: Student, tmp_path: Path) -> None:
+    """Folders and other files, such as a run's settings, stay as they are."""
     folder, settings = tmp_path / "folder.onnx", tmp_path / "config.yaml"
     folder.mkdir()
     settings.write_text("mine")
     for path in (folder, settings, Path(".")):
-        with pytest.raises(RequestError, match=r"is no name of an ONNX file; give one that ends in \.onnx"):
+        with pytest.raises(RequestError, match=r"is not the name of an ONNX file; give one that ends in \.onnx"):
             export_onnx(student, path, images(8))
     assert settings.read_text() == "mine"
 
 
-def test_training_mode_is_left_alone(student: Student, tmp_path: Path) -> None:
-    """As are its parts'."""
+def test_training_mode_stays(student: Student, tmp_path: Path) -> None:
+    """Every submodule is in the mode it was in."""
     student.train()
     export_onnx(student, tmp_path / "model.onnx", images(8))
     assert all(part.training for part in student.modules())

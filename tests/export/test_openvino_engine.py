@@ -13,6 +13,7 @@ from acq.export.check import check
 from acq.export.graph import onnx_model
 from acq.export.openvino_engine import OpenVINO
 from acq.quantization.integers import convert_to_integers
+from acq.quantization.layers import QuantLayer
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 
@@ -29,8 +30,8 @@ def written(student: Student, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
-def test_a_chain_gives_the_student_s_logits(tmp_path: Path) -> None:
-    """Every layer on bytes, where nothing is added."""
+def test_a_chain_has_the_students_logits(tmp_path: Path) -> None:
+    """Without additions every layer runs on bytes."""
     student = student_of("relu6")
     convert_to_integers(student)
     engine = OpenVINO(written(student.eval(), tmp_path))
@@ -39,28 +40,27 @@ def test_a_chain_gives_the_student_s_logits(tmp_path: Path) -> None:
     assert (engine.integer, engine.layers) == (3, 3)
 
 
-def test_a_sum_takes_what_the_layer_before_it_gives_unrounded(student: Student, tmp_path: Path) -> None:
-    """All that this engine changes: without these roundings the student gives the same logits."""
+def test_an_addition_takes_the_unrounded_output_of_a_layer(student: Student, tmp_path: Path) -> None:
+    """This is all that the engine changes: without these roundings the student has the same logits."""
     found = OpenVINO(written(student, tmp_path)).run(images(40).numpy())
-    layers = {name for name, _ in student.layers()}
-    for node in student.graph.nodes:
-        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+    modules = dict(student.modules_in_order())
+    for node, module in modules.items():
         added = all(user.op == "call_function" and "add" in str(user.target) for user in node.users)
-        if isinstance(module, ActivationQuantizer) and str(node.args[0].target) in layers and added:
+        if isinstance(module, ActivationQuantizer) and isinstance(modules.get(node.args[0]), QuantLayer) and added:
             module.enabled = False
     with torch.no_grad():
         torch.testing.assert_close(found, student(images(40)), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
-    """In a line."""
+def test_other_content_is_refused(tmp_path: Path) -> None:
+    """The message is one line."""
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(RequestError, match=r"OpenVINO cannot run the file .*; without the extra openvino") as caught:
+    with pytest.raises(RequestError, match=r"OpenVINO cannot run the file .*; uninstall the extra openvino") as caught:
         OpenVINO(tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
 
 
-def test_the_check_does_without_it(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra of its own."""
+def test_the_check_does_without_openvino(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an optional extra."""
     monkeypatch.setattr(checking.importlib.util, "find_spec", lambda _: None)
     assert check(written(student, tmp_path), student, images(4)).openvino is None

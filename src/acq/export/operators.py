@@ -17,6 +17,8 @@ from acq.export.writer import Value, Writer, convolution_attributes
 from acq.quantization.layers import pads_around, pair
 from acq.quantization.operators import operator_of
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 # operators on floats whose arguments are tensors and numbers only
 
 
@@ -111,7 +113,11 @@ def _batch_norm(writer: Writer, node: fx.Node) -> Value:
 def _layer_inputs(writer: Writer, node: fx.Node) -> list[str]:
     """The names of a layer's input and weight, and of its bias if it has one."""
     given = [*node.args[:2], argument(node, 2, node.kwargs.get("bias"))]
-    return [writer.floats(value) for value in given if isinstance(value, fx.Node)]
+    x, *constants = (writer.floats(value) for value in given if isinstance(value, fx.Node))
+    if writer.values[input_of(node)].bytes is not None:
+        # ONNX Runtime quantizes the weights of a layer right behind DequantizeLinear; this Clip changes no value
+        x = writer.add("Clip", [x, writer.number(-_LARGEST), writer.number(_LARGEST)])
+    return [x, *constants]
 
 
 def _filled(writer: Writer, value: float, count: int) -> str:

@@ -1,0 +1,265 @@
+"""An operator means the same in the file as in the student, on two engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from helpers import images, student_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from acq.errors import RequestError
+from acq.export.check import Parity, check
+from acq.export.graph import onnx_model
+from acq.export.registry import OPERATORS
+from acq.network.trace import trace
+from acq.quantization.build import build
+from acq.quantization.calibration import calibrate
+from acq.quantization.formats import NumberFormat
+from acq.quantization.integers import convert_to_integers
+from acq.quantization.operators import operator_of
+from acq.quantization.plan import Placement, plan
+from acq.quantization.student import Student
+
+SHAPE = (3, 8, 12)
+
+
+class Own(nn.Module):
+    """Computes with constants of its own, with awkward names, types and shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(2))
+        self.register_buffer("v0", torch.tensor(0.3, dtype=torch.float64))
+        self.register_buffer("images", torch.rand(3, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x * self.mean + self.v0) * self.images.mean(0) + self.images[1:2, :4]
+
+
+class Tokens(nn.Module):
+    """A linear layer over the channels of each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.mix(F.relu(x).flatten(2).transpose(1, 2)))
+
+
+class Net(nn.Module):
+    """Each operator behind a convolution of its own, and a linear layer over all outputs."""
+
+    def __init__(self, operators: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.stems = nn.ModuleList(nn.Conv2d(3, 4, 3, padding=1) for _ in operators)
+        self.operators = operators
+        self.owned = nn.ModuleList(each for each in operators if isinstance(each, nn.Module))
+        self.head = nn.Linear(sum(each(torch.zeros(1, 4, 8, 12)).numel() for each in operators), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(self.operators, self.stems, strict=True)
+        outputs = [operator(stem(x)).flatten(1) for operator, stem in pairs]
+        y: Tensor = self.head(torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0])
+        return y
+
+
+CASES: dict[str, Callable[[Tensor], Tensor]] = {
+    "product": lambda x: F.relu(x) * torch.sigmoid(x),
+    "constants of its own": Own(),
+    "times a number": lambda x: x * 0.5,
+    "quotient": lambda x: x / 2.0,
+    "tanh": torch.tanh,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "mish": F.mish,
+    "selu": F.selu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "leaky": lambda x: F.leaky_relu(x, 0.3),
+    "leaky by default": F.leaky_relu,
+    "elu": lambda x: F.elu(x, 0.7),
+    "celu": lambda x: F.celu(x, 0.7),
+    "sum": lambda x: x + F.relu(x),
+    "plus a number": lambda x: x + 0.3,
+    "difference": lambda x: torch.tanh(x) - F.relu(x),
+    "minus a number": lambda x: x - 0.3,
+    "from a number": lambda x: 1.5 - x,
+    "relu": F.relu,
+    "relu after a sum": lambda x: F.relu(x + torch.tanh(x)),
+    "relu of a moved tensor": lambda x: F.relu(torch.tanh(x)[:, :, 1:]),
+    "relu6": F.relu6,
+    "hardtanh": lambda x: F.hardtanh(x, -0.4, 0.9),
+    "clamp": lambda x: x.clamp(-0.2, 0.7),
+    "clamp below": lambda x: x.clamp_min(-0.1),
+    "clamp above": lambda x: x.clamp_max(0.4),
+    "average pool": lambda x: F.avg_pool2d(F.relu(x), 2),
+    "padded average pool": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "average pool without padding counted": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "average pool rounded up": lambda x: F.avg_pool2d(x, 3, 2, 0, ceil_mode=True),
+    "adaptive average pool": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "adaptive average pool of tiles": lambda x: F.adaptive_avg_pool2d(x, (4, 3)),
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, (2, 4)),
+    "mean over positions": lambda x: x.mean((2, 3)),
+    "mean with kept axes": lambda x: x.mean((-1, -2), keepdim=True),
+    "mean over channels": lambda x: x.mean(1, keepdim=True),
+    "max pool": lambda x: F.max_pool2d(F.relu(x), 3, 2, 1),
+    "max pool with dilation": lambda x: F.max_pool2d(x, 2, 1, 0, 2),
+    "reshape": lambda x: x.reshape(-1, 8, 6, 8),
+    "squeeze": lambda x: x[:, :1].squeeze(1),
+    "unsqueeze": lambda x: x.unsqueeze(2),
+    "permute": lambda x: F.relu(x).permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(1, -1),
+    "slice": lambda x: F.relu(x)[:, 1:4:2, :, 2:-1],
+    "select": lambda x: F.relu(x)[:, 2] + x[:, -1],
+    "pad": lambda x: F.pad(F.relu(x), (1, 2, 0, 3)),
+    "pad before a convolution": nn.Sequential(nn.ReLU(), nn.ZeroPad2d((0, 1, 1, 0)), nn.Conv2d(4, 2, 3, 2, 1)),
+    "pad with a value": lambda x: F.pad(x, (1, 0), value=0.7),
+    "pad by reflection": lambda x: F.pad(x, (1, 2, 3, 1), mode="reflect"),
+    "pad by repetition": lambda x: F.pad(x, (1, 2, 3, 1), mode="replicate"),
+    "concatenation with one quantizer": lambda x: torch.cat([F.relu(x)[:, :2], F.relu(x)[:, 1:]], 1),
+    "concatenation with two quantizers": lambda x: torch.cat([F.relu(x), torch.tanh(x)], 1),
+    "split": lambda x: x.split([1, 3], 1)[1] + 1,
+    "equal split": lambda x: F.relu(x).split(3, 2)[2],
+    "chunk": lambda x: torch.cat(F.relu(x).chunk(3, 3)[::-1], 3),
+    "same padding with dilation": nn.Conv2d(4, 2, 3, padding="same", dilation=(2, 1)),
+    "upsample": lambda x: F.interpolate(F.relu(x), scale_factor=2, mode="nearest"),
+    "logits behind a movement": lambda x: x,
+    "linear over each position": Tokens(),
+}
+# written, but torch.export does not produce them today: other spellings of operators of the cases
+SPELLINGS = {
+    "aten.view.default", "aten.mul.Scalar", "aten.div.Scalar", "aten.add.Scalar", "aten.sub.Scalar", "aten.t.default",
+    "aten.concat.default", "aten.unbind.int", "aten.relu6.default", "aten.rsub.Scalar", "aten.split_with_sizes.default",
+    "aten.constant_pad_nd.default", "aten.squeeze.dims", "aten.flatten.using_ints", "aten.chunk.default",
+    "aten.split.Tensor", "aten.upsample_nearest2d.default", "aten.upsample_nearest2d.vec",
+}  # fmt: skip
+
+# OpenVINO 2026.4 on bytes takes zeros around an average pool, and padded values, for the byte 0 whatever the zero point
+# is. A product with constants differs at 8 bits. `acq export` finds it and reports it.
+WRONG_ON_OPENVINO = {"padded average pool", "pad with a value", "constants of its own"}
+
+FULL_RANGE = "w8a8"
+FORMATS = {
+    "w4a4": NumberFormat(4, 4),
+    "w8a8 with power-of-two scales": NumberFormat(8, 8, reduce_range=True, power_of_two_scales=True),
+    FULL_RANGE: NumberFormat(8, 8),
+}
+# tracing takes most of the time, so that several operators share a network
+_SHARED = [name for name in CASES if name not in WRONG_ON_OPENVINO]
+GROUPS = {f"{names[0]} to {names[-1]}": names for names in (_SHARED[at : at + 6] for at in range(0, len(_SHARED), 6))}
+GROUPS |= {name: [name] for name in sorted(WRONG_ON_OPENVINO)}
+# each group with one format, and three groups with all of them; the full range needs VNNI, so it is none of the first
+RUNS = [(group, list(FORMATS)[place % 2]) for place, group in enumerate(GROUPS)]
+RUNS += [(group, format) for group in list(GROUPS)[:3] for format in FORMATS if (group, format) not in RUNS]
+
+
+@cache
+def traced(group: str) -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    return trace(Net([CASES[name] for name in GROUPS[group]]), SHAPE)
+
+
+def integer_student(group: str, format: NumberFormat, seed: int = 0, placement: Placement = "deployable") -> Student:
+    """A student of a group with random weights, calibrated and in integers."""
+    student = build(traced(group), plan(traced(group), format, placement))
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, layer in student.layers():
+            assert layer.bias is not None
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=rng) / layer.weight[0].numel() ** 0.5)
+            layer.bias.copy_(torch.randn(layer.bias.shape, generator=rng) / 4)
+    calibrate(student, [images(16, SHAPE, seed)])
+    convert_to_integers(student)
+    return student.eval()
+
+
+def compared(student: Student, folder: Path) -> Parity:
+    onnx.save(onnx_model(student), folder / "model.onnx")
+    return check(folder / "model.onnx", student, images(24, SHAPE, 5))
+
+
+@pytest.mark.parametrize(("group", "format"), RUNS)
+def test_operators_mean_the_same_in_the_file(group: str, format: str, tmp_path: Path) -> None:
+    """Logits are equal with and without an engine's optimisations; at 8 bits some may differ by one level."""
+    numbers = FORMATS[format]
+    if format == FULL_RANGE and not torch.cpu._is_vnni_supported():
+        pytest.skip("without VNNI, sums of two products of full 8-bit weights saturate (docs/deploying.md)")
+    found = compared(integer_student(group, numbers), tmp_path)
+    for match in (found.plain, found.optimised):
+        assert match.equal >= (100 if numbers.activation < 8 or numbers.power_of_two_scales else 80)
+        assert match.difference < 0.05
+    assert found.openvino is not None
+    assert found.openvino.integer >= found.integer
+    if group not in WRONG_ON_OPENVINO:
+        assert found.openvino.match.agreement == 100
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(group=st.sampled_from(sorted(GROUPS)), weight=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_any_weights_with_power_of_two_scales(tmp_path: Path, group: str, weight: int, seed: int) -> None:
+    """The file's logits are the student's at 8-bit activations too, on integer kernels, for random weights."""
+    format = NumberFormat(weight, 8, reduce_range=True, power_of_two_scales=True)
+    found = compared(integer_student(group, format, seed), tmp_path)
+    assert found.plain.equal == found.optimised.equal == 100
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    group=st.sampled_from(sorted(GROUPS)),
+    weight=st.integers(2, 8),
+    activation=st.integers(2, 5),
+    seed=st.integers(0, 10**6),
+    placement=st.sampled_from(["deployable", "relu-only"]),
+)
+def test_any_weights_and_widths(
+    tmp_path: Path, group: str, weight: int, activation: int, seed: int, placement: Placement
+) -> None:
+    """The file's logits are the student's, for random weights."""
+    format = NumberFormat(weight, activation, reduce_range=True)
+    found = compared(integer_student(group, format, seed, placement), tmp_path)
+    assert found.plain.equal == 100
+    assert found.optimised.equal >= 95  # engines add floats of the relu-only placement in another order
+
+
+def test_every_operator_has_a_case() -> None:
+    """Each operator that can be written is in a case, in a layer in float, or is another spelling of one."""
+    students = [student_of(name, layers={"*": "float"}) for name in ("two linears", "same padding")]
+    graphs = [traced(group).graph for group in GROUPS] + [student.graph for student in students]
+    seen = {operator_of(node) for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    assert set(OPERATORS) - seen <= SPELLINGS
+
+
+def _indices(x: Tensor) -> Tensor:
+    maxima, places = F.adaptive_max_pool2d(x, (2, 2), return_indices=True)
+    return maxima + places.float()
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        (lambda x: torch.cumsum(F.relu(x), 1), "operator cumsum.default of node cumsum cannot be exported to ONNX; "),
+        (lambda x: F.interpolate(F.relu(x), scale_factor=2.2, mode="nearest"), "by factors that are not integers"),
+        (lambda x: F.interpolate(F.relu(x), (12, 18), mode="nearest"), "by factors that are not integers"),
+        (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), "with ceil_mode and padding that counts"),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), "because its windows differ"),
+        (lambda x: torch.add(x, x, alpha=2), "with a factor of its own"),
+        (_indices, "for its indices"),
+    ],
+)
+def test_operators_without_an_equal_in_onnx_are_refused(operator: Callable[[Tensor], Tensor], words: str) -> None:
+    """The message names the node and the way out; nothing similar is written instead."""
+    graph = trace(Net([operator]), SHAPE)
+    student = build(graph, plan(graph, NumberFormat(4, 4)))
+    calibrate(student, [images(16, SHAPE)])
+    with pytest.raises(RequestError, match=words):
+        onnx_model(student)

@@ -26,7 +26,7 @@ def test_layers_run_on_fake_quantized_weights() -> None:
 
 
 def test_geometry_is_one_number_per_axis() -> None:
-    """Arguments for both axes and for one axis each are read alike; what is left out has torch's default."""
+    """Arguments for both axes and for one axis each are read alike; missing ones have torch's default."""
     layer = convolution(torch.randn(6, 2, 3, 5), stride=2, padding=[0, 1], dilation=[1, 2], groups=2)
     assert (layer.stride, layer.dilation, layer.groups, layer.pads) == ((2, 2), (1, 2), 2, (0, 1, 0, 1))
     layer = convolution(torch.randn(6, 2, 3, 5))

@@ -102,7 +102,7 @@ def benchmark(
     Raises:
         RequestError: ``file`` is not a file of ``acq export``, or an engine does not run it.
     """
-    raw = Engine(file).raw  # first, because it says what is wrong with a file
+    raw = Engine(file).raw  # first, because it reports a wrong file
     with tempfile.TemporaryDirectory() as folder:
         floats = Path(folder) / "float.onnx"
         onnx.save(onnx_model(student, floating=True, raw_images=raw), floats)

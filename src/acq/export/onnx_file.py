@@ -52,8 +52,8 @@ def export_onnx(
         The file and its comparison with the student.
 
     Raises:
-        RequestError: The images have another size, an operator cannot be exported, the path cannot be written, or the
-            top-1 classes agree on fewer than 99 % of the images on ONNX Runtime or OpenVINO.
+        RequestError: The images have another size, an operator cannot be exported, or the path cannot be written.
+            Or the top-1 classes agree on fewer than 99 % of the images, on ONNX Runtime or OpenVINO.
     """
     if not len(images) or tuple(images.shape[1:]) != student.input_size:
         raise RequestError(

@@ -31,8 +31,8 @@ class Value:
         floats: Name of the float values; None until a consumer needs the floats of a quantized value.
         bytes: Name of the quantized uint8 values; None where the value is not quantized.
         qparams: Names of the scale and the zero point of ``bytes``.
-        bounds: Bounds of a rectifier that is not yet applied to ``floats``. Rounding is monotone, so the quantizer
-            behind it clips integers instead.
+        bounds: Bounds of a rectifier that is still to be applied to ``floats``. Rounding is monotone, so the
+            quantizer behind it clips integers instead.
         pads: Zeros (top, left, bottom, right) that the convolutions behind it add.
     """
 

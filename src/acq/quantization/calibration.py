@@ -1,6 +1,6 @@
 """Calibration before training: search the range of each quantizer with the least squared error.
 
-The search grids are this project's definition.
+The candidates of the search are this project's definition.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def calibrate(
 def weight_scale(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """Search the scale per channel that minimises ``sum((w - s * clip(round(w / s), qmin, qmax))^2)``.
 
-    Candidates are ``s = r * max|w| / qmax`` with 100 ratios r from 1.04 down to 0.05, each rounded to a scale that the
-    quantizer can have. Any scale represents a channel of zeros. It takes the mean scale of the other channels, so that
-    training can move its weights.
+    Candidates are ``s = r * max|w| / qmax`` with 100 ratios r from 1.04 down to 0.05. Each is rounded to a scale that
+    the quantizer can have. Any scale represents a channel of zeros. It takes the mean scale of the other channels, so
+    that training can move its weights.
 
     Args:
         weight: [C, ...].
@@ -109,11 +109,12 @@ def best_scale(rows: Tensor, candidates: Iterable[Tensor], qmin: int, qmax: int)
 def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
     """Search the scale and zero point that minimise the mean squared rounding error on a sample.
 
-    The range is ``[r * min(x, 0), t * max(x, 0)]`` with ``scale = (t * max - r * min) / qmax`` and
-    ``zero_point = round(-r * min / scale)``. So zero is exact, and the zero point is 0 if no value is negative. The
-    ratios r and t are searched together, on 100 geometric steps from 1 to 0.01, then one after the other around the
-    best pair, twice. A quantizer with power-of-two scales takes the better of the two powers of two around the scale,
-    and the nearest even zero point.
+    The range is ``[low, high] = [r * min(x, 0), t * max(x, 0)]``, so zero is exact. Then ``scale`` is
+    ``(high - low) / qmax`` and ``zero_point`` is ``round(-low / scale)``. If no value is negative, it is 0.
+
+    The ratios r and t are first searched together, on 100 geometric steps from 1 to 0.01. Then each one is searched
+    around the best pair, twice. A quantizer with power-of-two scales takes the better of the two powers of two around
+    the scale, and the nearest even zero point.
 
     Args:
         x: The sample [n].

@@ -36,6 +36,7 @@ from acq.files.documents import read_settings
 from acq.files.images import read
 from acq.files.screening import screened
 from acq.runs import checkpoint, student_file
+from acq.runs.names import QUANTIZATION, STUDENT
 from acq.zoo.checkpoints import load_state
 
 LONG = "ACQ_FUZZ" in os.environ
@@ -115,7 +116,7 @@ def read_student(path: Path) -> object:
 
 def read_signed_weights(path: Path) -> object:
     """With a valid digest, so that the fuzzing reaches the code behind it."""
-    document = path.with_name(student_file.DOCUMENT)
+    document = path.with_name(QUANTIZATION)
     content = json.loads(document.read_text())
     content["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     document.write_text(json.dumps(content))
@@ -138,9 +139,9 @@ READERS = {
     "safetensors": Reader("a.safetensors", lambda _: save({"weight": torch.arange(20.0)}), load_state),
     "checkpoint": Reader("state.pt", checkpoint_file, checkpoint.load),
     "signed checkpoint": Reader("state.pt", torch_file, read_signed_checkpoint),
-    "graph": Reader(student_file.DOCUMENT, student_part(student_file.DOCUMENT), read_student),
-    "weights": Reader(student_file.WEIGHTS, student_part(student_file.WEIGHTS), read_student),
-    "signed weights": Reader(student_file.WEIGHTS, student_part(student_file.WEIGHTS), read_signed_weights),
+    "graph": Reader(QUANTIZATION, student_part(QUANTIZATION), read_student),
+    "weights": Reader(STUDENT, student_part(STUDENT), read_student),
+    "signed weights": Reader(STUDENT, student_part(STUDENT), read_signed_weights),
     "onnx": Reader("a.onnx", onnx_file, screened),
 }
 TOKENS = [b"9", b"-1", b"null", b"1e999", b"[", b'"', b"{}"]

@@ -97,6 +97,7 @@ def test_files_of_torch_are_read(archive: bool) -> None:
         ),
         (rewritten(saved([torch.zeros(9)]), lambda members: members[1:]), "no pickle"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",  # files hold the time; workers must agree on names
 )
 def test_a_file_that_declares_more_than_it_has_never_reaches_torch(
     content: bytes, words: str, monkeypatch: pytest.MonkeyPatch

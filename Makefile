@@ -18,8 +18,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/acq quantize resnet20-cifar10 --bits w4a4 --preset fast --data sample --out runs/demo --overwrite
 
+# two workers; a file of tests stays with one
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
@@ -33,19 +34,19 @@ types: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-# the wheel, built and used from an environment of its own
+# the wheel, built and used in an environment of its own
 package: setup
 	.ci/package
 
 check: lint types docs package test
 
-# for nights: 10,000 inputs a reader by chance, then as many as a minute allows, guided by the lines that they run
+# 10,000 random inputs per reader of files, then one minute of inputs that are guided by coverage
 fuzz: setup
 	ACQ_FUZZ=10000 $(BIN)/pytest tests/test_fuzz.py
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python tests/fuzz_readers.py --seconds 60
 
-# for nights: the tests with the oldest torch that is allowed, which is 3.5 GB to fetch
+# the tests with the oldest torch that is allowed, a download of 3.5 GB
 lowest:
 	PYTHON=$(PYTHON) .ci/lowest
 

@@ -47,10 +47,11 @@ class Config(Section):
     power_of_two_scales: bool = Field(
         True, description="powers of two as scales of 8-bit activations, so that engines round alike"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of all random numbers")
     device: Device = Field("auto", description="auto takes a CUDA device where there is one")
     precision: Literal["full", "mixed"] = Field(
-        "full", description="of teacher and generator while images are made; mixed: bfloat16 products, for GPUs"
+        "full",
+        description="of teacher and generator while images are made; mixed computes products in bfloat16, for GPUs",
     )
     generator: GeneratorSettings = GeneratorSettings()
     images: ImageSettings = ImageSettings()

@@ -97,8 +97,8 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     """
     prepared = prepare(request, session.processes)
     config, training, known = prepared.config, prepared.training, request.preprocessing
-    teacher = training.context.teacher
-    labelled = None if data is None else read(data, input_size=known.input_size, classes=teacher.classes)
+    teacher, main = training.context.teacher, session.processes.is_main
+    labelled = None if data is None or not main else read(data, input_size=known.input_size, classes=teacher.classes)
     record = {
         "origin": dict(request.origin),
         "teacher": weights_hash(teacher),
@@ -110,7 +110,7 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
             return Result(*run.read_again(labelled), session.out)
         run.train()
         student = training.context.student.eval()
-        if not session.processes.is_main:
+        if not main:
             return Result(student, {}, None)
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}

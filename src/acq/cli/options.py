@@ -57,7 +57,9 @@ Budget = Annotated[
 ]
 FirstLastBits = Annotated[
     str | None,
-    typer.Option(metavar="8|same", help="bits of the first and last weights (default 8)", rich_help_panel=STUDENT),
+    typer.Option(
+        metavar="8|same", help="bits of the first and last layers' weights (default 8)", rich_help_panel=STUDENT
+    ),
 ]
 AddBits = Annotated[
     str | None,
@@ -76,9 +78,11 @@ Exclude = Annotated[
 ]  # fmt: skip
 Preset = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="fast, default, best or gdfq (default: default)", rich_help_panel=RUN),
+    typer.Option(metavar="NAME", help="fast, default, best or gdfq", rich_help_panel=RUN),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="settings", rich_help_panel=RUN)]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.yaml", help="a file of settings", rich_help_panel=RUN)
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="a setting (see `acq settings`); repeatable", rich_help_panel=RUN),
@@ -99,7 +103,9 @@ TestData = Annotated[
         rich_help_panel=RUN,
     ),
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="of everything random (default 0)", rich_help_panel=RUN)]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="seed of all random numbers (default 0)", rich_help_panel=RUN)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run", rich_help_panel=RUN)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run", rich_help_panel=RUN)]
 DryRun = Annotated[
@@ -116,7 +122,7 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", help="print one JSON object on standard output", rich_help_panel=OUTPUT),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only errors and warnings", rich_help_panel=OUTPUT)]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="print all losses, line by line", rich_help_panel=OUTPUT)
 ]

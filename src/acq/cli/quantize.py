@@ -96,9 +96,9 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
         quality = f"agreement  {bits} student and float network name the same class for {figures['agreement']:.1f} % "
         quality += "of augmented synthetic images"
     size = f"{in_kilobytes(figures['float_bytes'])}  ->  {in_kilobytes(figures['quantized_bytes'])}"
-    report = figures["report"] or figures["run"]
+    report = f"    (report: {figures['report']})" if figures["report"] else ""
     return [
         quality,
-        f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}    {report}",
-        f"next       acq export {figures['run']}",
+        f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}",
+        f"next       acq export {figures['run']}{report}",
     ]

@@ -42,10 +42,10 @@ class StudentSettings(Section):
     auto_steps: int = Field(600, ge=0, description="training steps where steps is auto")
     batch: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="images per step; auto: at most 64")
     learning_rate: float = Field(
-        0.025, gt=0, description="of weights and biases, at its highest, in mean quantization steps of their layer"
+        0.025, gt=0, description="peak learning rate of weights and biases, in mean quantization steps of their layer"
     )
     scale_learning_rate: float = Field(
-        0.0075, gt=0, description="of scales, at its highest, in quantization steps by which the range's end moves"
+        0.0075, gt=0, description="peak learning rate of scales, in quantization steps by which the range's end moves"
     )
     augmentation: float = Field(1.0, ge=0, le=1, description="share of augmented images in a batch")
     renew_every: int = Field(20, ge=1, description="steps between two renewals of synthetic images")

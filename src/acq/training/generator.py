@@ -42,7 +42,7 @@ class GeneratorSettings(Section):
     batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
         "auto", description="images per step, in pairs of one condition; auto: at most 64"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam, at its highest")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of Adam")
     centre_std: float = Field(
         0.15, ge=0, le=1, description="standard deviation of requested attention centres, in half image sizes"
     )

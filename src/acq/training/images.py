@@ -47,7 +47,7 @@ class ImageSettings(Section):
         "auto", description="images refined together; auto: at most 256"
     )
     steps: int = Field(100, ge=0, description="refinement steps per image; 0 takes images as generated")
-    learning_rate: float = Field(0.1, gt=0, description="of the logits of pixels, at its highest")
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate of the pixels' logits")
     scene: float = Field(0.5, ge=0, le=1, description="share of a procedural scene in the starting image")
     losses: ImageLosses = ImageLosses()
 

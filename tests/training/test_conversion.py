@@ -97,14 +97,15 @@ def test_a_candidate_that_training_did_not_harm_is_kept() -> None:
     assert_same(student(phase).state_dict(), student(expected).state_dict())
 
 
-def test_any_number_of_candidates_is_compared() -> None:
+@pytest.mark.parametrize(("first", "selected"), [(1e-3, "made0"), (3.0, "calibrated")])
+def test_any_number_of_candidates_is_compared(first: float, selected: str) -> None:
     """Phases may add candidates; all are measured in order of training, and the last good one is kept."""
-    phase = phase_(noisy(1e-3), noisy(3.0))
-    with pytest.warns(UserWarning, match="the made0 student is kept"):
+    phase = phase_(noisy(first), noisy(3.0))
+    with pytest.warns(UserWarning, match=f"the {selected} student is kept"):
         phase.step(0, 1.0)
     found = phase.context.selection
     assert list(found.candidates) == ["calibrated", "made0", "made1"]
-    assert found.selected == "made0"
+    assert found.selected == selected
 
 
 def test_the_verdict_draws_no_random_number(untrained: Conversion) -> None:

@@ -113,6 +113,20 @@ def test_a_range_that_explodes_is_a_fault() -> None:
     assert results(phase_(steps=5))[-1].fault is None
 
 
+def test_a_restored_student_is_compared_with_its_own_ranges() -> None:
+    """Ranges from which training went back are no reference any more."""
+    phase = phase_(steps=5)
+    phase.step(0, 1.0)
+    state, context = phase.state(), phase.context.state()
+    with torch.no_grad():
+        for _, quantizer in phase.context.student.activations():
+            quantizer.log_scale.add_(5)
+    phase.guard.remember()
+    phase.restore(state)
+    phase.context.restore(context)
+    assert [phase.step(number, 0.3).fault for number in range(1, 5)] == [None] * 4
+
+
 def test_a_share_of_the_batch_is_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without augmentation the student sees images of the dataset, and with a half of it as many others."""
     for share, known in ((0.0, 8), (0.5, 4)):

@@ -117,7 +117,7 @@ def test_the_page_leads_with_figures_and_finished_images(folder: Path) -> None:
 def test_examples_show_what_was_requested_and_what_came_of_it(folder: Path) -> None:
     """A legend in words; the class in the caption; centres for those who cannot see them."""
     page = Page(page_of(folder))
-    assert "generator's proposal, start of refinement, finished image, teacher's attention on it (red)" in page.text
+    assert "Left to right: proposal, start of refinement, finished image, its attention (red)." in page.text
     assert "class 0, seen as 3" in page.text
     labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
     label = next(label for label in labels if label.startswith("Example 1,"))
@@ -130,17 +130,18 @@ def test_examples_show_what_was_requested_and_what_came_of_it(folder: Path) -> N
 def test_images_as_generated_have_no_stages_before(tmp_path: Path) -> None:
     """The legend then names two images per strip."""
     page = Page(page_of(make_run(tmp_path / "run", stages=("finished",))))
-    assert "proposal" not in page.text
+    assert "Left to right: finished image, its attention (red)." in page.text
+    assert "refinement finishes" not in page.text
     assert sum(tag == "image" for tag, _ in page.tags) == 4 * 2
 
 
 def test_conditioning_is_that_of_finished_images_beside_the_generator_s(folder: Path) -> None:
     """With what to compare it to."""
     text = Page(page_of(folder)).text
-    assert "worse axis 0.950 0.850 near 1" in text
-    assert "within a class 0.210 0.190 near" in text
-    assert "sees the requested class 99.5 % 90.0 % near 100 %" in text
-    assert "batch statistics, cosine 0.980 0.970 near 1" in text
+    assert "correlation 0.950 0.850 of requested and realised centre" in text
+    assert "spread 0.210 0.190 standard deviation of realised centres within a class; requested: 0.15" in text
+    assert "label agreement 99.5 % 90.0 %" in text
+    assert "similarity 0.980 0.970 cosine of attention" in text
 
 
 def test_the_ten_most_sensitive_layers_are_shown_and_the_others_folded(folder: Path) -> None:

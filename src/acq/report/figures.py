@@ -15,6 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 FIRST, SECOND = "#2f7fd1", "#c4570c"  # contrast of at least 3 to 1 on the light and on the dark page
 _INK = "#010203"  # stands for the page's text colour, which matplotlib cannot know
+_PLACES = (-1, -0.5, 0, 0.5, 1)  # on an axis of the image
+_WIDTH = 5.5  # inches: so narrow that text can still be read on a phone
 _TICKS = 20  # labels on an axis of names
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -38,13 +40,14 @@ def scatter(centres: Sequence[Mapping[str, Any]]) -> str:
     Args:
         centres: ``requested`` and ``realised`` centres (x, y) in [-1, 1].
     """
-    with _figure(8, 3.6) as figure:
+    with _figure(2.9) as figure:
         for axis, name in enumerate(("x, left to right", "y, top to bottom")):
             axes = figure.add_subplot(1, 2, axis + 1)
             requested, realised = ([centre[key][axis] for centre in centres] for key in ("requested", "realised"))
             axes.plot([-1, 1], [-1, 1], color=_INK, linewidth=0.8, linestyle="--")
             axes.scatter(requested, realised, s=6, color=FIRST, alpha=0.6, linewidths=0)
             axes.set(xlabel=f"requested {name}", ylabel="realised", xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+            axes.set(xticks=_PLACES, yticks=_PLACES)
         return _svg(figure, "scatter")
 
 
@@ -54,7 +57,7 @@ def spreads(spread: Mapping[str, float]) -> str:
     Args:
         spread: In halves of the image's side, by class.
     """
-    with _figure(8, 2.6) as figure:
+    with _figure(2.2) as figure:
         axes = figure.add_subplot()
         axes.bar(range(len(spread)), list(spread.values()), color=FIRST)
         every = max(1, len(spread) // _TICKS)
@@ -69,7 +72,7 @@ def statistics(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: Distances of ``mean`` and standard ``deviation``, in stored standard deviations.
     """
-    with _figure(8, 2.8) as figure:
+    with _figure(2.5) as figure:
         axes = figure.add_subplot()
         places = range(1, len(rows) + 1)
         axes.bar([x - 0.2 for x in places], [row["mean"] for row in rows], 0.4, color=FIRST, label="mean")
@@ -90,7 +93,7 @@ def curves(records: Sequence[Mapping[str, Any]], name: str) -> str:
         name: Of the drawing; it must not come from the run.
     """
     losses = list(dict.fromkeys(loss for record in records for loss, value in record["values"].items() if value > 0))
-    with _figure(8, 2.6) as figure:
+    with _figure(2.5) as figure:
         axes = figure.add_subplot()
         for index, loss in enumerate(losses):
             points = [(r["step"], r["values"][loss]) for r in records if r["values"].get(loss, 0) > 0]
@@ -111,14 +114,14 @@ def _plain(name: str) -> str:
 
 def _legend(axes: Axes) -> None:
     """Above the plot, where it hides nothing."""
-    axes.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure in the style of the page; width and height in inches."""
+def _figure(height: float) -> Iterator[Figure]:
+    """A figure in the style of the page; its height is in inches."""
     with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
 def _svg(figure: Figure, name: str) -> str:

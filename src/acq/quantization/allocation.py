@@ -13,7 +13,7 @@ from torch import Tensor
 
 from acq.core.evaluate import evaluating
 from acq.quantization.calibration import weight_scale
-from acq.quantization.formats import WIDTHS
+from acq.quantization.formats import REDUCED_BITS, WIDTHS
 from acq.quantization.layers import QuantLayer
 from acq.quantization.quantizers import WeightQuantizer
 from acq.quantization.student import Student, quantizers_off
@@ -53,13 +53,14 @@ def costs(
         One cost per layer, in order of execution.
     """
     found = []
+    widest = REDUCED_BITS if reduce_range else WIDTHS[-1]
     with evaluating(student), quantizers_off(student):
         reference = [student(batch) for batch in batches]
         for name, layer in student.layers():
             if name not in layers:
                 continue
             weight = layer.weight.detach().clone()
-            rounded = {width: _rounded(layer, min(width, 7) if reduce_range else width) for width in WIDTHS}
+            rounded = {width: _rounded(layer, min(width, widest)) for width in WIDTHS}
             errors = {width: (there - weight).double().square().sum().item() for width, there in rounded.items()}
             measured = next((width for width in range(layer.weight_quantizer.bits, 1, -1) if errors[width]), WIDTHS[0])
             layer.weight.copy_(rounded[measured])

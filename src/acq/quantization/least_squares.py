@@ -15,6 +15,7 @@ from acq.quantization.quantizers import WeightQuantizer
 
 _SCALE_RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that fits the weights alone
 _SWEEPS = 3
+_MOST_REFIT = 2.0  # factor by which refitting changes a scale
 
 
 def best_rounding(target: Tensor, scale: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
@@ -102,7 +103,7 @@ def _refitted(target: Tensor, integers: Tensor, scale: Tensor, hessian: Tensor) 
     size = (integers @ hessian * integers).sum(2, keepdim=True)
     wanted = (target @ hessian * integers).sum(2, keepdim=True)
     ratio = (wanted / (size * scale)).nan_to_num(1.0)
-    return scale * ratio.clamp(0.5, 2.0)
+    return scale * ratio.clamp(1 / _MOST_REFIT, _MOST_REFIT)
 
 
 def _swept(target: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor, qmin: int, qmax: int) -> Tensor:

@@ -17,13 +17,12 @@ from torch import Tensor, fx
 from acq.errors import RequestError
 from acq.network.names import name_of
 from acq.network.trace import shape_of
-from acq.quantization.formats import NumberFormat
+from acq.quantization.formats import FULL_BITS, REDUCED_BITS, NumberFormat
 from acq.quantization.operators import Role, float_inputs, is_float, operator_of
 from acq.quantization.roles import WEIGHTED, LayerWidth, Roles, assign_roles
 
 Placement = Literal["deployable", "relu-only"]
 _MULTIPLYING = (*WEIGHTED, Role.PRODUCT)
-_REDUCED_FROM = 8  # the width whose range ``reduce_range`` reduces
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class NodePlan:
         shape: Its shape; -1 stands for the batch size.
         note: Why, in words.
         floating: Whether an engine computes it in floating point.
-        requantize_for: Consumers that multiply its values. For them the values are requantized to the activations'
-            bits, because additions use more.
+        requantize_for: Consumers that multiply its values. For them the values, which are stored in more bits, are
+            requantized to the activations' bits.
         reduced_range: Whether 8-bit weights use the range of 7 bits only.
     """
 
@@ -57,8 +56,8 @@ class NodePlan:
 
     @property
     def weight_range_bits(self) -> int | None:
-        """Bits that the weights' integers need: one less than ``weight_bits`` with a reduced range."""
-        return self.weight_bits - 1 if self.weight_bits and self.reduced_range else self.weight_bits
+        """Bits of the weights' quantizer: 7 for 8-bit weights with a reduced range, otherwise ``weight_bits``."""
+        return REDUCED_BITS if self.reduced_range else self.weight_bits
 
     @property
     def weights(self) -> str:
@@ -198,7 +197,7 @@ class _Placer:
                 note="; ".join(filter(None, (self.roles.notes[node], output.note, requantized))),
                 floating=output.floating or self.roles.of(node) == Role.FLOAT,
                 requantize_for=consumers,
-                reduced_range=self.format.reduce_range and width == _REDUCED_FROM,
+                reduced_range=self.format.reduce_range and width == FULL_BITS,
             )
 
     def _output(self, node: fx.Node) -> _Output:

@@ -22,6 +22,7 @@ from acq.quantization.least_squares import best_rounding
 from acq.quantization.student import Student, quantizers_off
 
 _DAMPING = 0.2  # of the mean variance of a layer's inputs: synthetic images show some of the variance too rarely
+_LEAST_VARIANCE = 1e-12  # so that constant inputs leave the Hessian positive definite
 _MOST_DISTANCE = 0.45  # of a step, between a weight and its integer
 # memory: entries of unfolded inputs, values of the widest tensor over all images, entries of a layer's Hessians
 _UNFOLDED_VALUES, _TENSOR_VALUES, HESSIAN_VALUES = 1 << 24, 1 << 28, 1 << 25
@@ -171,7 +172,7 @@ def _hessian_values(layer: QuantLayer) -> int:
 
 
 def _damped(hessian: Tensor) -> Tensor:
-    level = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
+    level = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(_LEAST_VARIANCE)
     damped = hessian.clone()
     damped.diagonal(dim1=1, dim2=2).add_(_DAMPING * level)
     return damped

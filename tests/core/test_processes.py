@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import quick, request_, run, training_
+from small_runs import request_, run, training_
 from torch import distributed as dist
 
 from acq.core.processes import ALONE, Processes, joined, started_by_torchrun
@@ -23,11 +23,6 @@ from acq.runs.student_file import load
 
 SCRIPT = Path(__file__).parents[1] / "team.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(monkeypatch)
 
 
 @dataclass(frozen=True)
@@ -177,6 +172,7 @@ def logged(folder: Path) -> list[tuple[str, int]]:
     return [(line["phase"], line["step"]) for line in lines]
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_run_that_two_processes_began_ends_in_one(scenes: Scenes) -> None:
     """A stop signal to one process stops both at one step, and one process continues without repeating any."""
     assert scenes.codes("stopped") == [130, 130]

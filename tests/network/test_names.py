@@ -163,11 +163,6 @@ def test_names_are_unique(name: str) -> None:
     assert not any("@" in name_of(node) for node in nodes)
 
 
-def test_two_traces_have_the_same_names() -> None:
-    """Names depend on the network alone, so settings and files keep their meaning."""
-    assert names_in(NETWORKS["shuffle"]()) == names(traced("shuffle"))
-
-
 def test_a_module_whose_own_name_has_a_dot_is_refused() -> None:
     """Such a name cannot be told from a path; torch does not export it, and the message is one line."""
     with pytest.raises(RequestError, match="cannot be traced") as caught:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import SIZE, Head, Residual, conv, images, network, traced
+from helpers import SIZE, Head, conv, images, network, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,13 +16,11 @@ NAMES = ["residual", "shuffle", "squeeze-excite"]
 
 
 class Nested(nn.Module):
-    """Modules in modules, functional rectifiers, and a head that is given."""
+    """Modules in modules, and a head that is given."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Sequential(conv(3, 8, stride=2), nn.ReLU()), nn.ModuleDict({"a": Residual(True)})["a"]
-        )
+        self.body = nn.Sequential(conv(3, 8, stride=2), nn.ModuleDict({"a": nn.ReLU(inplace=True)})["a"])
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.errors import RequestError
+from acq.network.names import name_of
 from acq.network.trace import constant, is_depthwise, shape_of, trace, weights_hash
 
 
@@ -266,10 +267,11 @@ def test_the_hash_is_that_of_the_weights() -> None:
 
 
 def test_two_traces_agree() -> None:
-    """Two traces of equal networks have equal code and weights."""
-    first, second = trace(network("shuffle"), SIZE), trace(network("shuffle"), SIZE)
+    """Two traces of equal networks have equal code, weights and public names."""
+    first, second = traced("shuffle"), trace(network("shuffle"), SIZE)
     assert first.code == second.code
     assert weights_hash(first) == weights_hash(second)
+    assert [name_of(node) for node in first.graph.nodes] == [name_of(node) for node in second.graph.nodes]
 
 
 @pytest.mark.parametrize(

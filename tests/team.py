@@ -142,10 +142,11 @@ def stopped(processes: Processes, folder: Path) -> None:
 
 
 def killed(processes: Processes, folder: Path) -> None:
-    """Process 1 is killed while images are refined."""
+    """Process 1 is killed while images are refined; the state is saved after each step."""
+    pytest.MonkeyPatch().setattr("acq.runs.session._SAVE_EVERY", 0.0)
 
     def watch(record: Record) -> None:
-        if processes.rank == 1 and (record.phase, record.step) == ("images", 1):
+        if processes.rank == 1 and (record.phase, record.step) == ("images", 2):
             os.kill(os.getpid(), signal.SIGKILL)
 
     run(request_(), folder / "run", watches=(watch,), processes=processes)

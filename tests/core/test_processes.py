@@ -17,7 +17,7 @@ from small_runs import request_, run, training_
 from torch import distributed as dist
 
 from acq.core.processes import ALONE, Processes, joined, started_by_torchrun
-from acq.core.values import Moments
+from acq.core.values import Moments, Record
 from acq.errors import RequestError, RunError
 from acq.runs.student_file import load
 
@@ -185,12 +185,17 @@ def test_a_run_that_two_processes_began_ends_in_one(scenes: Scenes) -> None:
     assert load(folder).classes == 5
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_killed_process_ends_the_run(scenes: Scenes) -> None:
-    """The main process fails with a line that says so, and leaves no summary."""
+    """The main process fails with a line that says so, and the run continues from its last step in one process."""
     code, killed = scenes.codes("killed")
     assert (code, killed) == (1, -signal.SIGKILL)
     assert "failed: another process of the run ended or does not answer" in scenes.said("killed", 0)
-    assert not (scenes.folder / "killed" / "run" / "summary.json").exists()
+    folder, records = scenes.folder / "killed" / "run", list[Record]()
+    assert not (folder / "summary.json").exists()
+    run(request_(), folder, resume=True, watches=(records.append,))
+    assert (records[0].phase, records[0].step) == ("images", 2)
+    assert load(folder).classes == 5
 
 
 def test_a_killed_main_process_ends_the_others(scenes: Scenes) -> None:

@@ -153,6 +153,14 @@ def test_a_finished_run_has_nothing_left(course: Course) -> None:
     assert_same(training.state(), course.states["conversion", 1])
 
 
+def test_two_runs_are_equal_bit_for_bit(course: Course) -> None:
+    """Equal settings and seeds give equal losses, weights, optimizers, images and random state."""
+    training = training_(**SETTINGS)
+    records = [without_seconds(record) for record in run_until(training, "images", 3)]
+    assert records == course.records[: len(records)]
+    assert_same(training.state(), course.states["images", 3])
+
+
 def test_another_seed_is_another_run(course: Course) -> None:
     """The seed decides weights of the generator and everything that is drawn."""
     records = [without_seconds(record) for record in run_until(training_(seed=1, **SETTINGS), "generator")]

@@ -117,14 +117,12 @@ def test_a_plan_is_inspected_without_training() -> None:
     """``inspect`` gives the plan that a run would use, and leaves the model as it is."""
     model = network("residual")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    config = acq.Config.create("default", {"device": "cpu", "bits": "w3a5", "layers": {"head.fc": "float"}})
-    prepared = acq.inspect(model, KNOWN, config)
-    plan = prepared.training.context.student.plan
+    known = {"input_size": KNOWN.input_size, "mean": KNOWN.mean, "std": KNOWN.std}
+    plan = acq.inspect(model, **known, bits="w3a5", settings={"layers": {"head.fc": "float"}})
     assert (plan.format.weight, plan.format.activation) == (3, 5)
     assert [node.name for node in plan.float_nodes] == ["head.fc"]
-    assert prepared.training.step == 0
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    assert acq.inspect(model, KNOWN).config == acq.Config.create()
+    assert acq.inspect(model, **known).format == acq.Config.create().format
 
 
 def test_a_network_is_evaluated_with_its_preprocessing(data: Path) -> None:

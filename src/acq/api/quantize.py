@@ -11,8 +11,8 @@ from rich.console import Console
 from torch import nn
 
 from acq.config import Config
-from acq.core.values import Preprocessing
-from acq.recipe import Prepared, Request, Result, prepare
+from acq.quantization.plan import Plan
+from acq.recipe import Request, Result, prepare
 from acq.recipe import quantize as run_recipe
 from acq.runs.progress import watching
 from acq.runs.session import Session, Watch
@@ -64,11 +64,7 @@ def quantize(
     Raises:
         RequestError: The request cannot be carried out; nothing was written.
     """
-    known = preprocessing_of(input_size, mean, std)
-    given = {"bits": bits, "seed": seed, "device": device}
-    config = Config.create(preset, settings or {}, {key: value for key, value in given.items() if value is not None})
-    origin = {"model": f"{type(model).__module__}:{type(model).__qualname__}"}
-    request = Request(model, known, config, origin)
+    request = _request(model, input_size, mean, std, preset, settings, bits=bits, seed=seed, device=device)
     with watching(Console(stderr=True)) if progress else nullcontext() as bars:
         watches = tuple(each for each in (bars, watch) if each is not None)
         folder = None if out is None else Path(out)
@@ -76,15 +72,46 @@ def quantize(
         return run_recipe(request, session, None if data is None else Path(data))
 
 
-def inspect(model: nn.Module, preprocessing: Preprocessing, config: Config | None = None) -> Prepared:
-    """What would become of every operator of a network; nothing is trained.
+def inspect(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    bits: str | None = None,
+    preset: str = "default",
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """What ``quantize`` would make of every operator of a network. Nothing is trained.
 
     Args:
-        model: A classifier with batch normalization.
-        preprocessing: Of its images.
-        config: The settings; the defaults if not given.
+        model: As for ``quantize``, like all other arguments.
+        input_size: Channels, height and width of its images.
+        mean: Of its normalisation.
+        std: Of its normalisation.
+        bits: Such as ``"w4a4"``, the default.
+        preset: ``fast``, ``default``, ``best`` or ``gdfq``.
+        settings: Nested as in a configuration file.
 
     Returns:
-        The run before its first step. ``print(prepared.training.context.student.plan)`` shows the plan.
+        The plan; ``print`` shows it as a table.
+
+    Raises:
+        RequestError: The network cannot be quantized.
     """
-    return prepare(Request(model, preprocessing, config or Config.create(), {}))
+    request = _request(model, input_size, mean, std, preset, settings, bits=bits, device="cpu")
+    return prepare(request).training.context.student.plan
+
+
+def _request(
+    model: nn.Module,
+    input_size: Sequence[int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    preset: str,
+    settings: Mapping[str, Any] | None,
+    **given: Any,
+) -> Request:
+    config = Config.create(preset, settings or {}, {key: value for key, value in given.items() if value is not None})
+    origin = {"model": f"{type(model).__module__}:{type(model).__qualname__}"}
+    return Request(model, preprocessing_of(input_size, mean, std), config, origin)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from acq import api, zoo
+from acq import zoo
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines, print_plan, print_table
 from acq.cli.requests import config_of, network_of
 from acq.config import Config
+from acq.recipe import Request, prepare
 
 
 @command(
@@ -38,7 +39,7 @@ def inspect(
         placement=placement, device="cpu",
     )  # fmt: skip
     network = network_of(model, checkpoint, model_args, input_size, mean, std)
-    context = api.inspect(network.model, network.preprocessing, settings).training.context
+    context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
     structure, plan = context.teacher.structure, context.student.plan
     if not as_json:
         print_plan(plan)

@@ -61,7 +61,7 @@ def make_run(folder: Path, *, stages: tuple[str, ...] = STAGES) -> Path:
 
 def add_latencies(folder: Path) -> None:
     rows = [
-        {"threads": threads, "batch": batch, "float_ms": 2.0 * batch, "integer_ms": 1.0 * batch, "ratio": 0.5}
+        {"threads": threads, "batch": batch, "float_ms": 2.0 * batch, "integer_ms": 1.0 * batch, "latency_ratio": 0.5}
         for threads in (1, 2)
         for batch in (1, 32)
     ]

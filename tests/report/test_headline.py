@@ -11,7 +11,7 @@ SUMMARY = {
     "threads": 1, "float_bytes": 1_000_000, "quantized_bytes": 150_000, "seconds": 65.4,
 }  # fmt: skip
 LATENCIES = [
-    {"threads": threads, "batch": batch, "float_ms": 2.0, "integer_ms": 1.234, "ratio": 0.617}
+    {"threads": threads, "batch": batch, "float_ms": 2.0, "integer_ms": 1.234, "latency_ratio": 0.617}
     for threads in (1, 2)
     for batch in (1, 32)
 ]

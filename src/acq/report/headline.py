@@ -93,7 +93,7 @@ def _latencies(latencies: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
             f"{row['float_ms']:.3g} → {row['integer_ms']:.3g} ms per image on {_threads(row['threads'])}"
             for row in rows
         ]
-        yield Figure("Latency", f"{100 * rows[0]['ratio']:.0f} %", f"of float on this CPU: {', '.join(times)}")
+        yield Figure("Latency", f"{100 * rows[0]['latency_ratio']:.0f} %", f"of float on this CPU: {', '.join(times)}")
 
 
 def _threads(count: int) -> str:

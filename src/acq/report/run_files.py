@@ -77,4 +77,4 @@ def damage_reported(path: Path, way_out: str = "quantize again") -> Iterator[Non
 def _latency(row: dict[str, Any]) -> dict[str, Any]:
     """The figures of one measurement, in milliseconds per batch."""
     counts = {name: int(row[name]) for name in ("threads", "batch")}
-    return {**counts, **{name: float(row[name]) for name in ("float_ms", "integer_ms", "ratio")}}
+    return {**counts, **{name: float(row[name]) for name in ("float_ms", "integer_ms", "latency_ratio")}}

@@ -97,13 +97,14 @@ class Distillation:
         return StepResult(losses, self.guard.fault() if is_reported(number, self.steps) else None)
 
     def state(self) -> dict[str, Any]:
-        """The optimizer."""
-        return {"optimizer": copy.deepcopy(self.optimizer.state_dict())}
+        """The optimizer, and the scales with which the guard compares."""
+        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "reference": dict(self.guard.reference)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.guard = RangeGuard(self.context.student)
+        device = self.context.rng.device
+        self.guard.reference = {name: value.to(device) for name, value in state["reference"].items()}
 
     def _set_learning_rates(self) -> None:
         """Rates of weights and biases in units of their layer's mean scale, which calibration has found."""

@@ -79,7 +79,7 @@ def statistics(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.bar(
             [x + 0.2 for x in places], [row["deviation"] for row in rows], 0.4, color=SECOND, label="standard deviation"
         )
-        axes.set(xlabel="batch norm, in order of execution", ylabel="distance, stored std")
+        axes.set(xlabel="batch norm, in order of execution", ylabel="distance, stored std", xlim=(0.4, len(rows) + 0.6))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
         return _svg(figure, "statistics")
@@ -114,7 +114,7 @@ def _plain(name: str) -> str:
 
 def _legend(axes: Axes) -> None:
     """Above the plot, where it hides nothing."""
-    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 @contextmanager

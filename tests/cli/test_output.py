@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from acq.cli.output import in_kilobytes, in_minutes, note, print_json, print_lines, print_table, shortened
+from acq.cli.output import note, print_json, print_lines, print_table, shortened
 
 
 def test_json_is_one_line_of_short_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,19 +50,3 @@ def test_a_note_is_one_line_and_quiet_has_none(capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == ["note: " + "word " * 60]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(400, "0 kB"), (1_076_136, "1,076 kB"), (9_999_999, "10,000 kB"), (18_600_000, "18.6 MB")]
-)
-def test_sizes_are_in_kilobytes_or_megabytes(count: int, text: str) -> None:
-    """From ten megabytes on the unit changes."""
-    assert in_kilobytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00 min"), (65, "1:05 min"), (59.6, "1:00 min"), (3700, "61:40 min")]
-)
-def test_durations_are_minutes_and_seconds(seconds: float, text: str) -> None:
-    """Seconds are rounded before minutes are taken, so no minute has 60 of them."""
-    assert in_minutes(seconds) == text

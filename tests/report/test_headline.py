@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from acq.report.headline import Figure, headline, in_kilobytes, in_minutes, margin
+from acq.report.headline import Figure, headline, margin
 
 SUMMARY = {
     "bits": "w4a4", "teacher_top1": 91.5, "top1": 90.0, "test_images": 1000, "agreement": 98.5, "device": "cpu",
@@ -70,9 +70,3 @@ def test_latency_is_that_of_single_images() -> None:
     )
     assert not named("Latency")
     assert not named("Latency", [row for row in LATENCIES if row["batch"] > 1])
-
-
-def test_sizes_and_times_as_text() -> None:
-    """Large sizes are in megabytes; seconds always have two digits."""
-    assert [in_kilobytes(count) for count in (1_999, 9_999_999, 18_600_000)] == ["2 kB", "10,000 kB", "18.6 MB"]
-    assert [in_minutes(seconds) for seconds in (5.2, 59.6, 3601)] == ["0:05 min", "1:00 min", "60:01 min"]

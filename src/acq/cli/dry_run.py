@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acq.cli.output import in_minutes, print_json, print_lines, print_plan
+from acq.cli.output import print_json, print_lines, print_plan
 from acq.config import Config
 from acq.core.memory import keep_freed_memory
+from acq.core.units import in_minutes
 from acq.files.images import read
 from acq.recipe import Prepared, Request, prepare
 from acq.training.calibration import Calibration

@@ -67,14 +67,3 @@ def shortened(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [shortened(part) for part in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def in_kilobytes(count: int) -> str:
-    """A number of bytes as text."""
-    return f"{count / 1e6:,.1f} MB" if count >= 10_000_000 else f"{count / 1e3:,.0f} kB"
-
-
-def in_minutes(seconds: float) -> str:
-    """A duration as text, such as 1:05 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min"

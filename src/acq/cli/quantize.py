@@ -9,10 +9,11 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
-from acq.cli.output import in_kilobytes, in_minutes, note, notes, print_json, print_lines
+from acq.cli.output import note, notes, print_json, print_lines
 from acq.cli.requests import config_of, data_path, json_object, network_of
 from acq.core.device import choose_device
 from acq.core.processes import joined, started_by_torchrun
+from acq.core.units import in_kilobytes, in_minutes
 from acq.errors import RequestError
 from acq.recipe import Request
 from acq.recipe import quantize as run_recipe

@@ -12,7 +12,8 @@ import typer
 from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
-from acq.cli.output import in_kilobytes, print_json, print_lines, print_table, shortened
+from acq.cli.output import print_json, print_lines, print_table, shortened
+from acq.core.units import in_kilobytes
 
 
 @command("acq export runs/first", "acq export runs/mine --raw-images --out deploy.onnx")

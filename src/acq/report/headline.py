@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acq.core.units import in_kilobytes, in_minutes
+
 _CONFIDENCE = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -55,17 +57,6 @@ def margin(percent: float, count: int) -> float:
     """
     share = percent / 100
     return 100 * _CONFIDENCE * math.sqrt(share * (1 - share) / count)
-
-
-def in_kilobytes(count: int) -> str:
-    """A number of bytes as text."""
-    return f"{count / 1e6:,.1f} MB" if count >= 10_000_000 else f"{count / 1e3:,.0f} kB"
-
-
-def in_minutes(seconds: float) -> str:
-    """A duration as text, such as 1:05 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min"
 
 
 def _accuracy(summary: Mapping[str, Any]) -> Figure:

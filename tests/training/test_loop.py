@@ -12,7 +12,6 @@ import pytest
 import torch
 from small_runs import assert_same, run_until, training_, without_seconds
 
-from acq.core.processes import ALONE
 from acq.core.values import Record
 from acq.errors import RunError
 from acq.runs import checkpoint
@@ -305,7 +304,7 @@ def test_going_back_does_not_turn_back_the_clock(monkeypatch: pytest.MonkeyPatch
 
 def on_an_accelerator(*phases: Counting) -> Training:
     stub = SimpleNamespace(
-        rng=SimpleNamespace(device=torch.device("cuda")), processes=ALONE, state=dict, restore=lambda state: None
+        rng=SimpleNamespace(device=torch.device("cuda")), any_process=bool, state=dict, restore=lambda state: None
     )
     return Training(stub, phases)  # type: ignore[arg-type]
 

@@ -126,6 +126,15 @@ class Context:
         gathered = [self.processes.gather(part, len(images)) for part in (logits, values[tap])]
         return gathered[0], gathered[1]
 
+    def require_rows(self, smallest: int) -> None:
+        """Check that every process has a pair of the smallest batch; RequestError where one has none."""
+        self.processes.require_rows(smallest)
+
+    def any_process(self, answer: bool) -> bool:
+        """Whether any process answers yes, because processors may round differently."""
+        (anywhere,) = self.processes.any(answer)
+        return anywhere
+
     def synchronize_student(self) -> None:
         """Give all processes the main one's student."""
         self.processes.synchronize(self.student.state_dict().values())

@@ -41,7 +41,7 @@ class Conversion:
         qualities = {name: self._quality_of(name, batches) for name in reversed(context.candidates)}
         selected, *others = qualities
         for other in others:  # earlier candidates
-            (worse,) = context.processes.any(qualities[selected].is_worse_than(qualities[other]))
+            worse = context.any_process(qualities[selected].is_worse_than(qualities[other]))
             selected = other if worse else selected
         context.student.load_state_dict(context.candidates[selected])
         context.candidates = {}

@@ -73,7 +73,7 @@ class Distillation:
         depthwise = context.teacher.structure.depthwise
         self.steps = number_or(settings.steps, 0 if depthwise else settings.auto_steps)
         self.batch = settings.batch_for(context.preprocessing.input_size)
-        context.processes.require_rows(self.batch)
+        context.require_rows(self.batch)
         self.optimizer = torch.optim.Adam(_parameter_groups(context.student, settings.scale_learning_rate), fused=True)
         self.guard = RangeGuard(context.student)
 

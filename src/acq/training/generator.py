@@ -67,7 +67,7 @@ class GeneratorTraining:
         self.steps = settings.steps
         size = context.preprocessing.input_size
         self.batch = number_or(settings.batch, images_that_fit(_USUAL_BATCH, size, pixels=PIXELS_AT_ONCE, least=4))
-        context.processes.require_rows(self.batch)
+        context.require_rows(self.batch)
         parameters = context.generator.parameters()
         self.optimizer = torch.optim.Adam(parameters, settings.learning_rate, betas=_BETAS, fused=True)
         self.detector = CollapseDetector()

@@ -67,7 +67,7 @@ class ImageRefinement:
         size = context.preprocessing.input_size
         self.count = number_or(settings.count, images_that_fit(_USUAL_COUNT, size, pixels=PIXELS_KEPT, least=16))
         self.batch = number_or(settings.batch, images_that_fit(_USUAL_BATCH, size, pixels=PIXELS_AT_ONCE, least=4))
-        context.processes.require_rows(self.count % self.batch or self.batch)  # the last batch is the smallest
+        context.require_rows(self.count % self.batch or self.batch)  # the last batch is the smallest
         self.steps = max(1, settings.steps * math.ceil(self.count / self.batch))
         self._origin: tuple[Tensor, Tensor] | None = None  # proposals and starting images of the first batch
         self._current: ImageBatch | None = None

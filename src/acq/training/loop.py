@@ -99,7 +99,7 @@ class Training:
             return None
         fault = nonfinite_losses(result.losses) or self._fault
         self._fault = None
-        (anywhere,) = self.context.processes.any(fault is not None)  # processors may round differently
+        anywhere = self.context.any_process(fault is not None)
         return fault or ("another process reports it" if anywhere else None)
 
     def _go_back(self, snapshot: Mapping[str, Any], fault: str) -> None:

@@ -124,7 +124,7 @@ def test_wide_formats_train_as_long_as_the_fast_preset(bits: str, easy: bool) ->
 def test_auto_is_spelled_out() -> None:
     """Automatic bits mean 4-bit activations and a mean of 4 bits unless given, and train the full steps."""
     config = Config.create("default", {"bits": "AUTO"})
-    assert (config.bits, config.budget, config.is_automatic) == ("wautoa4", 4.0, True)
+    assert (config.bits, config.budget) == ("wautoa4", 4.0)
     config = Config.create("default", {"bits": "wautoa8", "budget": 2.5})
     assert (config.bits, config.budget) == ("wautoa8", 2.5)
     assert config.student == Config.create().student

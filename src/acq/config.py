@@ -100,11 +100,6 @@ class Config(Section):
         powers_of_two = self.power_of_two_scales and self.placement == "deployable" and parsed.activation == 8
         return replace(parsed, reduce_range=self.reduce_range, power_of_two_scales=powers_of_two)
 
-    @property
-    def is_automatic(self) -> bool:
-        """Whether each layer gets bits of its own."""
-        return self.budget is not None
-
     def headline(self) -> dict[str, Any]:
         """The settings that a summary shows."""
         shown = {"bits", "placement", "first_last_bits", "add_bits", "preset", "precision", "seed"}

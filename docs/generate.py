@@ -21,7 +21,7 @@ from acq.cli import app
 from acq.config import PRESETS, Config
 from acq.export import graph  # noqa: F401  # registers the operators
 from acq.export.registry import OPERATORS
-from acq.quantization.operators import ROLES, Role
+from acq.network.operators import ROLES, Role
 
 DOCS = Path(__file__).parent
 WIDTH = 100  # of help texts

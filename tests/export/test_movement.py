@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from acq.export.graph import onnx_model
 from acq.export.movement import zero_pads
 from acq.network.names import name_of
+from acq.network.operators import PADS, operator_of
 from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
-from acq.quantization.operators import PADS, operator_of
 from acq.quantization.plan import plan
 
 

@@ -19,12 +19,12 @@ from acq.errors import RequestError
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
 from acq.export.registry import OPERATORS
+from acq.network.operators import operator_of
 from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
 from acq.quantization.integers import convert_to_integers
-from acq.quantization.operators import operator_of
 from acq.quantization.plan import Placement, plan
 from acq.quantization.student import Student
 

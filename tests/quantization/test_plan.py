@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from acq.errors import RequestError
 from acq.network.names import name_of
+from acq.network.operators import Role
 from acq.network.trace import shape_of, trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
 from acq.quantization.layers import QuantLayer
-from acq.quantization.operators import Role
 from acq.quantization.plan import NodePlan, Placement, Plan, plan
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import quantizers_off

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from acq.errors import RequestError
 from acq.network.names import name_of
+from acq.network.operators import Role
 from acq.network.trace import trace
-from acq.quantization.operators import Role
 from acq.quantization.roles import LayerWidth, Roles, assign_roles
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from acq.analysis.conditioning import Conditioning, GeneratorQuality
 from acq.analysis.sensitivity import Sensitivity
 from acq.config import Config
+from acq.network.operators import Role
 from acq.quantization.formats import NumberFormat
-from acq.quantization.operators import Role
 from acq.quantization.plan import NodePlan, Plan
 from acq.runs.samples import STAGES
 from acq.runs.summary import quality_figures

@@ -16,8 +16,8 @@ from acq.export.movement import zero_pads
 from acq.export.registry import OPERATORS, refused
 from acq.export.writer import Value, Writer, convolution_attributes
 from acq.network.names import name_of
+from acq.network.operators import operator_of
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
-from acq.quantization.operators import operator_of
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from acq.export.registry import argument, changed, input_of, moved, refused, writes
 from acq.export.writer import Value, Writer
-from acq.quantization.operators import PADS, operator_of
+from acq.network.operators import PADS, operator_of
 
 _END = 2**63 - 1  # ONNX's bound of a slice without an end
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}

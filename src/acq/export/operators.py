@@ -14,8 +14,8 @@ from torch import fx
 
 from acq.export.registry import argument, changed, input_of, moved, operand, refused, tiles, writes
 from acq.export.writer import Value, Writer, convolution_attributes
+from acq.network.operators import operator_of
 from acq.quantization.layers import pads_around, pair
-from acq.quantization.operators import operator_of
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -10,7 +10,7 @@ from torch import fx
 from acq.errors import RequestError
 from acq.export.writer import Value, Writer
 from acq.network.names import name_of
-from acq.quantization.operators import operator_of
+from acq.network.operators import operator_of
 
 Write = Callable[[Writer, fx.Node], Any]
 OPERATORS: dict[str, Write] = {}

@@ -9,9 +9,9 @@ from torch import Tensor, fx, nn
 from acq.core.batchnorm import batch_norm_affine
 from acq.core.values import Preprocessing
 from acq.network.names import name_of
+from acq.network.operators import Role
 from acq.network.trace import constant
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
-from acq.quantization.operators import Role
 from acq.quantization.plan import NodePlan, Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.roles import LAYERS

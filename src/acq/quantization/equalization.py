@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from acq.network.operators import HARDTANH, RELU, operator_of
 from acq.quantization.calibration import best_scale
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, scale_input_channels
-from acq.quantization.operators import HARDTANH, RELU, operator_of
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student, quantizers_off
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from acq.network.names import name_of
+from acq.network.operators import SUBTRACT, Role, operator_of
 from acq.quantization.layers import QuantLayer
-from acq.quantization.operators import SUBTRACT, Role, operator_of
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 

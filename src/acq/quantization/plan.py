@@ -16,9 +16,9 @@ from torch import Tensor, fx
 
 from acq.errors import RequestError
 from acq.network.names import name_of
+from acq.network.operators import Role, float_inputs, is_float, operator_of
 from acq.network.trace import shape_of
 from acq.quantization.formats import FULL_BITS, REDUCED_BITS, NumberFormat
-from acq.quantization.operators import Role, float_inputs, is_float, operator_of
 from acq.quantization.roles import WEIGHTED, LayerWidth, Roles, assign_roles
 
 Placement = Literal["deployable", "relu-only"]

@@ -12,9 +12,7 @@ from torch import fx
 
 from acq.errors import RequestError
 from acq.network.names import name_of
-from acq.network.trace import constant, shape_of
-from acq.quantization.formats import WIDTHS
-from acq.quantization.operators import (
+from acq.network.operators import (
     DIVIDE,
     GATED,
     PADS,
@@ -27,6 +25,8 @@ from acq.quantization.operators import (
     operator_of,
     sole_user,
 )
+from acq.network.trace import constant, shape_of
+from acq.quantization.formats import WIDTHS
 
 LayerWidth = int | Literal["float"]
 FLOAT: Literal["float"] = "float"

@@ -11,8 +11,8 @@ from acq.core.interpreter import KeepingInterpreter
 from acq.core.values import Preprocessing
 from acq.errors import nearest
 from acq.network.names import name_of
+from acq.network.operators import ROLES, operator_of
 from acq.quantization.layers import QuantLayer
-from acq.quantization.operators import ROLES, operator_of
 from acq.quantization.plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.roles import LAYERS

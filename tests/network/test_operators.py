@@ -6,7 +6,7 @@ import torch
 from helpers import traced
 
 from acq.network.names import name_of
-from acq.quantization.operators import ROLES, VOCABULARY, Role, float_inputs, is_constant, is_float, operator_of
+from acq.network.operators import ROLES, VOCABULARY, Role, float_inputs, is_constant, is_float, operator_of
 
 aten = torch.ops.aten
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acq.errors import RequestError
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
 from acq.export.registry import OPERATORS
@@ -237,29 +236,3 @@ def test_every_operator_has_a_case() -> None:
     graphs = [traced(group).graph for group in GROUPS] + [student.graph for student in students]
     seen = {operator_of(node) for graph in graphs for node in graph.nodes if node.op == "call_function"}
     assert set(OPERATORS) - seen <= SPELLINGS
-
-
-def _indices(x: Tensor) -> Tensor:
-    maxima, places = F.adaptive_max_pool2d(x, (2, 2), return_indices=True)
-    return maxima + places.float()
-
-
-@pytest.mark.parametrize(
-    ("operator", "words"),
-    [
-        (lambda x: torch.cumsum(F.relu(x), 1), "operator cumsum.default of node cumsum cannot be exported to ONNX; "),
-        (lambda x: F.interpolate(F.relu(x), scale_factor=2.2, mode="nearest"), "by factors that are not integers"),
-        (lambda x: F.interpolate(F.relu(x), (12, 18), mode="nearest"), "by factors that are not integers"),
-        (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), "with ceil_mode and padding that counts"),
-        (lambda x: F.adaptive_avg_pool2d(x, 3), "because its windows differ"),
-        (lambda x: torch.add(x, x, alpha=2), "with a factor of its own"),
-        (_indices, "for its indices"),
-    ],
-)
-def test_operators_without_an_equal_in_onnx_are_refused(operator: Callable[[Tensor], Tensor], words: str) -> None:
-    """The message names the node and the way out; nothing similar is written instead."""
-    graph = trace(Net([operator]), SHAPE)
-    student = build(graph, plan(graph, NumberFormat(4, 4)))
-    calibrate(student, [images(16, SHAPE)])
-    with pytest.raises(RequestError, match=words):
-        onnx_model(student)

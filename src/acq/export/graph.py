@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
 from torch import fx
 
 from acq.errors import RequestError
 from acq.export import movement, operators
+from acq.export.floating import FloatOperators, is_size
 from acq.export.movement import zero_pads
-from acq.export.registry import OPERATORS, refused
+from acq.export.registry import OPERATORS, NoFormError
 from acq.export.writer import Value, Writer, convolution_attributes
 from acq.network.names import name_of
 from acq.network.operators import operator_of
@@ -35,7 +38,8 @@ def onnx_model(
     """Convert a student to an ONNX model for any number of images.
 
     A quantized tensor becomes QuantizeLinear to bytes, a Clip if it has fewer than 8 bits, and DequantizeLinear.
-    Operators that only move values work on the bytes. Weights with up to 4 bits are stored as INT4, wider ones as INT8.
+    Operators that only move values work on the bytes. Operators without a form of their own are translated by
+    ``torch.onnx``, in floating point. Weights with up to 4 bits are stored as INT4, wider ones as INT8.
     Biases are floats, which are whole units of their accumulators after ``convert_to_integers``. The metadata hold the
     format, the normalisation and ``facts``.
 
@@ -52,10 +56,29 @@ def onnx_model(
     Raises:
         RequestError: An operator cannot be exported, or ``raw_images`` is set and the normalisation is unknown.
     """
+    student = student if _device(student).type == "cpu" else copy.deepcopy(student).cpu()
     writer = Writer(floating, _padded_for_convolutions(student))
-    pieces: dict[fx.Node, list[Value]] = {}
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, raw_images)
+    _write_nodes(writer, student)
+    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.classes])
+    nodes, constants = writer.finished([LOGITS])
+    graph = helper.make_graph(nodes, "acq", [entrance], [logits], initializer=constants)
+    opsets = [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(graph, producer_name="acq", ir_version=_IR_VERSION, opset_imports=opsets)
+    metadata = {**(facts or {}), **_metadata(student, raw_images)}
+    helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
+    return model
+
+
+def _device(student: Student) -> torch.device:
+    return next((value.device for value in student.state_dict().values()), torch.device("cpu"))
+
+
+def _write_nodes(writer: Writer, student: Student) -> None:
+    """Write every node of a student in its own form, or leave it to ``torch.onnx``."""
+    others = FloatOperators(student, _OPSET)
+    pieces: dict[fx.Node, list[Value]] = {}
     for node in student.graph.nodes:
         if node.op == "get_attr":
             tensor = student.get_buffer(str(node.target)).cpu().float().numpy()
@@ -65,22 +88,29 @@ def onnx_model(
         elif node.op == "call_function" and node.args and node.args[0] in pieces:
             source, place = node.args
             writer.values[node] = pieces[source][place]
-        elif node.op == "call_function" and _is_size(node):
+        elif node.op == "call_function" and is_size(node):
             continue  # shapes are known except for the number of images
         elif node.op == "call_function":
-            if operator_of(node) not in OPERATORS:
-                raise refused(node)
-            written = OPERATORS[operator_of(node)](writer, node)
-            (pieces if isinstance(written, list) else writer.values)[node] = written
+            written = _function(writer, node, others)
+            if isinstance(written, list):
+                pieces[node] = written
+            else:
+                writer.values[node] = written
         elif node.op == "output":
             writer.add("Identity", [writer.floats(node.args[0])], LOGITS)
-    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.classes])
-    graph = helper.make_graph(writer.nodes, "acq", [entrance], [logits], initializer=list(writer.constants.values()))
-    opsets = [helper.make_opsetid("", _OPSET)]
-    model = helper.make_model(graph, producer_name="acq", ir_version=_IR_VERSION, opset_imports=opsets)
-    metadata = {**(facts or {}), **_metadata(student, raw_images)}
-    helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
-    return model
+    others.write(writer)
+
+
+def _function(writer: Writer, node: fx.Node, others: FloatOperators) -> Value | list[Value]:
+    """An operator: in its own form where it has one for these arguments, otherwise in floating point."""
+    write = OPERATORS.get(operator_of(node))
+    if write is None or any(value in others and not others.is_float(value) for value in node.all_input_nodes):
+        return others.take(writer, node)
+    try:
+        written: Value | list[Value] = write(writer, node)
+    except NoFormError:
+        return others.take(writer, node)
+    return written
 
 
 def _entrance(writer: Writer, student: Student, raw_images: bool) -> tuple[onnx.ValueInfoProto, Value]:
@@ -142,11 +172,6 @@ def _padded_for_convolutions(student: Student) -> set[fx.Node]:
         return isinstance(module, QuantConv2d)
 
     return {node for node in student.graph.nodes if zero_pads(node) and all(map(takes_pads, node.users))}
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node returns a number, such as the number of images."""
-    return operator_of(node).startswith(("aten.sym_size", "_operator."))
 
 
 def _metadata(student: Student, raw_images: bool) -> dict[str, Any]:

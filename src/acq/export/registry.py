@@ -13,6 +13,12 @@ from acq.network.names import name_of
 from acq.network.operators import operator_of
 
 Write = Callable[[Writer, fx.Node], Any]
+
+
+class NoFormError(RequestError):
+    """An operator has no form of its own in a file with these arguments."""
+
+
 OPERATORS: dict[str, Write] = {}
 
 
@@ -33,10 +39,10 @@ def writes(*operators: str) -> Callable[[Write], Write]:
     return register
 
 
-def refused(node: fx.Node, why: str = "") -> RequestError:
+def refused(node: fx.Node, why: str = "") -> NoFormError:
     """The error of a node that cannot be written; ``why`` continues the sentence."""
     operator = operator_of(node).removeprefix("aten.")
-    return RequestError(
+    return NoFormError(
         f"operator {operator} of node {name_of(node)} cannot be exported to ONNX{why}; "
         "evaluate or load the run folder instead"
     )

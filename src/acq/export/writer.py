@@ -182,6 +182,20 @@ class Writer:
         self.values[node] = replace(value, floats=name, bounds=NO_BOUNDS)
         return name
 
+    def finished(self, outputs: Sequence[str]) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+        """The nodes that ``outputs`` need, each behind those that it reads, and their constants."""
+        producers = {name: node for node in self.nodes for name in node.output if name}
+        needed: set[str] = set()
+        waiting = list(outputs)
+        while waiting:
+            name = waiting.pop()
+            if name not in needed:
+                needed.update(producers[name].output if name in producers else [name])
+                waiting.extend(producers[name].input if name in producers else [])
+        nodes = [node for node in self.nodes if not needed.isdisjoint(node.output)]
+        constants = [value for name, value in self.constants.items() if name in needed]
+        return _in_order(nodes), constants
+
     def _dequantized(self, value: Value) -> str:
         assert value.bytes is not None
         assert value.qparams is not None
@@ -212,6 +226,23 @@ def convolution_attributes(
         "pads": (tuple(pads), NO_PADS),
     }
     return {"kernel_shape": list(kernel), **{name: value for name, (value, usual) in values.items() if value != usual}}
+
+
+def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Move nodes behind those whose outputs they read; those that are already there keep their order."""
+    missing = {name for node in nodes for name in node.output if name}
+    found: list[onnx.NodeProto] = []
+    waiting = list(nodes)
+    while waiting:
+        ready, later = [], []
+        for node in waiting:
+            if missing.isdisjoint(node.input):
+                missing.difference_update(node.output)
+                ready.append(node)
+            else:
+                later.append(node)
+        found, waiting = found + ready, later
+    return found
 
 
 def _bound(steps: float, zero_point: int, qmax: int) -> int:

@@ -120,7 +120,8 @@ def _bad_sizes(model: onnx.ModelProto) -> Iterator[str]:
     image[0].dim_value = images_at_once([side.dim_value for side in image[1:]])
     fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = image[0].dim_value
     inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in [*inferred.value_info, *inferred.output]}
+    values = (value for value in [*inferred.value_info, *inferred.output] if value.type.tensor_type.HasField("shape"))
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
     for name in (name for node in inferred.node for name in node.output if name):
         if not all(side.HasField("dim_value") for side in shapes.get(name, [onnx.TensorShapeProto.Dimension()])):
             yield f"has a value {name[:_NAME_LENGTH]!r} of unknown size"

@@ -30,16 +30,16 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
     """Train a student on ``count`` real images, drawn by the seed, and measure it on others."""
     prepared = prepare(Request(network.model, network.preprocessing, config, {}))
     training, context, known = prepared.training, prepared.training.context, network.preprocessing
-    size, classes = known.input_size, context.teacher.classes
-    images = read(real, input_size=size, classes=classes).images[:]
+    size, output = known.input_size, context.teacher.output
+    images = read(real, input_size=size, output=output).images[:]
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:count]
     pixels = from_bytes(images[chosen.numpy()], known).to(context.rng.device, memory_format=torch.channels_last)
     batch = context.teach(pixels)
-    context.dataset = SyntheticDataset(batch, batch.logits.argmax(1), pixels.new_zeros(len(pixels), 2))
+    context.dataset = SyntheticDataset(batch, output.answered(batch.logits), pixels.new_zeros(len(pixels), 2))
     training.current = "calibration"
     for _ in training.run():
         pass
-    labelled = read(data, input_size=size, classes=classes)
+    labelled = read(data, input_size=size, output=output)
     cost = cost_figures(training)
     return {
         "model": network.name,

@@ -46,7 +46,7 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
         for record in training.run():
             if (record.phase, record.step) == ("images", record.steps):
                 shared = key, training.state()
-        labelled = read(data, input_size=network.preprocessing.input_size, classes=context.teacher.classes)
+        labelled = read(data, input_size=network.preprocessing.input_size, output=context.teacher.output)
         figures, _ = measure(training, prepared.graph, labelled)
         yield {"model": network.name, **config.headline(), "settings": settings_of(config), **figures, **origin()}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from acq.core.outputs import Output
 from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
@@ -22,6 +23,7 @@ from acq.quantization.student import Student
 from acq.zoo.resnet import CifarResNet
 
 SIZE = (3, 16, 16)
+CLASSES = Output("class", 5)  # of the networks below
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, network
+from helpers import CLASSES, SIZE, network
 from small_runs import KNOWN
 from torch import nn
 
@@ -147,7 +147,7 @@ def test_a_run_and_its_file_are_evaluated_by_path(data: Path, tmp_path: Path) ->
     file = acq.export_onnx(student, tmp_path / "model.onnx").path
     assert acq.evaluate(tmp_path / "run", data) == acq.evaluate(str(file), data) == acq.evaluate(student, data)
     targets = [api.target(place) for place in (student, tmp_path / "run", file)]
-    assert [target.classes for target in targets] == [5] * 3
+    assert [target.output for target in targets] == [CLASSES] * 3
     assert {target.preprocessing for target in targets} == {student.preprocessing}
     with pytest.raises(acq.RequestError, match="there is no file"):
         acq.evaluate("none.onnx", data)

@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from acq.config import Config
+from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.export.graph import onnx_model
@@ -107,7 +108,7 @@ def student_part(name: str) -> Callable[[Path], bytes]:
 
 
 def read_image_file(path: Path) -> object:
-    return read(path.parents[1], input_size=(3, 8, 8), classes=2).images[:]
+    return read(path.parents[1], input_size=(3, 8, 8), output=Output("class", 2)).images[:]
 
 
 def read_student(path: Path) -> object:
@@ -131,7 +132,7 @@ def read_signed_checkpoint(path: Path) -> object:
 
 
 READERS = {
-    "npz": Reader("a.npz", npz, lambda path: read(path, input_size=(3, 8, 8), classes=3)),
+    "npz": Reader("a.npz", npz, lambda path: read(path, input_size=(3, 8, 8), output=Output("class", 3))),
     "image file": Reader("0/a.png", image_file, read_image_file),
     "settings": Reader("a.yaml", lambda _: YAML, lambda path: Config.create("default", read_settings(path))),
     "pickle": Reader("a.pth", torch_file, load_state),

@@ -74,10 +74,10 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
         config = config.with_layers(chosen)
     teacher = Teacher(graph).to(device)
     student = build(graph, plan(graph, config.format, config.placement, config.layers), known)
-    generator = make_generator(made.kind, known, teacher.classes, made.noise_dim, made.width, config.seed)
+    generator = make_generator(made.kind, known, teacher.output.answers, made.noise_dim, made.width, config.seed)
     context = Context(
         teacher, generator.to(device), student.to(device), known,
-        ConditionSampler(made.noise_dim, teacher.classes, made.centre_std),
+        ConditionSampler(made.noise_dim, teacher.output.answers, made.centre_std),
         torch.Generator(device).manual_seed(config.seed), config.precision == "mixed", processes,
     )  # fmt: skip
     phases: list[Phase] = [
@@ -98,7 +98,7 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     prepared = prepare(request, session.processes)
     config, training, known = prepared.config, prepared.training, request.preprocessing
     teacher, main = training.context.teacher, session.processes.is_main
-    labelled = None if data is None or not main else read(data, input_size=known.input_size, classes=teacher.classes)
+    labelled = None if data is None or not main else read(data, input_size=known.input_size, output=teacher.output)
     record = {
         "origin": dict(request.origin),
         "teacher": weights_hash(teacher),

@@ -5,7 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from acq.core.evaluate import accuracy, eval_mode, evaluating
+from acq.core.outputs import Output
 from acq.errors import RequestError
+
+THREE = Output("class", 3)
 
 
 class Mixed(nn.Module):
@@ -27,8 +30,8 @@ def scores(choices: list[int]) -> Tensor:
 def test_accuracy_is_the_share_of_right_guesses_in_percent() -> None:
     """Three of four right is 75, however the images are batched."""
     images, labels = scores([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])
-    whole = accuracy(nn.Identity(), [(images, labels)])
-    parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True))
+    whole = accuracy(nn.Identity(), [(images, labels)], THREE)
+    parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True), THREE)
     assert whole == parts == 75
 
 
@@ -38,7 +41,7 @@ def test_evaluation_leaves_the_module_as_it_was() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     seen: list[tuple[bool, bool]] = []
     network.norm.register_forward_hook(lambda module, _, y: seen.append((module.training, y.requires_grad)))
-    accuracy(network, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))])
+    accuracy(network, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))], THREE)
     assert seen == [(False, False)]
     assert [part.training for part in network.modules()] == [True, True, True, False]
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -60,7 +63,7 @@ def test_modes_are_restored_when_the_network_fails() -> None:
     """An exception in the network does not leave it in another mode."""
     network = Mixed()
     with pytest.raises(RuntimeError):
-        accuracy(network, [(torch.randn(5, 9), torch.zeros(5))])
+        accuracy(network, [(torch.randn(5, 9), torch.zeros(5))], THREE)
     assert network.training
     assert not network.linear.training
 
@@ -68,4 +71,4 @@ def test_modes_are_restored_when_the_network_fails() -> None:
 def test_nothing_to_evaluate_is_a_wrong_request() -> None:
     """No image gives no figure."""
     with pytest.raises(RequestError, match="no images"):
-        accuracy(nn.Identity(), [])
+        accuracy(nn.Identity(), [], THREE)

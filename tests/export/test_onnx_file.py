@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from helpers import SIZE, images, student_of
+from helpers import CLASSES, SIZE, images, student_of
 
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
@@ -46,7 +46,7 @@ def test_the_file_returns_the_students_logits(student: Student, tmp_path: Path, 
     made = export_onnx(student, tmp_path / "model.onnx", images(8), raw_images=raw)
     engine = Engine(made.path)
     assert engine.raw == raw
-    assert (engine.preprocessing, engine.classes) == (KNOWN, 5)
+    assert (engine.preprocessing, engine.output) == (KNOWN, CLASSES)
     pixels = torch.randint(256, (7, 16, 16, 3), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (KNOWN.mean, KNOWN.std))
     normalised = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from acq.core.outputs import Output
 from acq.core.pixels import from_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.arrays import CIFAR_RECORD
 from acq.files.images import LabelledImages, batches, read
 
+THREE = Output("class", 3)
 COLOUR = Preprocessing((3, 8, 10), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
@@ -51,10 +53,10 @@ def cifar_folder(path: Path) -> tuple[Path, Any]:
 def test_every_form_gives_images_and_labels(tmp_path: Path, make: Any) -> None:
     """uint8 [N, H, W, C] and int64 [N]; a limit keeps the first."""
     path, size = make(tmp_path)
-    data = read(path, input_size=size, classes=3)
+    data = read(path, input_size=size, output=THREE)
     assert (data.images[:].shape, data.images[:].dtype) == ((3, *size[1:], 3), np.uint8)
     assert (data.labels.tolist(), data.labels.dtype) == ([0, 1, 2], np.int64)
-    first = read(path, input_size=size, classes=3, limit=2)
+    first = read(path, input_size=size, output=THREE, limit=2)
     assert len(first) == 2
     assert np.array_equal(first.images[:], data.images[:2])
 
@@ -78,7 +80,7 @@ def test_data_that_does_not_fit_the_network_is_refused(
     """One line names the file, the fact and the way out."""
     np.savez(tmp_path / "d.npz", images=images, labels=labels)
     with pytest.raises(RequestError, match=fact) as caught:
-        read(tmp_path / "d.npz", input_size=COLOUR.input_size, classes=3)
+        read(tmp_path / "d.npz", input_size=COLOUR.input_size, output=THREE)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -88,13 +90,13 @@ def test_other_paths_say_what_to_give(tmp_path: Path, name: str, fact: str) -> N
     """A missing path and an unknown kind of file."""
     (tmp_path / "d.npy").touch()
     with pytest.raises(RequestError, match=rf"{fact}.*; give a \.npz file, a folder"):
-        read(tmp_path / name, input_size=COLOUR.input_size, classes=3)
+        read(tmp_path / name, input_size=COLOUR.input_size, output=THREE)
 
 
 def test_a_limit_is_at_least_one(tmp_path: Path) -> None:
     """An evaluation without images is refused."""
     with pytest.raises(RequestError, match="at least 1"):
-        read(tmp_path, input_size=COLOUR.input_size, classes=3, limit=0)
+        read(tmp_path, input_size=COLOUR.input_size, output=THREE, limit=0)
 
 
 @given(st.integers(1, 12))

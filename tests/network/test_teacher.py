@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import SIZE, Head, conv, images, network, traced
+from helpers import CLASSES, SIZE, Head, conv, images, network, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -228,7 +228,7 @@ def test_outputs_are_independent() -> None:
 def test_a_teacher_knows_its_classes_and_features() -> None:
     """The number of classes is the width of the logits, and features have a public name."""
     teacher = Teacher(traced("residual"))
-    assert (teacher.classes, teacher.features) == (5, "middle.2.relu_2")
+    assert (teacher.output, teacher.features) == (CLASSES, "middle.2.relu_2")
 
 
 @pytest.mark.parametrize("batch_statistics", [False, True])

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from helpers import NETWORKS, images, network, student_of, traced
+from helpers import CLASSES, NETWORKS, images, network, student_of, traced
 
 from acq.network.names import name_of
 from acq.quantization.build import build
@@ -39,7 +39,7 @@ def test_modules_are_listed_in_order_by_public_name() -> None:
 def test_size_and_classes_are_those_of_the_graph() -> None:
     """They need no preprocessing."""
     student = student_of("resnet")
-    assert (student.input_size, student.classes) == ((3, 16, 16), 5)
+    assert (student.input_size, student.output) == ((3, 16, 16), CLASSES)
 
 
 def test_taps_are_the_teachers_tensors() -> None:

@@ -13,7 +13,7 @@ from acq.synthesis.augmentation import augment
 from acq.synthesis.condition import ConditionSampler
 from acq.synthesis.dataset import DistillationBatch, SyntheticDataset, augmented, generate, teach
 
-CONDITIONS = ConditionSampler(noise_dim=3, classes=5, centre_std=0.2)
+CONDITIONS = ConditionSampler(noise_dim=3, answers=5, centre_std=0.2)
 
 
 def rng(seed: int = 0) -> torch.Generator:

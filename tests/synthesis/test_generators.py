@@ -27,7 +27,7 @@ def made(kind: str, size: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> 
 
 
 def drawn(pairs: int = 3, seed: int = 0) -> Condition:
-    return ConditionSampler(noise_dim=6, classes=5, centre_std=0.2).draw(pairs, torch.Generator().manual_seed(seed))
+    return ConditionSampler(noise_dim=6, answers=5, centre_std=0.2).draw(pairs, torch.Generator().manual_seed(seed))
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,7 +33,7 @@ def batch_(seed: int = 0, **changes: object) -> GeneratorBatch:
     )
     moments = (Moments(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])),)
     eval_output = output(seed=seed, moments=moments)
-    made = GeneratorBatch(condition, torch.zeros(4, 3, 8, 8), eval_output, output(seed=seed + 1), moments)
+    made = GeneratorBatch(condition, torch.zeros(4, 3, 8, 8), eval_output, output(seed=seed + 1), moments, CLASSES)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from helpers import student_of
 
+from acq.core.outputs import Output
 from acq.core.values import TeacherOutput
 from acq.training.guards import CollapseDetector, RangeGuard, nonfinite_losses
+
+THREE = Output("class", 3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -60,7 +63,7 @@ def batch(right: float, spread: float, requested: float = 1.0) -> tuple[torch.Te
 @pytest.mark.parametrize(("name", "fallen"), [("labels", (0.1, 1.0)), ("centres", (0.9, 0.1))])
 def test_a_generator_that_collapses_is_reported(name: str, fallen: tuple[float, float]) -> None:
     """Labels or centres that fall away, once labels were right, are named within twenty steps."""
-    detector = CollapseDetector()
+    detector = CollapseDetector(THREE)
     assert [detector.fault(*batch(0.9, 1.0)) for _ in range(40)] == [None] * 40
     found = [detector.fault(*batch(*fallen)) for _ in range(20)]
     first = next(fault for fault in found if fault is not None)
@@ -69,20 +72,20 @@ def test_a_generator_that_collapses_is_reported(name: str, fallen: tuple[float, 
 
 def test_a_generator_that_has_not_learned_yet_cannot_collapse() -> None:
     """Centres may do anything until half of the labels are right."""
-    detector = CollapseDetector()
+    detector = CollapseDetector(THREE)
     steps = [(0.1, 2.0)] * 30 + [(0.1, 0.01)] * 30 + [(0.4, 0.3)] * 30
     assert [detector.fault(*batch(*step)) for step in steps] == [None] * 90
 
 
 def test_centres_that_all_ask_for_the_middle_are_no_collapse() -> None:
     """Where no spread is requested, none is missed."""
-    detector = CollapseDetector()
+    detector = CollapseDetector(THREE)
     assert [detector.fault(*batch(0.9, 1.0, requested=0.0)) for _ in range(40)] == [None] * 40
 
 
 def test_a_detector_is_restored() -> None:
     """Another detector with the same state sees the same, and the state is a snapshot."""
-    first, second = CollapseDetector(), CollapseDetector()
+    first, second = CollapseDetector(THREE), CollapseDetector(THREE)
     for _ in range(30):
         first.fault(*batch(0.9, 1.0))
     state = first.state()

@@ -71,7 +71,9 @@ def test_a_step_descends_the_losses_of_jittered_images() -> None:
     batch = start(proposals, condition, KNOWN, scene=0.5, learning_rate=0.1, rng=rng)
     moved, asked = jitter(batch.images(KNOWN), condition, rng)
     output = context.teacher.read(moved, asked.label, moments=True)
-    _, losses = total(GeneratorBatch(asked, moved, output, None, context.teacher.stored_moments), weights)
+    _, losses = total(
+        GeneratorBatch(asked, moved, output, None, context.teacher.stored_moments, context.teacher.output), weights
+    )
     found = phase.step(0, 1.0).losses
     torch.testing.assert_close(dict(found), losses)
     assert torch.equal(context.rng.get_state(), rng.get_state())

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from helpers import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from acq.training.losses import feature_match, logit_match, probability_match, student_losses, weighted_sum
+from acq.training import losses
+from acq.training.losses import feature_match, student_losses, weighted_sum
 
 Formula = Callable[[Tensor, Tensor], Tensor]
+logit_match: Formula = partial(losses.logit_match, output=CLASSES)
+probability_match: Formula = partial(losses.probability_match, output=CLASSES)
 FORMULAS: list[Formula] = [logit_match, probability_match, feature_match]
 
 
@@ -88,11 +93,11 @@ def test_logits_match_is_the_limit_of_a_high_temperature() -> None:
 def test_losses_are_computed_by_name() -> None:
     """Logits and features enter the formulas of their name, and a weight of zero leaves one out."""
     student, teacher = ((torch.randn(6, 5), torch.randn(6, 3, 2, 2)) for _ in range(2))
-    found = student_losses(student, teacher, {"logits": 1.0, "probabilities": 0.1, "features": 2.0})
+    found = student_losses(student, teacher, {"logits": 1.0, "probabilities": 0.1, "features": 2.0}, CLASSES)
     assert found["logits"] == logit_match(student[0], teacher[0])
     assert found["probabilities"] == probability_match(student[0], teacher[0])
     assert found["features"] == feature_match(student[1], teacher[1])
-    fewer = student_losses(student, teacher, {"logits": 0.0, "probabilities": 0.0, "features": 2.0})
+    fewer = student_losses(student, teacher, {"logits": 0.0, "probabilities": 0.0, "features": 2.0}, CLASSES)
     assert fewer == {"features": found["features"]}
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import images, student_of, traced
+from helpers import CLASSES, images, student_of, traced
 
 from acq.network.teacher import Teacher
 from acq.synthesis.dataset import DistillationBatch, teach
@@ -27,10 +27,10 @@ def test_the_quality_is_what_training_descends() -> None:
     for batch in batches:
         with torch.no_grad():
             logits, values = student.read(batch.images, (tap,))
-        found = student_losses((logits, values[tap]), (batch.logits, batch.features), WEIGHTS)
+        found = student_losses((logits, values[tap]), (batch.logits, batch.features), WEIGHTS, CLASSES)
         losses.append(weighted_sum(found, WEIGHTS).item())
-        assert quality(student, tap, [batch], WEIGHTS).loss == pytest.approx(losses[-1])
-    both = quality(student.train(), tap, batches, WEIGHTS)
+        assert quality(student, tap, [batch], WEIGHTS, CLASSES).loss == pytest.approx(losses[-1])
+    both = quality(student.train(), tap, batches, WEIGHTS, CLASSES)
     assert both.loss == pytest.approx((8 * losses[0] + 4 * losses[1]) / 12)
     same = sum(int((student(batch.images).argmax(1) == batch.logits.argmax(1)).sum()) for batch in batches)
     assert both.agreement == pytest.approx(100 * same / 12)
@@ -42,7 +42,7 @@ def test_the_majority_is_counted_over_all_batches() -> None:
     batches = [
         DistillationBatch(x := torch.zeros(len(found), 1), torch.eye(5)[found], x) for found in ([0, 1, 1], [1, 2])
     ]
-    assert majority_share(batches) == 60
+    assert majority_share(batches, CLASSES) == 60
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_small_differences_are_not_worse(loss: float, agreement: float, is_worse
 )
 def test_chance_is_what_a_single_class_gives(agreement: float, most: float, is_at_chance: bool) -> None:
     """The final student counts, and nothing is said where the teacher gives one class to most images."""
-    assert selection(final=StudentQuality(1.0, agreement), most=most).is_at_chance == is_at_chance
+    assert selection(final=StudentQuality(1.0, agreement), most=most).is_at_chance(CLASSES) == is_at_chance
 
 
 def test_a_selection_is_restored() -> None:
@@ -73,16 +73,16 @@ def test_a_selection_is_restored() -> None:
 def test_training_in_vain_is_a_warning() -> None:
     """Both figures are given, and a smaller rate; there is no warning where the last candidate was kept."""
     made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", GOOD, 10.0)
-    (text,) = warnings_about(made, 0.03)
+    (text,) = warnings_about(made, 0.03, CLASSES)
     assert "increased the student's loss from 0.1 to 1 and changed agreement from 100.0 to 60.0 %" in text
     assert "the calibrated student is kept" in text
     assert "student.learning_rate=0.01," in text
-    assert warnings_about(selection(), 0.03) == []
-    assert warnings_about(Selection({"calibrated": GOOD}, "calibrated", GOOD, 10.0), 0.03) == []
+    assert warnings_about(selection(), 0.03, CLASSES) == []
+    assert warnings_about(Selection({"calibrated": GOOD}, "calibrated", GOOD, 10.0), 0.03, CLASSES) == []
 
 
 def test_a_student_of_no_use_is_a_warning() -> None:
-    """Its agreement is given beside that of a student that always names the same class."""
-    (text,) = warnings_about(selection(final=StudentQuality(1.0, 3.0), most=20.0), 0.03)
+    """Its agreement is given beside that of a student that always answers the same."""
+    (text,) = warnings_about(selection(final=StudentQuality(1.0, 3.0), most=20.0), 0.03, CLASSES)
     assert "of no use: it agrees with the teacher on 3.0 %" in text
-    assert "always names the same class on 20.0 %" in text
+    assert "always answers the same on 20.0 %" in text

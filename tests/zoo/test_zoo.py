@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from acq.core.evaluate import accuracy
+from acq.core.outputs import Output
 from acq.errors import RequestError
 from acq.files.images import batches, read
 from acq.zoo import builtin_names, facts, looks_like_path, resolve, sample_of
@@ -15,6 +16,7 @@ from acq.zoo.registry import BUILTINS
 from acq.zoo.resnet import resnet20
 
 SIZE = (3, 16, 16)
+TEN = Output("class", 10)
 
 
 @pytest.fixture
@@ -69,8 +71,8 @@ def test_an_absent_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
 def test_the_public_resnet20_keeps_its_accuracy(shared: Callable[[str], Path]) -> None:
     """The public checkpoint in the built-in network has 91.5 % top-1 on the first 1,000 test images."""
     network = resolve("resnet20-cifar10", checkpoint=shared("resnet20-cifar10.safetensors"))
-    data = read(shared("cifar10-test.npz"), input_size=network.preprocessing.input_size, classes=10, limit=1000)
-    assert accuracy(network.model, batches(data, network.preprocessing)) == pytest.approx(91.5, abs=0.11)
+    data = read(shared("cifar10-test.npz"), input_size=network.preprocessing.input_size, output=TEN, limit=1000)
+    assert accuracy(network.model, batches(data, network.preprocessing), TEN) == pytest.approx(91.5, abs=0.11)
 
 
 def test_the_bundled_weights_classify_the_bundled_sample() -> None:
@@ -78,9 +80,9 @@ def test_the_bundled_weights_classify_the_bundled_sample() -> None:
     sample = sample_of("resnet20-cifar10")
     assert sample is not None
     network = resolve("resnet20-cifar10")
-    data = read(sample, input_size=network.preprocessing.input_size, classes=10)
+    data = read(sample, input_size=network.preprocessing.input_size, output=TEN)
     assert len(data) == 1000
-    assert accuracy(network.model, batches(data, network.preprocessing)) >= 90
+    assert accuracy(network.model, batches(data, network.preprocessing), TEN) >= 90
 
 
 def test_only_networks_with_a_sample_have_one() -> None:

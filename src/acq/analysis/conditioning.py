@@ -28,8 +28,8 @@ class Conditioning:
 
     Attributes:
         correlation: Pearson's correlation of requested and realised centres, on the worse of the two axes.
-        spread: Standard deviation of realised centres within a class, mean over axes and classes.
-        label_agreement: Share of images in which the teacher sees the requested class.
+        spread: Standard deviation of realised centres of one answer, mean over axes and answers.
+        label_agreement: Share of images to which the teacher gives the requested answer.
         eval_train_similarity: Mean cosine of the attention maps with running and with batch statistics.
     """
 
@@ -55,7 +55,8 @@ class GeneratorQuality:
     Attributes:
         conditioning: How closely they follow their conditions.
         pair_distance: Mean relative distance of the pooled features of two images with one condition.
-        agreement: Percentage of images for which student and teacher name the same class.
+        agreement: Percentage of images for which student and teacher name the same class, or of labels to which they
+            say the same.
     """
 
     conditioning: Conditioning
@@ -78,12 +79,10 @@ def generator_quality(
             condition = conditions.draw(_BATCH // 2, rng)
             batch = _read(teacher, generator(condition), condition)
             here, there = batch.eval_output.features.mean((2, 3)).chunk(2)
-            same = student(batch.images).argmax(1) == batch.eval_output.logits.argmax(1)
+            same = teacher.output.same(student(batch.images), batch.eval_output.logits)
             columns.append({**_measured(batch), "distance": relative_distance(here, there), "same": same})
     merged = _merged(columns)
-    return GeneratorQuality(
-        _conditioning(merged), merged["distance"].mean().item(), 100 * merged["same"].float().mean().item()
-    )
+    return GeneratorQuality(_conditioning(merged), merged["distance"].mean().item(), 100 * merged["same"].mean().item())
 
 
 def dataset_conditioning(teacher: Teacher, dataset: SyntheticDataset) -> tuple[Conditioning, Centres]:
@@ -102,7 +101,7 @@ def _batches(teacher: Teacher, dataset: SyntheticDataset) -> Iterator[GeneratorB
 def _read(teacher: Teacher, images: Tensor, condition: Condition) -> GeneratorBatch:
     eval_output = teacher.read(images, condition.label)
     train_output = teacher.read(images, condition.label, batch_statistics=True)
-    return GeneratorBatch(condition, images, eval_output, train_output, teacher.stored_moments)
+    return GeneratorBatch(condition, images, eval_output, train_output, teacher.stored_moments, teacher.output)
 
 
 def _measured(batch: GeneratorBatch) -> dict[str, Tensor]:
@@ -113,7 +112,7 @@ def _measured(batch: GeneratorBatch) -> dict[str, Tensor]:
         "label": batch.condition.label,
         "requested": batch.condition.centre,
         "realised": batch.eval_output.centre,
-        "class": batch.eval_output.logits.argmax(1),
+        "came true": batch.output.came_true(batch.eval_output.logits, batch.condition.label),
         "similarity": F.cosine_similarity(*maps),
     }
 
@@ -127,7 +126,7 @@ def _conditioning(columns: dict[str, Tensor]) -> Conditioning:
     return Conditioning(
         correlation=correlation(columns["requested"], columns["realised"]).min().item(),
         spread=spread(columns["realised"], columns["label"]),
-        label_agreement=(columns["class"] == columns["label"]).float().mean().item(),
+        label_agreement=columns["came true"].float().mean().item(),
         eval_train_similarity=columns["similarity"].mean().item(),
     )
 

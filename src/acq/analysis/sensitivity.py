@@ -31,7 +31,7 @@ class Sensitivity:
         high: Largest value that the quantizer represents; None without one.
         output_snr_db: Signal to quantization noise ratio of the tensor, in dB.
         logits_snr_db: Signal to quantization noise ratio of the logits, in dB.
-        agreement: Percentage of images that keep the class of the float network.
+        agreement: Percentage of images that keep the class of the float network, or of labels that keep its answer.
     """
 
     layer: str
@@ -58,7 +58,9 @@ def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivi
     if not batches:
         raise ValueError("sensitivities need at least one batch of images")
     places, bits = list(_places(student)), {node.name: node.weight_bits for node in student.plan.nodes}
-    sums = torch.zeros(len(places), 5, dtype=torch.float64)  # of the columns of _compared
+    sums = torch.zeros(
+        len(places), 5, dtype=torch.float64
+    )  # _energies, and the number of images that keep their answer
     with evaluating(student):
         for batch in batches:
             with quantizers_off(student):
@@ -66,7 +68,8 @@ def sensitivities(student: Student, batches: Sequence[Tensor]) -> list[Sensitivi
                 for row, place in zip(sums, places, strict=True):
                     with _enabled(place):
                         found, quantized = student.read(batch, (place.tap,))
-                    row += _compared(values[place.tap], quantized[place.tap], logits, found)
+                    energies = _energies(values[place.tap], quantized[place.tap], logits, found)
+                    row += torch.stack([*energies, student.output.same(found, logits).sum().double()]).cpu()
     count = sum(map(len, batches))
     rows = zip(places, sums.tolist(), strict=True)
     return [_described(place, bits.get(place.name), row, count) for place, row in rows]
@@ -120,11 +123,9 @@ def _enabled(place: _Place) -> Iterator[None]:
             quantizer.enabled = False
 
 
-def _compared(values: Tensor, quantized: Tensor, logits: Tensor, found: Tensor) -> Tensor:
-    """Energy of signal and noise of the tensor, the same of the logits, and the number of images of one class: [5]."""
-    energies = [values, quantized - values, logits, found - logits]
-    same = (found.argmax(1) == logits.argmax(1)).sum()
-    return torch.stack([*(value.double().square().sum() for value in energies), same.double()]).cpu()
+def _energies(values: Tensor, quantized: Tensor, logits: Tensor, found: Tensor) -> list[Tensor]:
+    """The energy of signal and noise of the tensor, and the same of the logits."""
+    return [value.double().square().sum() for value in (values, quantized - values, logits, found - logits)]
 
 
 def _described(place: _Place, weight_bits: int | None, row: Sequence[float], count: int) -> Sensitivity:

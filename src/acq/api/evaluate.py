@@ -12,10 +12,11 @@ from torch import nn
 from acq.api.files import engine, load
 from acq.core.device import choose_device
 from acq.core.evaluate import Classifier, accuracy
+from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
-from acq.network.trace import classes_of, trace
+from acq.network.trace import output_of, trace
 from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.runs.folder import require_run
@@ -32,26 +33,26 @@ class Target:
     Attributes:
         network: Normalised images [N, C, H, W] to logits [N, K].
         preprocessing: Of its images.
-        classes: Number of classes.
+        output: How the logits decide.
         model: Name of the network that it came from; empty where unknown.
         device: Where it runs.
     """
 
     network: Classifier
     preprocessing: Preprocessing
-    classes: int
+    output: Output
     model: str
     device: torch.device
 
-    def top1(self, data: Path, limit: int | None = None) -> tuple[float, int]:
-        """Top-1 accuracy in percent on labelled images, and the number of images.
+    def accuracy(self, data: Path, limit: int | None = None) -> tuple[float, int]:
+        """Accuracy in percent on labelled images, and the number of images.
 
         Args:
             data: An ``.npz`` file or a folder of classes.
             limit: Evaluate only the first images.
         """
-        images = read(data, input_size=self.preprocessing.input_size, classes=self.classes, limit=limit)
-        return accuracy(self.network, batches(images, self.preprocessing), self.device), len(images)
+        images = read(data, input_size=self.preprocessing.input_size, output=self.output, limit=limit)
+        return accuracy(self.network, batches(images, self.preprocessing), self.output, self.device), len(images)
 
 
 def evaluate(
@@ -62,7 +63,7 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
 ) -> float:
-    """Top-1 accuracy in percent on labelled images.
+    """Accuracy in percent on labelled images: top-1 of classes, or the mean over labels.
 
     Args:
         network: A student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
@@ -75,7 +76,7 @@ def evaluate(
         RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
     """
     found = target(network, preprocessing=preprocessing, device=device)
-    return found.top1(Path(data), limit)[0]
+    return found.accuracy(Path(data), limit)[0]
 
 
 def target(
@@ -101,8 +102,8 @@ def target(
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
-        classes = classes_of(trace(network, preprocessing.input_size))
-        return Target(network, preprocessing, classes, "", next(network.parameters()).device)
+        output = output_of(trace(network, preprocessing.input_size))
+        return Target(network, preprocessing, output, "", next(network.parameters()).device)
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx"
     if (is_file or path.is_dir()) and any(value is not None for value in options.values()):
@@ -116,14 +117,14 @@ def target(
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
     named = resolve(str(network), **options)
     graph = trace(named.model, named.preprocessing.input_size).to(place)
-    return Target(graph, named.preprocessing, classes_of(graph), str(network), place)
+    return Target(graph, named.preprocessing, output_of(graph), str(network), place)
 
 
 def _of_student(student: Student, model: str, known: Preprocessing | None, device: torch.device) -> Target:
     known = known or student.preprocessing
     if known is None:
         raise RequestError("the normalisation of this student's images is not known; give preprocessing")
-    return Target(student, known, student.classes, model, device)
+    return Target(student, known, student.output, model, device)
 
 
 def _of_file(file: Engine, path: str | Path, known: Preprocessing | None, device: str) -> Target:
@@ -132,4 +133,4 @@ def _of_file(file: Engine, path: str | Path, known: Preprocessing | None, device
     known = known or file.preprocessing
     if known is None:
         raise RequestError(f"{path} does not say how its images are normalised; export it from a run folder")
-    return Target(file, known, file.classes, file.model, torch.device("cpu"))
+    return Target(file, known, file.output, file.model, torch.device("cpu"))

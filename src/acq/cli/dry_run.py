@@ -28,7 +28,7 @@ def describe(request: Request, out: Path, data: Path | None, as_json: bool) -> N
     prepared = prepare(request)
     context = prepared.training.context
     if data is not None:
-        read(data, input_size=request.preprocessing.input_size, classes=context.teacher.classes)
+        read(data, input_size=request.preprocessing.input_size, output=context.teacher.output)
     seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}
     plan, config = context.student.plan, prepared.config
     if as_json:

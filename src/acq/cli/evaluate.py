@@ -33,7 +33,7 @@ def evaluate(
     found = api.target(
         target, device=device or "auto", **network_options(checkpoint, model_args, input_size, mean, std)
     )
-    top1, count = found.top1(data_path(data, found.model), limit)
+    top1, count = found.accuracy(data_path(data, found.model), limit)
     if as_json:
         print_json({"target": target, "data": data, "test_images": count, "top1": round(top1, 2)})
     else:

@@ -47,7 +47,7 @@ def inspect(
     print_json(
         {
             "model": model,
-            "classes": structure.classes,
+            "classes": structure.output.size,
             "features": context.teacher.features,
             "batch_norms": len(structure.norms),
             "attention": "class activation" if structure.head else "channel energy",

@@ -1,4 +1,4 @@
-"""Top-1 accuracy of a classifier, and evaluation mode."""
+"""Accuracy of a classifier, and evaluation mode."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from acq.core.outputs import Output
 from acq.errors import RequestError
 
 Classifier = Callable[[Tensor], Tensor]
 
 
 def accuracy(
-    network: Classifier, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
+    network: Classifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    output: Output,
+    device: torch.device | str = "cpu",
 ) -> float:
-    """Top-1 accuracy in percent.
+    """Accuracy in percent: top-1 of classes, or the mean over labels.
 
     Args:
         network: Images [n, C, H, W] to logits [n, K]. A module is evaluated in eval mode and then restored.
-        batches: Images [n, C, H, W] and labels [n].
+        batches: Images [n, C, H, W] and labels [n], or [n, K] where the logits are those of labels.
+        output: How the logits decide.
         device: Where the network is.
 
     Raises:
         RequestError: There are no images.
     """
-    right = total = 0
+    right, total = 0.0, 0
     with evaluating(network):
         for images, labels in batches:
-            guesses = network(images.to(device)).argmax(1)
-            right += int((guesses == labels.to(device)).sum())
+            right += output.right(network(images.to(device)), labels.to(device)).sum().item()
             total += len(labels)
     if not total:
         raise RequestError("there are no images to evaluate on; give at least one")
@@ -46,8 +50,9 @@ def evaluating(network: Classifier) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(network: Classifier) -> Iterator[None]:
-    """Eval mode. On exit each submodule has its previous mode."""
-    modes = [(part, part.training) for part in network.modules()] if isinstance(network, nn.Module) else []
+    """Eval mode of a module, or of the one whose method is given. On exit each submodule has its previous mode."""
+    module = getattr(network, "__self__", network)
+    modes = [(part, part.training) for part in module.modules()] if isinstance(module, nn.Module) else []
     try:
         for part, _ in modes:
             part.training = False

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from acq.core.outputs import Output
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -31,7 +33,7 @@ class Condition:
 
     Attributes:
         noise: [N, Z].
-        label: The class of each image, [N].
+        label: What each image is asked for, [N]: an answer of ``acq.core.outputs.Output``, such as a class.
         centre: The attention centre (x, y) of each image, in [-1, 1], [N, 2].
     """
 
@@ -79,6 +81,7 @@ class GeneratorBatch:
         eval_output: The teacher's output with running statistics.
         train_output: The teacher's output with batch statistics; None when no loss needs it.
         stored_moments: The running statistics, one entry per batch normalization.
+        output: How the teacher's logits decide.
     """
 
     condition: Condition
@@ -86,6 +89,7 @@ class GeneratorBatch:
     eval_output: TeacherOutput
     train_output: TeacherOutput | None
     stored_moments: tuple[Moments, ...]
+    output: Output
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from acq.core.evaluate import evaluating
+from acq.core.outputs import Output
 from acq.export.engine import Engine
 from acq.export.openvino_engine import OpenVINO
 from acq.quantization.student import Student
@@ -99,22 +100,22 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "optimised.onnx"
         engine = Engine(file)
-        plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, logits)
-        optimised = _match(engine, images, logits)
+        plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, logits, student.output)
+        optimised = _match(engine, images, logits, student.output)
         Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # graphs of higher levels fit one machine only
         kinds = Counter(node.op_type for node in onnx.load(str(graph)).graph.node)
     openvino = None
     if importlib.util.find_spec("openvino"):
         other = OpenVINO(file)
-        match = _match(lambda part: other.run(engine.input_for(part)), images, logits)
+        match = _match(lambda part: other.run(engine.input_for(part)), images, logits, student.output)
         openvino = EngineMatch(match, other.integer, other.layers)
     integer, floating = (sum(kinds[kind] for kind in group) for group in (_INTEGER, _FLOATING))
     return Parity(len(images), plain, optimised, integer, integer + floating, openvino)
 
 
-def _match(classify: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor) -> Match:
+def _match(classify: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor, output: Output) -> Match:
     found = torch.cat([classify(part) for part in images.split(_BATCH)])  # type: ignore[no-untyped-call]
     difference = (found - logits).abs().amax(1)
     equal = difference <= EQUAL_WITHIN * logits.abs().max()
-    same = found.argmax(1) == logits.argmax(1)
-    return Match(100 * same.float().mean().item(), 100 * equal.float().mean().item(), difference.max().item())
+    same = output.same(found, logits)
+    return Match(100 * same.mean().item(), 100 * equal.float().mean().item(), difference.max().item())

@@ -9,6 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from acq.core.outputs import Output
 from acq.core.pixels import to_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
@@ -29,7 +30,7 @@ class Engine:
 
     Attributes:
         raw: Whether the file takes bytes.
-        classes: Number of classes.
+        output: How the logits decide.
         model: The model's name in the file; may be empty.
         preprocessing: The normalisation in the file, if it has one.
 
@@ -49,7 +50,7 @@ class Engine:
             options.optimized_model_filepath = str(optimised)
         try:
             self.raw = known.facts["images"] == RAW
-            self.classes = int(known.facts["classes"])
+            self.output = Output("class", int(known.facts["classes"]))
             self.model = known.facts.get("model", "")
             self.preprocessing = _preprocessing(known.facts) if "mean" in known.facts else None
         except (KeyError, ValueError) as error:
@@ -84,9 +85,9 @@ class Engine:
             (logits,) = self.session.run(None, {IMAGES: inputs})
         except Exception as error:  # as above
             raise RequestError(f"ONNX Runtime cannot run the file ({first_line(error)}); export it again") from error
-        if logits.shape != (len(inputs), self.classes):
+        if logits.shape != (len(inputs), self.output.size):
             raise RequestError(
-                f"the file returns {logits.shape} for {len(inputs)} images of {self.classes} classes; export it again"
+                f"the file returns {logits.shape} for {len(inputs)} images of {self.output.size} logits; export again"
             )
         return torch.from_numpy(logits)
 

@@ -61,7 +61,7 @@ def onnx_model(
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, raw_images)
     _write_nodes(writer, student)
-    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.classes])
+    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.output.size])
     nodes, constants = writer.finished([LOGITS])
     graph = helper.make_graph(nodes, "acq", [entrance], [logits], initializer=constants)
     opsets = [helper.make_opsetid("", _OPSET)]
@@ -179,7 +179,7 @@ def _metadata(student: Student, raw_images: bool) -> dict[str, Any]:
     found = {
         "bits": f"w{format.weight}a{format.activation}",
         "placement": student.plan.placement,
-        "classes": student.classes,
+        "classes": student.output.size,
         "images": RAW if raw_images else NORMALISED,
     }
     return found if known is None else {**found, "input_size": known.input_size, "mean": known.mean, "std": known.std}

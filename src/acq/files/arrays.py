@@ -29,7 +29,7 @@ def read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[Any]]:
         channels: Channels of the network; with one channel, images [N, H, W] become [N, H, W, 1].
 
     Returns:
-        Images uint8 [N, H, W, C] and integer labels [N]; their lengths and sizes are not compared yet.
+        Images uint8 [N, H, W, C] and integer labels [N] or [N, K]; their lengths and sizes are not compared yet.
 
     Raises:
         RequestError: The file is damaged, too large, or has other arrays.
@@ -100,9 +100,10 @@ def _check_headers(path: Path, images: _Header, labels: _Header) -> None:
     """Check types and sizes before any allocation, because a compressed file of 1 kB may declare terabytes."""
     if images.dtype != np.uint8:
         raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")
-    if len(labels.shape) != 1 or labels.dtype.kind not in "iu":
+    if len(labels.shape) not in (1, 2) or labels.dtype.kind not in "iub":
         raise RequestError(
-            f"labels in {path} are {labels.dtype} of shape {labels.shape}; save class indices as integers [N]"
+            f"labels in {path} are {labels.dtype} of shape {labels.shape}; "
+            "save class indices as integers [N], or labels as 0 and 1, [N, K]"
         )
     for array in (images, labels):
         if array.declared != array.stored or min(array.shape, default=0) < 0:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acq.core.outputs import Output
 from acq.core.pixels import Bytes, from_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
@@ -35,11 +36,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images and their classes.
+    """Images and what they show.
 
     Attributes:
         images: uint8 [N, H, W, C], in memory or decoded from files when sliced.
-        labels: Class indices, int64 [N].
+        labels: Class indices, int64 [N]; or 0 and 1 for no and yes to each label, int64 [N, K].
     """
 
     images: Images
@@ -49,7 +50,7 @@ class LabelledImages:
         return len(self.labels)
 
 
-def read(path: Path, *, input_size: tuple[int, int, int], classes: int, limit: int | None = None) -> LabelledImages:
+def read(path: Path, *, input_size: tuple[int, int, int], output: Output, limit: int | None = None) -> LabelledImages:
     """Read labelled images and check that they fit a network.
 
     Three forms are read:
@@ -61,13 +62,16 @@ def read(path: Path, *, input_size: tuple[int, int, int], classes: int, limit: i
     - A folder of CIFAR-10 binary files: ``test_batch.bin``, or otherwise every ``data_batch_*.bin``. One ``.bin`` file
       is read too.
 
+    A network that says yes or no to K labels takes a ``.npz`` file whose ``labels`` are 0 and 1, [N, K]. Where K is 1,
+    [N] and folders of two classes, no and yes, are taken too.
+
     Images in class folders come in turns: the first image of each class, then the second. So a limit covers the
     classes evenly. Broken image files are left out, with a warning that counts and names them.
 
     Args:
         path: The file or folder.
         input_size: Channels, height and width of the network's input.
-        classes: Number of classes of the network.
+        output: How the network's logits decide.
         limit: Keep only the first images.
 
     Raises:
@@ -78,7 +82,7 @@ def read(path: Path, *, input_size: tuple[int, int, int], classes: int, limit: i
     if not path.exists():
         raise RequestError(f"no data at {path}; give {FORMS}")
     if path.is_dir() and not is_cifar_folder(path):
-        return LabelledImages(*read_class_folders(path, input_size, classes, limit))
+        return LabelledImages(*read_class_folders(path, input_size, _folders(path, output), limit))
     if path.is_dir() or path.suffix == ".bin":
         images, labels = read_cifar(path)
     elif path.suffix == ".npz":
@@ -86,7 +90,7 @@ def read(path: Path, *, input_size: tuple[int, int, int], classes: int, limit: i
     else:
         raise RequestError(f"{path} is not a form of data that acq reads; give {FORMS}")
     _check_shapes(path, images, labels, input_size)
-    _check_labels(path, labels, classes)
+    _check_labels(path, labels, output)
     return LabelledImages(images[:limit], labels[:limit].astype(np.int64))
 
 
@@ -101,7 +105,7 @@ def batches(
         size: Images per batch at most; ``images_at_once`` if None.
 
     Yields:
-        Normalised images float32 [n, C, H, W] and labels int64 [n].
+        Normalised images float32 [n, C, H, W], and labels int64 [n] or [n, K].
 
     Raises:
         RequestError: An image file is broken.
@@ -125,10 +129,24 @@ def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], input_si
         )
 
 
-def _check_labels(path: Path, labels: NDArray[np.int64], classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
+def _folders(path: Path, output: Output) -> int:
+    """The number of classes that a folder may have: those of the network, or no and yes."""
+    if output.kind == "multilabel" and output.size > 1:
         raise RequestError(
-            f"labels in {path} go from {low} to {high} but the network has {classes} classes; "
-            f"number them 0 to {classes - 1}"
+            f"{path} is a folder of classes but the network says yes or no to {output.size} labels; "
+            f"give a .npz file with labels of 0 and 1, [N, {output.size}]"
         )
+    return max(2, output.size)
+
+
+def _check_labels(path: Path, labels: NDArray[np.int64], output: Output) -> None:
+    shapes = {"class": [()], "multilabel": [(), (1,)] if output.size == 1 else [(output.size,)]}[output.kind]
+    if labels.shape[1:] not in shapes:
+        wanted = "class indices, [N]" if output.kind == "class" else f"0 and 1, [N, {output.size}]"
+        raise RequestError(f"labels in {path} are {list(labels.shape)}; the network takes {wanted}")
+    low, high = int(labels.min()), int(labels.max())
+    most = output.size - 1 if output.kind == "class" else 1
+    if low < 0 or high > most:
+        what = f"has {output.size} classes" if output.kind == "class" else "says no or yes"
+        way_out = f"number them 0 to {most}" if output.kind == "class" else "give 0 and 1"
+        raise RequestError(f"labels in {path} go from {low} to {high} but the network {what}; {way_out}")

@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def class_activation(features: Tensor, weight: Tensor, label: Tensor) -> Tensor:
-    """Sharpened class activation map of each image's label (Zhou et al., arXiv 1512.04150).
+    """Sharpened class activation map of each image's answer (Zhou et al., arXiv 1512.04150).
 
-    The map weighs the features with the label's row of the linear head. It is shifted to a minimum of zero and squared,
-    so a flat background does not pull the centre to the middle (this project's definition).
+    The map weighs the features with the row of the linear head for that answer. It is shifted to a minimum of zero and
+    squared, so a flat background does not pull the centre to the middle (this project's definition).
 
     Args:
         features: [N, C, H, W].
-        weight: Of the head, [K, C].
+        weight: Of each answer, [A, C]: the rows of the head.
         label: [N].
 
     Returns:

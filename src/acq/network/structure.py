@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from acq.core.outputs import Output
 from acq.errors import RequestError
-from acq.network.trace import aten, classes_of, is_depthwise, logits_of, shape_of
+from acq.network.trace import aten, is_depthwise, logits_of, output_of, shape_of
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
 RESHAPES = (
@@ -27,14 +28,14 @@ class NetworkStructure:
         features: The last spatial feature map before the logits.
         norms: The batch normalizations over images, in order of execution.
         head: The weight [K, C] that turns pooled features into logits; None when the head is anything else.
-        classes: Number of classes.
+        output: How the logits decide.
         depthwise: Whether a convolution is depthwise.
     """
 
     features: fx.Node
     norms: tuple[fx.Node, ...]
     head: fx.Node | None
-    classes: int
+    output: Output
     depthwise: bool
 
 
@@ -60,7 +61,7 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
             "give a larger --input-size, or a convolutional network"
         )
     features = spatial[-1]
-    return NetworkStructure(features, norms, _linear_head(logits, features), classes_of(graph), is_depthwise(graph))
+    return NetworkStructure(features, norms, _linear_head(logits, features), output_of(graph), is_depthwise(graph))
 
 
 def _is_spatial(node: fx.Node) -> bool:

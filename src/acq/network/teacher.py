@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from acq.core.batchnorm import affine_and_moments, at_least_float, batch_norm_affine
 from acq.core.interpreter import KeepingInterpreter
+from acq.core.outputs import Output
 from acq.core.processes import ALONE, Processes
 from acq.core.values import Moments, TeacherOutput
 from acq.core.whole_batch_norm import whole_batch_norm
@@ -36,9 +37,9 @@ class Teacher(nn.Module):
         self.structure = structure_of(graph)
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self.structure.classes
+    def output(self) -> Output:
+        """How its logits decide."""
+        return self.structure.output
 
     @property
     def features(self) -> str:
@@ -69,7 +70,7 @@ class Teacher(nn.Module):
 
         Args:
             images: [N, C, H, W]; with several processes this process's rows of a batch.
-            label: Classes [N] of the attention maps, of the whole batch; the predicted ones where None.
+            label: Answers [N] of the attention maps, of the whole batch; those of the largest scores where None.
             batch_statistics: Normalise by the batch's own moments, as BatchNorm2d does in training. No buffer changes.
             moments: Measure the moments of the inputs of batch normalizations.
             mixed: Compute the network's products in bfloat16; the output is float32 all the same.
@@ -93,7 +94,8 @@ class Teacher(nn.Module):
         weight = constant(self.graph, self.structure.head)
         if weight is None:
             return channel_energy(features)
-        return class_activation(features, weight, logits.argmax(1) if label is None else label)
+        answers = self.output.answered(logits) if label is None else label
+        return class_activation(features, self.output.rows(weight), answers)
 
     def _running(self, norm: fx.Node) -> Moments:
         mean, var = constant(self.graph, norm.args[3]), constant(self.graph, norm.args[4])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from acq.core.evaluate import eval_mode
+from acq.core.outputs import Output
 from acq.errors import RequestError, first_line
 from acq.network.names import assign_names
 
@@ -81,9 +82,9 @@ def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def classes_of(graph: fx.GraphModule) -> int:
-    """The number of classes of a traced network."""
-    return shape_of(logits_of(graph))[1]
+def output_of(graph: fx.GraphModule) -> Output:
+    """How the logits of a traced network decide."""
+    return Output("class", shape_of(logits_of(graph))[1])
 
 
 def logits_of(graph: fx.GraphModule) -> fx.Node:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, fx, nn
 
 from acq.core.interpreter import KeepingInterpreter
+from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.errors import nearest
 from acq.network.names import name_of
@@ -49,11 +50,11 @@ class Student(nn.Module):
         return channels, height, width
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
+    def output(self) -> Output:
+        """How its logits decide."""
         logits = self.graph.output_node().args[0]
         assert isinstance(logits, fx.Node)
-        return int(logits.meta["shape"][1])
+        return Output("class", int(logits.meta["shape"][1]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, C, H, W] to logits [N, K]."""

@@ -42,6 +42,7 @@ def write_samples(
     label, centre = asked.label, asked.centre
     with torch.no_grad():
         output = teacher.read(stages["finished"], label)
+    seen = teacher.output.answered(output.logits)
     pixels = {stage: to_bytes(images, preprocessing) for stage, images in stages.items()}
     rows = []
     for index in range(len(label)):
@@ -51,7 +52,7 @@ def write_samples(
         rows.append(
             {
                 "label": int(label[index]),
-                "class": int(output.logits[index].argmax()),
+                "class": int(seen[index]),
                 "requested": _rounded(centre[index]),
                 "realised": _rounded(output.centre[index]),
                 "attention": [_rounded(line) for line in _relative(output.attention[index])],

@@ -126,7 +126,7 @@ class OpenRun:
         context = self.training.context
         write_samples(self.folder.path, context.teacher, context.preprocessing, context.examples, context.dataset)
         self.folder.write_diagnostics(diagnostics)
-        student_file.save(context.student, self.folder.path, {**record, "classes": context.teacher.classes})
+        student_file.save(context.student, self.folder.path, {**record, "classes": context.teacher.output.size})
         self.folder.write_summary(summary)
 
     def train(self) -> None:

@@ -15,6 +15,7 @@ from acq.core.evaluate import accuracy
 from acq.core.memory import peak_memory_mb
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
+from acq.network.teacher import Teacher
 from acq.quantization.student import Student, float_bytes, mean_weight_bits, quantized_bytes
 from acq.training.loop import Training
 from acq.training.selection import Selection
@@ -92,7 +93,7 @@ def size_figures(student: Student) -> dict[str, Any]:
 
 
 def accuracy_figures(
-    teacher: nn.Module, student: nn.Module, preprocessing: Preprocessing, images: LabelledImages | None
+    teacher: Teacher, student: Student, preprocessing: Preprocessing, images: LabelledImages | None
 ) -> dict[str, Any]:
     """Top-1 accuracy in percent of teacher and student on labelled images; None where there are none."""
 
@@ -100,7 +101,7 @@ def accuracy_figures(
         if images is None:
             return None
         device = next(network.parameters()).device
-        return round(accuracy(network, batches(images, preprocessing), device), 2)
+        return round(accuracy(network, batches(images, preprocessing), teacher.output, device), 2)
 
     return {
         "test_images": None if images is None else len(images),

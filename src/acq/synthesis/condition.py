@@ -15,12 +15,12 @@ class ConditionSampler:
 
     Attributes:
         noise_dim: Noise values per image.
-        classes: Classes of the network.
+        answers: Answers of the network that an image can be asked for.
         centre_std: Standard deviation of requested attention centres on each axis, in half image sizes.
     """
 
     noise_dim: int
-    classes: int
+    answers: int
     centre_std: float
 
     def draw(self, pairs: int, rng: torch.Generator) -> Condition:
@@ -30,9 +30,9 @@ class ConditionSampler:
         project's definition). Noise is standard normal.
         """
         device = rng.device
-        first = torch.randint(self.classes, (), generator=rng, device=device)
+        first = torch.randint(self.answers, (), generator=rng, device=device)
         order = torch.randperm(pairs, generator=rng, device=device)
-        label = ((order + first) % self.classes).repeat(2)
+        label = ((order + first) % self.answers).repeat(2)
         centre = torch.randn(pairs, 2, generator=rng, device=device).mul(self.centre_std).clamp(-1, 1).repeat(2, 1)
         noise = torch.randn(2 * pairs, self.noise_dim, generator=rng, device=device)
         return Condition(noise, label, centre)

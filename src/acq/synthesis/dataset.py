@@ -36,7 +36,7 @@ class SyntheticDataset:
 
     Attributes:
         batch: All images with the teacher's outputs.
-        label: The requested classes, [N].
+        label: The requested answers, [N].
         centre: The requested attention centres, [N, 2].
         oldest: Index of the entry that is replaced next.
     """

@@ -35,14 +35,14 @@ def generator(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
 
 
 def make_generator(
-    kind: str, preprocessing: Preprocessing, classes: int, noise_dim: int, width: int, seed: int
+    kind: str, preprocessing: Preprocessing, answers: int, noise_dim: int, width: int, seed: int
 ) -> nn.Module:
     """Build a registered generator with weights drawn from ``seed``.
 
     Args:
         kind: Its registered name.
         preprocessing: Of the network, which the images must suit.
-        classes: Classes of the network.
+        answers: Answers of the network that an image can be asked for.
         noise_dim: Noise values per image.
         width: Channels at the lowest resolution.
         seed: Of the initial weights; the global random state is left as it was.
@@ -56,7 +56,7 @@ def make_generator(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GENERATORS[kind](preprocessing, classes, noise_dim=noise_dim, width=width)
+        return GENERATORS[kind](preprocessing, answers, noise_dim=noise_dim, width=width)
 
 
 def bump(centre: Tensor, height: int, width: int, deviation: float = _BUMP) -> Tensor:
@@ -103,14 +103,14 @@ class CanvasGenerator(nn.Module):
 
     Args:
         preprocessing: Of the network, which the images must suit.
-        classes: Classes of the network.
+        answers: Answers of the network that an image can be asked for.
         noise_dim: Noise values per image.
         width: Channels at the lowest resolution.
         narrowest: Least channels of a stage.
     """
 
     def __init__(
-        self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int, narrowest: int = _NARROWEST
+        self, preprocessing: Preprocessing, answers: int, *, noise_dim: int, width: int, narrowest: int = _NARROWEST
     ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
@@ -119,7 +119,7 @@ class CanvasGenerator(nn.Module):
         self.sizes = [(math.ceil(height / 2**k), math.ceil(across / 2**k)) for k in range(doublings, -1, -1)]
         self.canvas = [size + 2 * (size // 4) for size in self.sizes[0]]
         widths = [max(narrowest, width // 2**k) for k in range(doublings + 1)]
-        self.embedding = nn.Embedding(classes, noise_dim)
+        self.embedding = nn.Embedding(answers, noise_dim)
         self.start = nn.Linear(2 * noise_dim, widths[0] * math.prod(self.canvas), bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.ModuleList(_Stage(before, after) for before, after in pairwise(widths))

@@ -43,8 +43,8 @@ def total(batch: GeneratorBatch, weights: Mapping[str, float]) -> tuple[Tensor, 
 
 @loss("classes")
 def class_match(batch: GeneratorBatch) -> Tensor:
-    """Cross entropy of the teacher's logits and the requested labels (GDFQ, Xu et al. 2020, eq. 3)."""
-    return F.cross_entropy(batch.eval_output.logits, batch.condition.label)
+    """Cross entropy of the teacher's answers and the requested ones (GDFQ, Xu et al. 2020, eq. 3)."""
+    return F.nll_loss(batch.output.log_probabilities(batch.eval_output.logits), batch.condition.label)
 
 
 @loss("statistics")
@@ -91,8 +91,8 @@ def paired_adversary(batch: GeneratorBatch) -> Tensor:
 def consistency(batch: GeneratorBatch) -> Tensor:
     """Difference of the teacher's attention and logits between running and batch statistics.
 
-    The mean of d(attention, attention') + d(logits, logits') with ``relative_distance``; logits are centred over
-    classes (ACQ, consistency penalty; the formula is this project's definition).
+    The mean of d(attention, attention') + d(logits, logits') with ``relative_distance``; logits of classes are centred
+    (ACQ, consistency penalty; the formula is this project's definition).
 
     Raises:
         ValueError: The batch has no output with batch statistics.
@@ -101,7 +101,8 @@ def consistency(batch: GeneratorBatch) -> Tensor:
         raise ValueError("the consistency loss needs a teacher output with batch statistics")
     first, second = batch.eval_output, batch.train_output
     attention = relative_distance(first.attention.flatten(1), second.attention.flatten(1))
-    return (attention + relative_distance(_centred(first.logits), _centred(second.logits))).mean()
+    here, there = (batch.output.centred(read.logits) for read in (first, second))
+    return (attention + relative_distance(here, there)).mean()
 
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -116,10 +117,6 @@ def unit_variance(var: Tensor) -> Tensor:
     A channel that never fires has variance 0; a hundredth of the layer's mean keeps the quotient finite.
     """
     return var + _SILENT * var.mean() + 1e-12
-
-
-def _centred(logits: Tensor) -> Tensor:
-    return logits - logits.mean(1, keepdim=True)
 
 
 def _pair_features(output: TeacherOutput) -> Tensor:

@@ -183,7 +183,9 @@ class Context:
         eval_output = output(moments=True)
         train_output = output(batch_statistics=True) if batch_statistics else None
         images = self.processes.gather(rows, len(condition.label))
-        return GeneratorBatch(condition, images, eval_output, train_output, self.teacher.stored_moments)
+        return GeneratorBatch(
+            condition, images, eval_output, train_output, self.teacher.stored_moments, self.teacher.output
+        )
 
 
 def _restored(state: Mapping[str, Any], device: torch.device) -> SyntheticDataset:

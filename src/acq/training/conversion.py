@@ -48,8 +48,10 @@ class Conversion:
         convert_to_integers(context.student)
         context.synchronize_student()
         ordered = {name: qualities[name] for name in reversed(qualities)}
-        context.selection = Selection(ordered, selected, self._quality(batches), majority_share(batches))
-        for text in warnings_about(context.selection, self.learning_rate):
+        context.selection = Selection(
+            ordered, selected, self._quality(batches), majority_share(batches, context.teacher.output)
+        )
+        for text in warnings_about(context.selection, self.learning_rate, context.teacher.output):
             warnings.warn(text, stacklevel=2)
         return StepResult({})
 
@@ -65,7 +67,8 @@ class Conversion:
         return self._quality(batches)
 
     def _quality(self, batches: list[DistillationBatch]) -> StudentQuality:
-        return quality(self.context.student, self.context.teacher.features, batches, self.weights)
+        teacher = self.context.teacher
+        return quality(self.context.student, teacher.features, batches, self.weights, teacher.output)
 
     def _judging_batches(self) -> list[DistillationBatch]:
         """Augmented copies of the first images, the same in every run.

@@ -29,7 +29,7 @@ class StudentLosses(LossWeights):
     """Weights of the student's losses (formulas in ``acq.training.losses``)."""
 
     logits: float = Field(1.0, ge=0, description="relative squared error of logits")
-    probabilities: float = Field(0.0, ge=0, description="KL divergence from the teacher's class probabilities")
+    probabilities: float = Field(0.0, ge=0, description="KL divergence from the teacher's probabilities")
     features: float = Field(4.0, ge=0, description="relative squared error of the last spatial features")
 
 
@@ -89,7 +89,7 @@ class Distillation:
         batch = context.augmented(context.dataset.sample(self.batch, context.rng), settings.augmentation)
         weights = settings.losses.model_dump()
         output = context.student_output(batch.images)
-        losses = student_losses(output, (batch.logits, batch.features), weights)
+        losses = student_losses(output, (batch.logits, batch.features), weights, context.teacher.output)
         factor = learning_rate_factor(number, self.steps, _WARMUP) * rate
         context.descend(self.optimizer, weighted_sum(losses, weights), factor)
         if number + 1 == self.steps:

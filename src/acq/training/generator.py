@@ -24,7 +24,7 @@ _WARMUP = 0.1
 class GeneratorLosses(LossWeights):
     """Weights of the generator's losses (formulas in ``acq.synthesis.losses``)."""
 
-    classes: float = Field(1.0, ge=0, description="cross entropy of the teacher's logits and the requested label")
+    classes: float = Field(1.0, ge=0, description="cross entropy of the teacher's answers and the requested one")
     statistics: float = Field(10.0, ge=0, description="distance from batch-norm statistics, in stored deviations")
     statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
     centre: float = Field(60.0, ge=0, description="ACQ: distance of realised and requested attention centre")
@@ -70,7 +70,7 @@ class GeneratorTraining:
         context.require_rows(self.batch)
         parameters = context.generator.parameters()
         self.optimizer = torch.optim.Adam(parameters, settings.learning_rate, betas=_BETAS, fused=True)
-        self.detector = CollapseDetector()
+        self.detector = CollapseDetector(context.teacher.output)
 
     def step(self, number: int, rate: float) -> StepResult:
         """Train the generator on one batch."""

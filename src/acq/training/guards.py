@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from acq.core.outputs import Output
 from acq.core.values import TeacherOutput
 from acq.quantization.student import Student
 
 _RANGE_CHANGE = 4.0  # largest factor by which a range may change since the last snapshot
 _FALLEN = 0.4  # of the best running mean
-_LEARNED = 0.5  # running share of correct labels from which a fall counts
+_LEARNED = 0.5  # running share of correct answers from which a fall counts
 _MOMENTUM = 0.1  # of the running means, per step
 
 
@@ -58,31 +59,35 @@ class RangeGuard:
 class CollapseDetector:
     """Running means of how closely a generator's images follow their conditions, and the best of these means.
 
-    ``labels`` is the share of images that show the requested class. ``centres`` is the standard deviation of realised
+    ``labels`` is the share of images that get the requested answer. ``centres`` is the standard deviation of realised
     centres divided by that of requested ones.
+
+    Args:
+        output: How the teacher's logits decide.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
+        self.output = output
         self.means = {"labels": 0.0, "centres": 0.0}
         self.best = dict(self.means)
 
-    def fault(self, label: Tensor, centre: Tensor, output: TeacherOutput) -> str | None:
+    def fault(self, label: Tensor, centre: Tensor, found: TeacherOutput) -> str | None:
         """Add a batch; name the mean that fell below 0.4 of its best value.
 
         A generator that has not yet learned the labels cannot collapse: a fall counts once the running share of correct
-        labels was above a half.
+        answers was above a half.
 
         Args:
-            label: Requested classes, [N].
+            label: Requested answers, [N].
             centre: Requested centres, [N, 2].
-            output: The teacher's output for the images.
+            found: The teacher's output for the images.
         """
         requested = centre.std(0).mean().item()
-        found = {
-            "labels": (output.logits.argmax(1) == label).float().mean().item(),
-            "centres": output.centre.detach().std(0).mean().item() / requested if requested else 0.0,
+        shares = {
+            "labels": self.output.came_true(found.logits, label).float().mean().item(),
+            "centres": found.centre.detach().std(0).mean().item() / requested if requested else 0.0,
         }
-        for name, value in found.items():
+        for name, value in shares.items():
             self.means[name] += _MOMENTUM * (value - self.means[name])
         learned = max(self.best["labels"], self.means["labels"]) > _LEARNED
         for name, mean in self.means.items():

@@ -29,7 +29,7 @@ _WARMUP = 0.05
 class ImageLosses(LossWeights):
     """Weights of the losses that refine images (formulas in ``acq.synthesis.losses``)."""
 
-    classes: float = Field(0.3, ge=0, description="cross entropy of the teacher's logits and the requested label")
+    classes: float = Field(0.3, ge=0, description="cross entropy of the teacher's answers and the requested one")
     statistics: float = Field(10.0, ge=0, description="distance from batch-norm statistics, in stored deviations")
     statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
     centre: float = Field(20.0, ge=0, description="distance of realised and requested attention centre")

@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from acq.core.outputs import Output
 
-def logit_match(student: Tensor, teacher: Tensor) -> Tensor:
-    """|zs - zt|^2 / |zt|^2 over a batch of logits [N, K], both centred over classes.
+
+def logit_match(student: Tensor, teacher: Tensor, output: Output) -> Tensor:
+    """|zs - zt|^2 / |zt|^2 over a batch of logits [N, K], both centred over classes if they are those of classes.
 
     This is the high-temperature limit of distillation by KL divergence (Hinton et al., arXiv 1503.02531, section 2.1).
     """
-    reference = teacher - teacher.mean(1, keepdim=True)
-    return feature_match(student - student.mean(1, keepdim=True), reference)
+    return feature_match(output.centred(student), output.centred(teacher))
 
 
-def probability_match(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL divergence in nats of the student's class probabilities from the teacher's, mean over images [N, K]."""
-    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
+def probability_match(student: Tensor, teacher: Tensor, output: Output) -> Tensor:
+    """KL divergence in nats of the student's probabilities from the teacher's, mean over images [N, K].
+
+    That of labels is the sum over labels.
+    """
+    answers, reference = map(output.log_probabilities, (student, teacher))
+    return F.kl_div(answers, reference, reduction="batchmean", log_target=True)
 
 
 def feature_match(student: Tensor, teacher: Tensor) -> Tensor:
@@ -33,7 +38,7 @@ def feature_match(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def student_losses(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], weights: Mapping[str, float]
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], weights: Mapping[str, float], output: Output
 ) -> dict[str, Tensor]:
     """The losses that have a weight, by name.
 
@@ -41,10 +46,11 @@ def student_losses(
         student: Logits [N, K] and features.
         teacher: Logits [N, K] and features.
         weights: Weight by name; 0 leaves a loss out.
+        output: How the logits decide.
     """
     formulas = {
-        "logits": lambda: logit_match(student[0], teacher[0]),
-        "probabilities": lambda: probability_match(student[0], teacher[0]),
+        "logits": lambda: logit_match(student[0], teacher[0], output),
+        "probabilities": lambda: probability_match(student[0], teacher[0], output),
         "features": lambda: feature_match(student[1], teacher[1]),
     }
     return {name: formulas[name]() for name, weight in weights.items() if weight}

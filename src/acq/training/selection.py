@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 
 from acq.core.evaluate import evaluating
+from acq.core.outputs import Output
 from acq.quantization.student import Student
 from acq.synthesis.dataset import DistillationBatch
 from acq.training.losses import student_losses, weighted_sum
@@ -16,7 +17,6 @@ from acq.training.losses import student_losses, weighted_sum
 # Smaller differences are chance, and at 8 bits training changes less. Agreement counts too: a dead network has a loss
 # of at most the sum of its weights, and a network that is right half the time may have a larger one.
 _WORSE_LOSS, _WORSE_AGREEMENT = 1.1, 0.8
-_MOST_MAJORITY = 50  # percent of images in one class, above which agreement says little
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class StudentQuality:
 
     Attributes:
         loss: The weighted sum of the student's losses, mean over images.
-        agreement: Percentage of images for which student and teacher name the same class.
+        agreement: Percentage of images for which student and teacher name the same class, or of labels to which they
+            say the same.
     """
 
     loss: float
@@ -44,7 +45,8 @@ class Selection:
         candidates: Quality by name, in order of training.
         selected: Name of the candidate that was kept.
         final: Quality of that student after its conversion to integers.
-        majority_share: Percentage of the images in the class that the teacher names most often.
+        majority_share: Percentage of the images in the class that the teacher names most often. Of labels, it is the
+            agreement of the answer that each gets most often.
     """
 
     candidates: Mapping[str, StudentQuality]
@@ -52,13 +54,15 @@ class Selection:
     final: StudentQuality
     majority_share: float
 
-    @property
-    def is_at_chance(self) -> bool:
-        """Whether the student agrees no more often than one that always names the same class.
+    def is_at_chance(self, output: Output) -> bool:
+        """Whether the student agrees no more often than one that always gives the same answer.
 
-        Never true where the teacher gives one class to half of the images (this project's definition).
+        Never true where the teacher itself nearly always gives the same (``Output.most_majority``).
+
+        Args:
+            output: How the logits decide.
         """
-        return self.final.agreement <= self.majority_share < _MOST_MAJORITY
+        return self.final.agreement <= self.majority_share < output.most_majority
 
     def state(self) -> dict[str, Any]:
         """All figures as numbers and names."""
@@ -73,7 +77,7 @@ class Selection:
 
 
 def quality(
-    student: Student, tap: str, batches: Sequence[DistillationBatch], weights: Mapping[str, float]
+    student: Student, tap: str, batches: Sequence[DistillationBatch], weights: Mapping[str, float], output: Output
 ) -> StudentQuality:
     """Measure a student.
 
@@ -82,30 +86,31 @@ def quality(
         tap: The node whose values are the features.
         batches: Images with the teacher's outputs.
         weights: Of the student's losses, by name.
+        output: How the logits decide.
     """
-    loss, same = 0.0, 0
+    loss, same = 0.0, 0.0
     with evaluating(student):
         for batch in batches:
             logits, values = student.read(batch.images, (tap,))
-            losses = student_losses((logits, values[tap]), (batch.logits, batch.features), weights)
+            losses = student_losses((logits, values[tap]), (batch.logits, batch.features), weights, output)
             loss += len(batch.images) * weighted_sum(losses, weights).item()
-            same += int((logits.argmax(1) == batch.logits.argmax(1)).sum())
+            same += output.same(logits, batch.logits).sum().item()
     count = sum(len(batch.images) for batch in batches)
     return StudentQuality(loss / count, 100 * same / count)
 
 
-def majority_share(batches: Sequence[DistillationBatch]) -> float:
-    """Percentage of images in the class that the teacher names most often."""
-    classes = torch.cat([batch.logits.argmax(1) for batch in batches])
-    return 100 * int(torch.bincount(classes).max()) / len(classes)
+def majority_share(batches: Sequence[DistillationBatch], output: Output) -> float:
+    """The agreement, in percent, of the best student that gives the same answer to every image."""
+    return output.majority(torch.cat([batch.logits for batch in batches]))
 
 
-def warnings_about(selection: Selection, learning_rate: float) -> list[str]:
+def warnings_about(selection: Selection, learning_rate: float, output: Output) -> list[str]:
     """What a user should know about a selection: training was in vain, or the student is of no use.
 
     Args:
         selection: Of a finished run.
         learning_rate: With which the student was trained.
+        output: How the logits decide.
     """
     found = []
     first, last = (selection.candidates[name] for name in (selection.selected, list(selection.candidates)[-1]))
@@ -116,10 +121,10 @@ def warnings_about(selection: Selection, learning_rate: float) -> list[str]:
             f"{selection.selected} student is kept. Give a smaller rate, such as "
             f"--set student.learning_rate={learning_rate / 3:.2g}, or another number of student.steps"
         )
-    if selection.is_at_chance:
+    if selection.is_at_chance(output):
         found.append(
             f"the student is of no use: it agrees with the teacher on {selection.final.agreement:.1f} % of augmented "
-            f"synthetic images, and one that always names the same class on {selection.majority_share:.1f} %. "
+            f"synthetic images, and one that always answers the same on {selection.majority_share:.1f} %. "
             "Give more --bits, or better images (images.count, images.steps)"
         )
     return found

@@ -230,12 +230,31 @@ def repeat(times: int) -> Edit:
     return edit
 
 
+def made_of_numbers(operator: str, args: list[Any]) -> Edit:
+    """The first operator makes a tensor from numbers alone."""
+
+    def edit(document: dict[str, Any]) -> None:
+        node = next(node for node in document["nodes"] if node["target"].startswith("aten.relu"))
+        node.update(target=operator, args=args)
+
+    return edit
+
+
 def layer_of(count: int) -> Edit:
     """The first layer has so many channels."""
     return lambda document: next(iter(document["layers"].values()))["shape"].__setitem__(0, count)
 
 
-@pytest.mark.parametrize("edit", [image_of([3, 10**6, 10**6]), repeat(10**7), layer_of(10**12)])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        image_of([3, 10**6, 10**6]),
+        repeat(10**7),
+        layer_of(10**12),
+        made_of_numbers("aten.full.default", [[1, 8, 10**6, 10**6], 1.0]),
+        made_of_numbers("aten.arange.start_step", [0, 10**13]),
+    ],
+)
 def test_a_graph_that_asks_for_terabytes_is_never_run(
     edit: Edit, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

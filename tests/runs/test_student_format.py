@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from acq.errors import RequestError
 from acq.network.names import name_of
+from acq.network.operators import VOCABULARY
 from acq.quantization.calibration import calibrate
 from acq.quantization.equalization import equalize
 from acq.quantization.student import Student
@@ -152,6 +154,20 @@ def test_other_arguments_are_refused() -> None:
     """The message has the argument."""
     with pytest.raises(RequestError, match=r"cannot be saved: it uses device\(type='cpu'\); simplify"):
         encode(torch.device("cpu"))
+
+
+def test_of_all_operators_only_those_of_the_core_set_and_the_planner_are_found() -> None:
+    """None of them writes, draws random numbers, reads memory as it is or computes gradients."""
+    found = set()
+    for name in torch._C._dispatch_get_all_op_names():
+        packet, _, overload = name.removeprefix("aten::").partition(".")
+        with suppress(RequestError):
+            found.add(operator_named(f"aten.{packet}.{overload or 'default'}"))
+    assert len(found) > 200
+    for operator_found in found:
+        assert str(operator_found) in VOCABULARY or torch.Tag.core in operator_found.tags
+        assert not operator_found._schema.is_mutable
+        assert not any(word in str(operator_found) for word in ("rand", "dropout", "empty", "as_strided", "_backward"))
 
 
 def test_only_operators_that_compute_are_found() -> None:

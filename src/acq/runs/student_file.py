@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
@@ -186,10 +187,13 @@ def _try(student: Student) -> None:
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses tensors that are larger than those of any network."""
+    """Refuses tensors that are larger than those of any network, before memory is taken for them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
+            kwargs = {**kwargs, "device": "meta"}  # an operator that makes a tensor from numbers
+        values = func(*args, **kwargs)
         for value in values if isinstance(values, tuple | list) else (values,):
             if isinstance(value, Tensor) and value.numel() > VALUES_AT_ONCE:
                 raise ValueError(f"{func} returns {value.numel():,} values")

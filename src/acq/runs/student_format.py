@@ -25,6 +25,8 @@ from acq.quantization.student import Student
 
 FORMAT: Literal[3] = 3
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")  # on sizes, and items of tuples
+_RAW_MEMORY = ("as_strided", "empty", "empty_strided", "_embedding_bag")
+_UNSUITABLE = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output}
 _TORCH_KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -173,9 +175,11 @@ def decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
 
 
 def operator_named(name: str) -> Callable[..., Any]:
-    """The operator of that name, if it only computes.
+    """The operator of that name, if a file may call it.
 
-    That is: an operator of ATen on tensors, without side effects and randomness, or arithmetic on sizes.
+    A file may call the operators that the planner knows, those of PyTorch's core set (``torch.Tag.core``), and
+    arithmetic on sizes. Operators that write, draw random numbers, read memory as it is, or compute gradients are
+    excluded.
 
     Raises:
         RequestError: The name is no such operator.
@@ -185,12 +189,12 @@ def operator_named(name: str) -> Callable[..., Any]:
         return cast(Callable[..., Any], getattr(operator, rest))
     packet, _, overload = rest.partition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if module == "aten" else None
-    if isinstance(found, torch._ops.OpOverload) and (name in VOCABULARY or _only_computes(found)):
+    if isinstance(found, torch._ops.OpOverload) and (name in VOCABULARY or _is_harmless(packet, found)):
         return found
     raise RequestError(f"operator {name} is not allowed in a saved student; remove it from the network")
 
 
-def _only_computes(found: torch._ops.OpOverload[..., Any]) -> bool:
-    schema = found._schema
-    takes_tensors = bool(schema.arguments) and "Tensor" in str(schema.arguments[0].type)
-    return takes_tensors and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in found.tags
+def _is_harmless(packet: str, found: torch._ops.OpOverload[..., Any]) -> bool:
+    if packet in _RAW_MEMORY or packet.endswith("_backward") or found._schema.is_mutable:
+        return False
+    return torch.Tag.core in found.tags and _UNSUITABLE.isdisjoint(found.tags)

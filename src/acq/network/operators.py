@@ -72,7 +72,9 @@ _OVERLOADS: dict[Role, tuple[str, ...]] = {
 
 ROLES: dict[str, Role] = {f"aten.{name}": role for role, names in _OVERLOADS.items() for name in names}
 ROLES["_operator.getitem"] = Role.MOVE
-VOCABULARY = frozenset(ROLES)
+# outside torch's core set and computed in floating point: torch's own parts of it demand a contiguous input
+WHOLE = frozenset({"aten.group_norm.default"})
+VOCABULARY = WHOLE.union(ROLES)
 
 
 def operator_of(node: fx.Node) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from acq.core.evaluate import eval_mode
 from acq.core.outputs import Output
 from acq.errors import RequestError, first_line
+from acq.network.decomposition import decompositions, require_known_operators
 from acq.network.names import assign_names
 
 aten = torch.ops.aten
@@ -48,6 +49,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
     _restore_batch_norm(graph)
     _drop_copies(graph)
     graph.graph.eliminate_dead_code()
+    require_known_operators(graph.graph)
     graph.recompile()
     assign_names(graph.graph)
     return graph
@@ -130,7 +132,8 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
     try:
         with _quietly():
-            exported = torch.export.export(network, arguments, dynamic_shapes=shapes).run_decompositions({})
+            exported = torch.export.export(network, arguments, dynamic_shapes=shapes)
+            exported = exported.run_decompositions(decompositions())
             module = exported.module(check_guards=False) if _GUARDS else exported.module()
     except Exception as error:
         raise RequestError(

@@ -135,7 +135,7 @@ def test_only_multiplications_requantize() -> None:
 @pytest.mark.parametrize("add_bits", ["8", "same"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layers_multiply_the_activations_width(name: str, add_bits: str) -> None:
-    """Whatever is added beside them, all layers except the first take 4 bits."""
+    """Whatever is added beside them, all layers except the first take 4 bits, and batch norms of their own 8."""
     graph, found = traced(name), plan_of(name, add_bits=add_bits)
     student = build(graph, found)
     for node, layer in student.modules_in_order():
@@ -144,7 +144,8 @@ def test_layers_multiply_the_activations_width(name: str, add_bits: str) -> None
             value = value.all_input_nodes[0]
         quantizer = student.get_submodule(str(value.target)) if value.op == "call_module" else None
         if isinstance(layer, QuantLayer) and isinstance(quantizer, ActivationQuantizer):
-            assert quantizer.bits == (8 if quantizer.name == "image" else 4), node
+            rescales = by_name(found)[name_of(node)].role == Role.RESCALE
+            assert quantizer.bits == (8 if quantizer.name == "image" or rescales else 4), node
 
 
 class AddThree(nn.Module):
@@ -156,7 +157,8 @@ def test_a_chain_has_no_bits_of_additions() -> None:
     """Outputs in a chain, beside an added number, and in the relu-only placement have the activations' width."""
     assert [entry.output_bits for entry in only(plan_of("bottleneck"), Role.FOLD)] == [4, 4, 4]
     shifted = plan(trace(Chain(conv(8, 8), AddThree()), SIZE), NumberFormat(4, 4))
-    assert [entry.output_bits for entry in only(shifted, Role.FOLD) if entry.output_bits] == [4, 4]
+    assert [entry.output_bits for entry in only(shifted, Role.FOLD) if entry.output_bits] == [4]
+    assert [entry.output_bits for entry in only(shifted, Role.RECTIFIER)] == [4]
     literature = plan_of("resnet", placement="relu-only")
     assert {entry.output_bits for entry in literature.nodes if entry.output_bits} == {4}
 
@@ -193,9 +195,13 @@ def test_movement_needs_no_quantizer() -> None:
     assert [entry.output_bits for entry in only(found, Role.CONCAT)] == [4]
 
 
-def test_a_batch_norm_before_its_convolution_is_a_layer() -> None:
-    """It has weights of its own, which are quantized."""
-    assert [entry.weight_bits for entry in only(plan_of("pre-activation"), Role.RESCALE)] == [4, 4]
+@pytest.mark.parametrize("bits", ["w2a2", "w4a4", "w8a8"])
+def test_a_batch_norm_before_its_convolution_is_a_layer(bits: str) -> None:
+    """It has one weight per channel, with 8 bits at every width, and takes the stored values without requantizing."""
+    found = plan_of("pre-activation", bits)
+    assert [entry.weight_bits for entry in only(found, Role.RESCALE)] == [8, 8]
+    names = {entry.name for entry in only(found, Role.RESCALE)}
+    assert not any(names & set(entry.requantize_for) for entry in found.nodes)
 
 
 def test_unknown_operators_are_named() -> None:

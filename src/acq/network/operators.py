@@ -15,8 +15,8 @@ class Role(StrEnum):
     CONVOLUTION = "convolution"
     LINEAR = "linear"
     BATCH_NORM = "batch norm"  # before the planner decides how it is computed
-    FOLD = "fold"  # a batch norm that becomes part of the layer before it
-    RESCALE = "rescale"  # a batch norm that becomes a depthwise 1 x 1 convolution
+    FOLD = "fold"  # constants, such as a batch norm, that become part of the layer before them
+    RESCALE = "rescale"  # constants of channels, such as a batch norm, that become a depthwise 1 x 1 convolution
     RECTIFIER = "rectifier"
     NONLINEARITY = "nonlinearity"
     ADD = "add"

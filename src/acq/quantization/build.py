@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from acq.core.batchnorm import batch_norm_affine
 from acq.core.values import Preprocessing
 from acq.network.names import name_of
-from acq.network.operators import Role
+from acq.network.operators import Role, operator_of, sole_user
 from acq.network.trace import constant
+from acq.quantization.affine import HOMOGENEOUS, Affine, affine_of, composed, folded, sizes
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.plan import NodePlan, Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
-from acq.quantization.roles import LAYERS
+from acq.quantization.roles import LAYERS, WEIGHTED
 from acq.quantization.student import Student
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups")  # arguments 3 to 6 of a convolution
@@ -76,6 +77,7 @@ class _Builder:
         self.names = {name_of(node) for node in graph.graph.nodes}
         self.copies: dict[fx.Node, fx.Node] = {}
         self.requantized: dict[fx.Node, fx.Node] = {}
+        self.relieved: set[fx.Node] = set()  # rescalings whose factors the layer before has taken over
 
     def student(self) -> Student:
         for node in self.source.graph.nodes:
@@ -94,9 +96,9 @@ class _Builder:
         return node
 
     def _copy(self, node: fx.Node, plan: NodePlan) -> fx.Node:
-        if plan.role in LAYERS and self._is_folded(node):
-            # the layer runs under the batch norm's name: its own output does not exist
-            return self.copies[_input(node)]
+        if plan.role in (*WEIGHTED, Role.FOLD) and self._is_folded(node):
+            # the layer runs under the name of the last constant folded into it: its own output does not exist
+            return self.copies[self._source(node)]
         if plan.role == Role.IMAGE:
             copy = self._add("placeholder", plan.name, (), plan.name, plan.shape)
         elif plan.role in (*LAYERS, Role.RESCALE, Role.FOLD):
@@ -110,9 +112,13 @@ class _Builder:
             self.requantized[node] = self._requantizer(copy, plan)
         return copy
 
-    def _is_folded(self, layer: fx.Node) -> bool:
-        users = [self.plans.get(name_of(user)) for user in layer.users]
-        return len(users) == 1 and users[0] is not None and users[0].role == Role.FOLD
+    def _is_folded(self, node: fx.Node) -> bool:
+        """Whether the node's only consumer is folded into the layer that computes it."""
+        user = sole_user(node)
+        return user is not None and self._has_role(user, Role.FOLD)
+
+    def _has_role(self, node: fx.Node, *roles: Role) -> bool:
+        return name_of(node) in self.plans and self.plans[name_of(node)].role in roles
 
     def _input_for(self, value: fx.Node, consumer: fx.Node) -> fx.Node:
         """The new node that a consumer takes: the copy, or the one with fewer bits."""
@@ -156,14 +162,53 @@ class _Builder:
         return name
 
     def _layer(self, node: fx.Node, plan: NodePlan) -> fx.Node:
-        layer = _input(node) if plan.role == Role.FOLD else node
-        layer_plan = self.plans[name_of(layer)]
-        module = self._layer_module(node, layer, layer_plan)
-        source = self._input_for(_input(layer), layer)
+        layer, constants = self._hosted(node)
+        module = self._layer_module(layer, constants, self._taken_over(node))
+        source = self._input_for(self._source(layer), layer)
         return self._add("call_module", attach(self.built, module.name, module), (source,), plan.name, plan.shape)
 
-    def _layer_module(self, node: fx.Node, layer: fx.Node, plan: NodePlan) -> QuantLayer:
-        weight, bias = self._weights(node, layer, plan)
+    def _hosted(self, node: fx.Node) -> tuple[fx.Node, list[Affine]]:
+        """The layer that computes a node, and the constants folded into it in order of execution."""
+        constants: list[Affine] = []
+        while not self._has_role(node, *LAYERS):
+            affine = affine_of(self.source, node)
+            assert affine is not None
+            constants.insert(0, affine)
+            if self._has_role(node, Role.RESCALE):
+                break
+            node = affine.source
+        return node, constants
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        affine = affine_of(self.source, node)
+        return _input(node) if affine is None else affine.source
+
+    def _taken_over(self, node: fx.Node) -> Tensor | None:
+        """The sizes of the factors of a rescaling behind a layer, which the layer takes over.
+
+        What stands between them keeps the order of values. The tensor in between then has the result's range in every
+        channel, and is rounded as finely.
+        """
+        user = sole_user(node)
+        while user is not None and user.op == "call_function" and operator_of(user) in HOMOGENEOUS:
+            user = sole_user(user)
+        if user is None or not self._has_role(user, Role.RESCALE):
+            return None
+        self.relieved.add(user)
+        return sizes(self._rescaling(user)[0])
+
+    def _rescaling(self, node: fx.Node) -> tuple[Tensor, Tensor]:
+        """Factor and shift of a rescaling, with the constants behind it that are folded into it."""
+        constants = [node]
+        while self._is_folded(constants[-1]):
+            constants += constants[-1].users
+        return composed([affine for node in constants if (affine := affine_of(self.source, node))])
+
+    def _layer_module(self, layer: fx.Node, constants: list[Affine], taken_over: Tensor | None) -> QuantLayer:
+        plan = self.plans[name_of(layer)]
+        weight, bias = self._weights(layer, constants)
+        if taken_over is not None:
+            weight, bias = folded(weight, bias, taken_over, torch.zeros_like(taken_over))
         assert plan.weight_range_bits is not None
         quantizer = WeightQuantizer(
             len(weight), plan.weight_range_bits, plan.name, power_of_two_scales=self.power_of_two_scales
@@ -173,29 +218,18 @@ class _Builder:
         geometry = {"groups": len(weight)} if plan.role == Role.RESCALE else _geometry(layer)
         return QuantConv2d(weight, bias, quantizer, geometry)
 
-    def _weights(self, node: fx.Node, layer: fx.Node, plan: NodePlan) -> tuple[Tensor, Tensor | None]:
-        if plan.role == Role.RESCALE:
-            factor, shift = _affine(self.source, node)
-            return factor.view(-1, 1, 1, 1).clone(), shift
+    def _weights(self, layer: fx.Node, constants: list[Affine]) -> tuple[Tensor, Tensor | None]:
+        if self._has_role(layer, Role.RESCALE):
+            factor, shift = composed(constants)
+            factor = factor / sizes(factor) if layer in self.relieved else factor
+            return factor.view(-1, 1, 1, 1).clone(), shift.clone()
         weight = constant(self.source, layer.args[1])
         bias = constant(self.source, _argument(layer, 2, "bias"))
         assert weight is not None
-        if layer is node:
-            return weight.detach().clone(), None if bias is None else bias.detach().clone()
-        # y = factor * (W x + b) + shift with one factor per output channel
-        factor, shift = _affine(self.source, node)
-        folded = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
-        return folded, shift if bias is None else shift + factor * bias
-
-
-def _affine(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as ``factor * x + shift``, [C] each."""
-    weight, bias, mean, var = (constant(graph, value) for value in norm.args[1:5])
-    epsilon = norm.args[7]
-    assert mean is not None
-    assert var is not None
-    assert isinstance(epsilon, float)
-    return batch_norm_affine(weight, bias, mean, var, epsilon)
+        weight, bias = weight.detach().clone(), None if bias is None else bias.detach().clone()
+        for affine in constants:
+            weight, bias = folded(weight, bias, affine.factor, affine.shift)
+        return weight, bias
 
 
 def _geometry(layer: fx.Node) -> dict[str, Any]:

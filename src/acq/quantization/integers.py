@@ -6,6 +6,7 @@ The conversion is this project's definition.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, fx
@@ -145,12 +146,15 @@ def _round_biases(layer: QuantLayer, input_scale: Tensor) -> None:
 def _accumulators(layer: QuantLayer, inputs: ActivationQuantizer) -> Values:
     """The values of a layer's accumulators, one range per channel."""
     integers = layer.weight_quantizer.integers(layer.weight).flatten(1).double().cpu()
+    # each sum is a multiple of the greatest common divisor of its weights: with one weight a channel, a short list
+    step = integers.long().abs().T.contiguous()
+    divisor = reduce(torch.gcd, step).clamp_min(1).double()
     unit = (inputs.scale * layer.weight_quantizer.scale).double().cpu()
     least, most = (bound - inputs.zero_point.item() for bound in (inputs.qmin, inputs.qmax))
     bias = torch.zeros(len(unit)) if layer.bias is None else (layer.bias.double().cpu() / unit).round()
     below = torch.minimum(integers * least, integers * most).sum(1)
     above = torch.maximum(integers * least, integers * most).sum(1)
-    return Values(torch.zeros_like(unit), unit, bias + below, bias + above)
+    return Values(bias * unit, divisor * unit, below / divisor, above / divisor)
 
 
 def _levels(quantizer: ActivationQuantizer, channel_scale: Tensor | None) -> Values:

@@ -19,9 +19,10 @@ from acq.network.names import name_of
 from acq.network.operators import Role, float_inputs, is_float, operator_of
 from acq.network.trace import shape_of
 from acq.quantization.formats import FULL_BITS, REDUCED_BITS, NumberFormat
-from acq.quantization.roles import WEIGHTED, LayerWidth, Roles, assign_roles
+from acq.quantization.roles import LAYERS, WEIGHTED, LayerWidth, Roles, assign_roles
 
 Placement = Literal["deployable", "relu-only"]
+_IMAGE_DIMENSIONS = 4  # [N, C, H, W]
 _MULTIPLYING = (*WEIGHTED, Role.PRODUCT)
 
 
@@ -150,11 +151,17 @@ def _wanted_bits(roles: Roles, format: NumberFormat) -> dict[fx.Node, int]:
 def _input_bits(roles: Roles, node: fx.Node, format: NumberFormat) -> int:
     """The bits in which an operator takes its inputs if they have as many."""
     role, inputs = roles.of(node), float_inputs(node)
+    if role == Role.RESCALE or (role in (Role.ADD, Role.PRODUCT) and _takes_number(node)):
+        return FULL_BITS  # what a constant changes is rounded once, behind it
     if role == Role.NONLINEARITY or (role == Role.PRODUCT and any(map(roles.is_gate_of_own_input, inputs))):
         return max(format.nonlinearity, format.activation)
-    if role == Role.ADD and len(inputs) > 1:
+    if role == Role.ADD:
         return max(format.add or 0, format.activation)
     return format.activation
+
+
+def _takes_number(node: fx.Node) -> bool:
+    return not all(isinstance(value, fx.Node) for value in node.args[:2])
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ class _Placer:
         self.relu_only = relu_only
         self.sources: dict[fx.Node, tuple[fx.Node, int] | None] = {}
         self.logits = _logits(roles)
+        self.images = _images(roles)
         self.behind_layers = _reached(roles, roles.nodes, lambda node: node.all_input_nodes)
         self.before_layers = _reached(roles, reversed(roles.nodes), lambda node: node.users)
 
@@ -217,7 +225,7 @@ class _Placer:
         return _Output(self._output_bits(node))
 
     def _output_bits(self, node: fx.Node) -> int:
-        if self.roles.of(node) == Role.IMAGE:
+        if node in self.images:
             return self.format.image
         if self.relu_only:
             return self.format.activation
@@ -248,7 +256,7 @@ class _Placer:
     def _requantizing_consumers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Consumers that multiply a node's values and take fewer bits than these have. The image keeps its bits."""
         source, bits = self.sources.get(node) or (node, 0)
-        for user in node.users if self.roles.of(source) != Role.IMAGE else ():
+        for user in node.users if source not in self.images else ():
             multiplies = self.roles.of(user) in _MULTIPLYING
             if multiplies and _input_bits(self.roles, user, self.format) == self.format.activation < bits:
                 yield user
@@ -259,8 +267,10 @@ class _Placer:
             return None
         if node in self.roles.widths:
             return self.roles.widths[node]
+        if role == Role.RESCALE:
+            return FULL_BITS  # one number per channel, in which few bits would save nothing
         # the first layer has no layer before it, the last one none behind it
-        is_inner = role == Role.RESCALE or (node in self.behind_layers and node in self.before_layers)
+        is_inner = node in self.behind_layers and node in self.before_layers
         return self.format.weight if is_inner else self.format.first_last or self.format.weight
 
 
@@ -274,6 +284,17 @@ def _logits(roles: Roles) -> set[fx.Node]:
 
     for node in reversed(roles.nodes):
         if node.users and all(map(ends_in_logits, node.users)):
+            found.add(node)
+    return found
+
+
+def _images(roles: Roles) -> set[fx.Node]:
+    """The image, and what is computed from it alone before the first layer, such as its normalisation."""
+    found: set[fx.Node] = set()
+    for node in roles.nodes:
+        inputs = float_inputs(node)
+        before_layers = roles.of(node) not in LAYERS and bool(inputs) and found.issuperset(inputs)
+        if roles.of(node) == Role.IMAGE or (before_layers and len(shape_of(node)) == _IMAGE_DIMENSIONS):
             found.add(node)
     return found
 

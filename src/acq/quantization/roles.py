@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from torch import fx
 
@@ -26,6 +26,7 @@ from acq.network.operators import (
     sole_user,
 )
 from acq.network.trace import constant, shape_of
+from acq.quantization.affine import Affine, affine_of
 from acq.quantization.formats import WIDTHS
 
 LayerWidth = int | Literal["float"]
@@ -34,6 +35,14 @@ KEPT = "kept in floating point"
 LAYERS = (Role.CONVOLUTION, Role.LINEAR)
 WEIGHTED = (*LAYERS, Role.RESCALE)
 _SUGGESTIONS = 3  # layer names in an error
+
+
+@dataclass(frozen=True)
+class Host:
+    """A layer into which constants are folded, and the axis of its output's channels."""
+
+    layer: fx.Node
+    axis: int
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,14 @@ def assign_roles(graph: fx.GraphModule, layers: Mapping[str, LayerWidth]) -> Rol
         RequestError: A key matches no layer with weights, or a value is neither 2 to 8 nor ``float``.
     """
     nodes = tuple(node for node in graph.graph.nodes if node.op in ("placeholder", "call_function"))
-    found = {node: _role(graph, node) for node in nodes}
-    roles = {node: role for node, (role, _) in found.items()}
-    notes = {node: note for node, (_, note) in found.items()}
+    roles: dict[fx.Node, Role] = {}
+    notes: dict[fx.Node, str] = {}
+    hosts: dict[fx.Node, Host] = {}
+    for node in nodes:
+        roles[node], notes[node] = _role(graph, node, hosts)
+        host = _host(node, roles[node], hosts)
+        if host is not None:
+            hosts[node] = host
     weighted = {name_of(node): node for node in nodes if roles[node] in WEIGHTED}
     settings = {weighted[name]: width for name, width in _matched(layers, weighted).items()}
     constant_layers = frozenset(node for node in nodes if roles[node] in LAYERS)
@@ -112,9 +126,10 @@ def assign_roles(graph: fx.GraphModule, layers: Mapping[str, LayerWidth]) -> Rol
     for layer in kept:
         roles[layer], notes[layer] = Role.FLOAT, KEPT
         user = sole_user(layer)
-        if user is not None and roles.get(user) == Role.FOLD:
+        while user is not None and roles.get(user) == Role.FOLD:
             roles[user], notes[user] = Role.FLOAT, f"follows {name_of(layer)}, which is {KEPT}"
             norms.append(user)
+            user = sole_user(user)
     widths = {node: width for node, width in settings.items() if isinstance(width, int)}
     return Roles(nodes, roles, notes, constant_layers, widths, kept, frozenset(norms))
 
@@ -134,7 +149,7 @@ def _matched(layers: Mapping[str, LayerWidth], names: Iterable[str]) -> dict[str
     return found
 
 
-def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
+def _role(graph: fx.GraphModule, node: fx.Node, hosts: Mapping[fx.Node, Host]) -> tuple[Role, str]:
     """A node's role, and the reason where the operator alone does not decide it."""
     operator = operator_of(node)
     role = Role.IMAGE if node.op == "placeholder" else ROLES.get(operator)
@@ -142,8 +157,12 @@ def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
         return (Role.FLOAT, f"operator {operator} is not supported") if is_float(node) else (Role.SHAPE, "")
     if role in LAYERS and constant(graph, node.args[1]) is None:
         return Role.FLOAT, "its weight is computed, not constant"
+    affine = affine_of(graph, node)
+    found = None if affine is None else _affine_role(affine, node, hosts)
+    if found is not None:
+        return found
     if role == Role.BATCH_NORM:
-        return _batch_norm_role(graph, node)
+        return Role.FLOAT, _why_float(affine)
     if operator in PADS and _pads_with_values(node):
         return Role.PAD, ""
     if role in (Role.ADD, Role.PRODUCT, Role.CONCAT) and any(map(is_constant, node.all_input_nodes)):
@@ -153,17 +172,32 @@ def _role(graph: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
     return role, ""
 
 
-def _batch_norm_role(graph: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
-    """Fold a batch norm into the layer before it if possible; otherwise use a depthwise 1 x 1 convolution, or float."""
-    source: Any = node.args[0]
-    if node.args[5] or any(constant(graph, value) is None for value in node.args[3:5]):
-        return Role.FLOAT, "its statistics are not constant"
-    before = _role(graph, source)[0] if source.op == "call_function" and len(source.users) == 1 else None
-    if before == Role.CONVOLUTION or (before == Role.LINEAR and len(shape_of(source)) == 2):
-        return Role.FOLD, f"folded into {name_of(source)}"
-    if len(shape_of(node)) == 4:
+def _affine_role(affine: Affine, node: fx.Node, hosts: Mapping[fx.Node, Host]) -> tuple[Role, str] | None:
+    """Fold constants into the layer before them if possible; one per channel otherwise becomes a convolution.
+
+    None where it is neither: engines add and multiply one number per tensor as it is.
+    """
+    host = hosts.get(affine.source) if sole_user(affine.source) is not None else None
+    if host is not None and affine.axis in (None, host.axis):
+        return Role.FOLD, f"folded into {name_of(host.layer)}"
+    if len(shape_of(node)) == 4 and affine.axis == 1:
         return Role.RESCALE, "becomes a depthwise 1 x 1 convolution"
-    return Role.FLOAT, "it follows no layer and its input is not [N, C, H, W]"
+    return None
+
+
+def _host(node: fx.Node, role: Role, hosts: Mapping[fx.Node, Host]) -> Host | None:
+    """The layer that computes a node, constants folded into it included."""
+    if role == Role.FOLD:
+        return next(hosts[value] for value in node.all_input_nodes if value in hosts)
+    if role not in WEIGHTED:
+        return None
+    return Host(node, len(shape_of(node)) - 1 if role == Role.LINEAR else 1)
+
+
+def _why_float(norm: Affine | None) -> str:
+    if norm is None:
+        return "its statistics are not constant"
+    return "it follows no layer and its input is not [N, C, H, W]"
 
 
 def _pads_with_values(node: fx.Node) -> bool:

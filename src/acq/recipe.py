@@ -21,6 +21,7 @@ from acq.network.trace import trace, weights_hash
 from acq.quantization.build import build
 from acq.quantization.plan import plan
 from acq.quantization.student import Student
+from acq.runs.rehearsal import rehearse
 from acq.runs.session import Session
 from acq.runs.summary import measure
 from acq.synthesis.condition import ConditionSampler
@@ -98,6 +99,8 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     prepared = prepare(request, session.processes)
     config, training, known = prepared.config, prepared.training, request.preprocessing
     teacher, main = training.context.teacher, session.processes.is_main
+    if main:
+        session.require(rehearse(training.context.student, known, export=session.export))
     labelled = None if data is None or not main else read(data, input_size=known.input_size, output=teacher.output)
     record = {
         "origin": dict(request.origin),
@@ -115,4 +118,5 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}
         run.keep(record, summary, diagnostics)
+        run.export()
     return Result(student, summary, session.out)

@@ -126,5 +126,5 @@ def test_constants_and_nodes_that_nothing_reads_are_not_written(tmp_path: Path) 
 def test_the_error_names_the_operator_that_cannot_be_translated() -> None:
     """Others around it are not blamed."""
     student = student_with(lambda x: torch.cdist(x.cumsum(1).flatten(2), x.flatten(2))[..., None])
-    with pytest.raises(RequestError, match=r"operator _?cdist.* of node .* cannot be exported to ONNX"):
+    with pytest.raises(RequestError, match=r"operator \S*cdist.* cannot be exported to ONNX"):
         onnx_model(student)

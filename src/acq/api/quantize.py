@@ -37,6 +37,8 @@ def quantize(
     progress: bool = True,
     watch: Watch | None = None,
     tensorboard: bool = False,
+    export: bool = True,
+    engines: Sequence[str] = (),
 ) -> Result:
     """Quantize a trained classifier without its training data. The model itself does not change.
 
@@ -57,6 +59,8 @@ def quantize(
         progress: Show progress on standard error.
         watch: Called with every record.
         tensorboard: Write to ``out/tensorboard`` (extra ``tensorboard``).
+        export: Write ``out/model.onnx`` at the end (extra ``onnx``), and try at the start whether that is possible.
+        engines: Names of engines on which the file must agree, beside ONNX Runtime, such as ``openvino``.
 
     Returns:
         The student, the figures of the run and the run folder.
@@ -68,7 +72,10 @@ def quantize(
     with watching(Console(stderr=True)) if progress else nullcontext() as bars:
         watches = tuple(each for each in (bars, watch) if each is not None)
         folder = None if out is None else Path(out)
-        session = Session(folder, resume=resume, overwrite=overwrite, watches=watches, tensorboard=tensorboard)
+        session = Session(
+            folder, resume=resume, overwrite=overwrite, watches=watches, tensorboard=tensorboard, export=export,
+            engines=tuple(engines),
+        )  # fmt: skip
         return run_recipe(request, session, None if data is None else Path(data))
 
 

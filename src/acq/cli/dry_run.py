@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acq.cli.output import print_json, print_lines, print_plan
+from acq.cli.output import plan_rows, print_json, print_lines, print_plan
 from acq.config import Config
 from acq.core.memory import keep_freed_memory
 from acq.core.units import in_minutes
 from acq.files.images import read
 from acq.recipe import Prepared, Request, prepare
+from acq.runs.rehearsal import rehearse
 from acq.training.calibration import Calibration
 from acq.training.distillation import Distillation
 from acq.training.generator import GeneratorTraining
@@ -23,19 +24,21 @@ _STEPS = 3  # timed steps per phase
 _IMAGES = 64  # most images of the timed calibration
 
 
-def describe(request: Request, out: Path, data: Path | None, as_json: bool) -> None:
+def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, export: bool = True) -> None:
     """Print what ``acq quantize`` would do. Nothing is written."""
     prepared = prepare(request)
     context = prepared.training.context
+    rehearsal = rehearse(context.student, request.preprocessing, export=export)
+    rehearsal.require_file()
     if data is not None:
         read(data, input_size=request.preprocessing.input_size, output=context.teacher.output)
     seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}
     plan, config = context.student.plan, prepared.config
     if as_json:
         settings = config.model_dump(mode="json")
-        print_json({"run": str(out), "config": settings, "plan": plan.rows(), "seconds": seconds})
+        print_json({"run": str(out), "config": settings, "plan": plan_rows(plan, rehearsal), "seconds": seconds})
         return
-    print_plan(plan)
+    print_plan(plan, rehearsal)
     parts = ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items())
     steps = prepared.training.phases
     print_lines(

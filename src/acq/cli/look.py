@@ -5,10 +5,11 @@ from __future__ import annotations
 from acq import zoo
 from acq.cli import options as o
 from acq.cli.app import command
-from acq.cli.output import print_json, print_lines, print_plan, print_table
+from acq.cli.output import plan_rows, print_json, print_lines, print_plan, print_table
 from acq.cli.requests import config_of, network_of
 from acq.config import Config
 from acq.recipe import Request, prepare
+from acq.runs.rehearsal import rehearse
 
 
 @command(
@@ -40,9 +41,10 @@ def inspect(
     )  # fmt: skip
     network = network_of(model, checkpoint, model_args, input_size, mean, std)
     context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
+    rehearsal = rehearse(context.student, network.preprocessing)
     structure, plan = context.teacher.structure, context.student.plan
     if not as_json:
-        print_plan(plan)
+        print_plan(plan, rehearsal)
         return
     print_json(
         {
@@ -51,7 +53,9 @@ def inspect(
             "features": context.teacher.features,
             "batch_norms": len(structure.norms),
             "attention": "class activation" if structure.head else "channel energy",
-            "plan": plan.rows(),
+            "plan": plan_rows(plan, rehearsal),
+            "engines": list(rehearsal.engines),
+            "export": "; ".join(rehearsal.notes()) or None,
         }
     )
 

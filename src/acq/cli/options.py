@@ -108,6 +108,15 @@ Seed = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run", rich_help_panel=RUN)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run", rich_help_panel=RUN)]
+NoExport = Annotated[
+    bool, typer.Option("--no-export", help="write no model.onnx, and do not try it at the start", rich_help_panel=RUN)
+]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...", help="engines that the file must agree on beside onnxruntime: openvino", rich_help_panel=RUN
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the plan, the settings and the time", rich_help_panel=RUN)
 ]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from acq.quantization.plan import Plan
+from acq.runs.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from acq.export.check import Parity
 
 _WIDEST = 10_000  # columns of a table in a file
 
@@ -53,11 +58,41 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers_f
     Console(width=None if Console().is_terminal else _WIDEST).print(table)
 
 
-def print_plan(plan: Plan) -> None:
-    """Print a plan, and the operators that stay in floating point with the reason of each."""
+def plan_rows(plan: Plan, rehearsal: Rehearsal) -> list[dict[str, Any]]:
+    """The nodes of a plan as JSON values; ``file`` says how an exported file computes each one."""
+    return [{**row, "file": rehearsal.place_of(node)} for row, node in zip(plan.rows(), plan.nodes, strict=True)]
+
+
+def print_plan(plan: Plan, rehearsal: Rehearsal) -> None:
+    """Print a plan with what engines run on integers, and why the other operators stay in floating point."""
     kept = plan.float_nodes
-    print_lines([str(plan), "", f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
+    print_lines([plan.table({node.name: rehearsal.place_of(node) for node in plan.nodes}), ""])
+    print_lines([f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
     print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)
+    engines = f"the file was written from the untrained student and opened on {', '.join(rehearsal.engines)}"
+    print_lines(["", *([engines] if rehearsal.engines else []), *rehearsal.notes()])
+
+
+def parity_figures(parity: Parity) -> dict[str, Any]:
+    """The comparison of a file with its student as JSON values."""
+    openvino = parity.openvino
+    return {
+        **asdict(parity),
+        "optimised": asdict(parity.optimised),
+        "integer": parity.integer,
+        "layers": parity.layers,
+        "openvino": None if openvino is None else asdict(openvino),
+    }
+
+
+def parity_lines(parity: Parity) -> list[str]:
+    """The comparison of a file with its student, one line per engine."""
+    lines = [
+        f"{name:<11}same decision as the student for {found.match.agreement:.1f} % of {parity.images} images, "
+        f"largest difference {found.match.difference:.2g}; {found.integer} of {found.layers} layers run in integers"
+        for name, found in parity.engines.items()
+    ]
+    return [*lines, *(f"{name:<11}{failure}" for name, failure in parity.failures.items())]
 
 
 def shortened(value: Any) -> Any:

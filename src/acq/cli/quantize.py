@@ -10,7 +10,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, print_json, print_lines
-from acq.cli.requests import config_of, data_path, json_object, network_of
+from acq.cli.requests import config_of, data_path, json_object, names_of, network_of
 from acq.core.device import choose_device
 from acq.core.processes import joined, started_by_torchrun
 from acq.core.units import in_kilobytes, in_minutes
@@ -35,6 +35,7 @@ def quantize(
     exclude: o.Exclude = None, placement: o.Placement = None,
     preset: o.Preset = None, config: o.ConfigFile = None, set_: o.Set = None, data: o.TestData = None,
     device: o.DeviceName = None, seed: o.Seed = None,
+    engines: o.Engines = None, no_export: o.NoExport = False,
     resume: o.Resume = False, overwrite: o.Overwrite = False, dry_run: o.DryRun = False,
     tensorboard: o.TensorBoard = False, quiet: o.Quiet = False, verbose: o.Verbose = False, as_json: o.AsJson = False,
 ) -> None:  # fmt: skip
@@ -61,10 +62,10 @@ def quantize(
     if dry_run:
         if is_main:
             require_free(folder, resume=resume, overwrite=overwrite)
-            describe(request, folder, place, as_json)
+            describe(request, folder, place, as_json, export=not no_export)
         return
     with joined(choose_device(settings.device)) as processes, watching(notes(quiet), verbose=verbose) as watch:
-        session = Session(folder, resume, overwrite, (watch,), tensorboard, processes)
+        session = Session(folder, resume, overwrite, (watch,), tensorboard, processes, not no_export, names_of(engines))
         summary = run_recipe(request, session, place).summary
     if is_main:
         _show(summary | {"run": str(folder), "report": _report(folder, quiet)}, as_json, quiet)

@@ -69,6 +69,11 @@ def data_path(data: str, model: str) -> Path:
     return sample
 
 
+def names_of(text: str | None) -> tuple[str, ...]:
+    """The names in a list with commas; none where it is not given."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def json_object(text: str) -> dict[str, Any]:
     """The object of a JSON text; RequestError if it is none."""
     try:

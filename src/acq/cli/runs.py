@@ -12,7 +12,8 @@ import typer
 from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
-from acq.cli.output import print_json, print_lines, print_table, shortened
+from acq.cli.output import parity_figures, parity_lines, print_json, print_lines, print_table, shortened
+from acq.cli.requests import names_of
 from acq.core.units import in_kilobytes
 
 
@@ -25,23 +26,18 @@ def export(
     raw_images: Annotated[
         bool, typer.Option("--raw-images", help="make a file that takes bytes [N, H, W, C] and normalises them itself")
     ] = False,
+    engines: o.Engines = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Write RUN's student as an ONNX file of integers, after comparing it with the student on ONNX Runtime."""
     clock = time.perf_counter()
-    made = api.export_run(run_folder, out, raw_images=raw_images)
+    made = api.export_run(run_folder, out, raw_images=raw_images, engines=names_of(engines))
     if as_json:
-        print_json({"file": str(made.path), "bytes": made.bytes, **asdict(made.parity)})
+        print_json({"file": str(made.path), "bytes": made.bytes, **parity_figures(made.parity)})
         return
-    parity, took = made.parity, time.perf_counter() - clock
-    engines = "ONNX Runtime and OpenVINO" if parity.openvino else "ONNX Runtime"
+    took = time.perf_counter() - clock
     print_lines(
-        [
-            f"file       {made.path}, {in_kilobytes(made.bytes)}",
-            f"checked    same class as the student for {parity.optimised.agreement:.1f} % of {parity.images} images, "
-            f"same logits for {parity.optimised.equal:.1f} %, on {engines}",
-            f"kernels    {parity.integer} of {parity.layers} layers run in integers    time {took:.0f} s",
-        ]
+        [f"file       {made.path}, {in_kilobytes(made.bytes)}    time {took:.0f} s", *parity_lines(made.parity)]
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
-from collections import Counter
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -15,14 +14,14 @@ from torch import Tensor
 
 from acq.core.evaluate import evaluating
 from acq.core.outputs import Output
+from acq.errors import RequestError
 from acq.export.engine import Engine
-from acq.export.openvino_engine import OpenVINO
+from acq.export.engines import REFERENCE, Opened, installed_engines
 from acq.quantization.student import Student
 
-# operators of an optimised graph: layers on integer kernels, and layers in floating point
-_INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul"}
-_FLOATING = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"}
 _BATCH = 32
+LEAST_AGREEMENT = 99.0  # percent
+_DOUBT = 1e-3  # below this chance a file is taken to agree less often than on the least agreement
 EQUAL_WITHIN = 1e-4  # of the largest logit: differences of float rounding
 
 
@@ -43,12 +42,12 @@ class Match:
 
 @dataclass(frozen=True)
 class EngineMatch:
-    """A file compared with its student on another engine.
+    """A file compared with its student on an engine.
 
     Attributes:
         match: The logits.
         integer: Layers on integer kernels.
-        layers: All layers.
+        layers: All layers of the engine's graph.
     """
 
     match: Match
@@ -63,22 +62,43 @@ class Parity:
     Attributes:
         images: Number of images.
         plain: ONNX Runtime without graph optimisations: the file's own meaning, in floating point.
-        optimised: ONNX Runtime with graph optimisations, on integer kernels.
-        integer: Layers on integer kernels in the optimised graph.
-        layers: All layers of the optimised graph.
-        openvino: OpenVINO, if it is installed.
+        engines: The comparison on each installed engine, by its name (``acq.export.engines``).
+        failures: Why an engine cannot run the file, by its name.
     """
 
     images: int
     plain: Match
-    optimised: Match
-    integer: int
-    layers: int
-    openvino: EngineMatch | None
+    engines: Mapping[str, EngineMatch]
+    failures: Mapping[str, str]
+
+    @property
+    def optimised(self) -> Match:
+        """ONNX Runtime with graph optimisations, on integer kernels."""
+        return self.engines[REFERENCE].match
+
+    @property
+    def integer(self) -> int:
+        """Layers on integer kernels of ONNX Runtime."""
+        return self.engines[REFERENCE].integer
+
+    @property
+    def layers(self) -> int:
+        """All layers of ONNX Runtime's graph."""
+        return self.engines[REFERENCE].layers
+
+    @property
+    def openvino(self) -> EngineMatch | None:
+        """The comparison on OpenVINO, if it is installed and runs the file."""
+        return self.engines.get("openvino")
+
+    def agrees(self, match: Match) -> bool:
+        """Whether the classes agree on 99 % of images, as far as so many images can tell."""
+        differing = round(self.images * (1 - match.agreement / 100))
+        return chance_of(differing, self.images, 1 - LEAST_AGREEMENT / 100) > _DOUBT
 
 
 def check(file: Path, student: Student, images: Tensor) -> Parity:
-    """Compare a file with its student.
+    """Compare a file with its student on every installed engine.
 
     Args:
         file: The ONNX file.
@@ -90,27 +110,45 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
 
     Raises:
         onnx.checker.ValidationError: The file is not valid ONNX.
-        RequestError: An engine does not run it.
+        RequestError: ONNX Runtime does not run it.
     """
     onnx.checker.check_model(str(file), full_check=True)
     device, images = next(student.parameters()).device, images.cpu()
     with evaluating(student):
         answers = [student(part.to(device)).cpu() for part in images.split(_BATCH)]  # type: ignore[no-untyped-call]
     logits = torch.cat(answers)
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / "optimised.onnx"
-        engine = Engine(file)
-        plain = _match(Engine(file, "ORT_DISABLE_ALL"), images, logits, student.output)
-        optimised = _match(engine, images, logits, student.output)
-        Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # graphs of higher levels fit one machine only
-        kinds = Counter(node.op_type for node in onnx.load(str(graph)).graph.node)
-    openvino = None
-    if importlib.util.find_spec("openvino"):
-        other = OpenVINO(file)
-        match = _match(lambda part: other.run(engine.input_for(part)), images, logits, student.output)
-        openvino = EngineMatch(match, other.integer, other.layers)
-    integer, floating = (sum(kinds[kind] for kind in group) for group in (_INTEGER, _FLOATING))
-    return Parity(len(images), plain, optimised, integer, integer + floating, openvino)
+    entrance = Engine(file, "ORT_DISABLE_ALL")
+    plain = _match(entrance, images, logits, student.output)
+    found: dict[str, EngineMatch] = {}
+    failures: dict[str, str] = {}
+    for name, kind in installed_engines().items():
+        try:
+            opened = kind.open(file)
+            match = _match(partial(_run, opened, entrance), images, logits, student.output)
+        except RequestError as error:
+            if name == REFERENCE:
+                raise
+            failures[name] = str(error)
+        else:
+            found[name] = EngineMatch(match, opened.kernels.integer, opened.kernels.layers)
+    return Parity(len(images), plain, found, failures)
+
+
+def chance_of(differing: int, images: int, share: float) -> float:
+    """The chance of at least so many differing images if each differs with probability ``share``: a binomial tail."""
+    fewer = sum(
+        math.exp(_log_choices(images, k) + k * math.log(share) + (images - k) * math.log1p(-share))
+        for k in range(differing)
+    )
+    return 1 - fewer
+
+
+def _log_choices(count: int, chosen: int) -> float:
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
+
+
+def _run(opened: Opened, entrance: Engine, images: Tensor) -> Tensor:
+    return opened.run(entrance.input_for(images))
 
 
 def _match(classify: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor, output: Output) -> Match:

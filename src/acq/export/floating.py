@@ -7,7 +7,7 @@ one graph, and the nodes of the result join the file.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,16 +20,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from acq.core.interpreter import KeepingInterpreter
 from acq.core.quiet import quietly
 from acq.errors import RequestError, first_line
-from acq.export.registry import refused
 from acq.export.sizes import fold_sizes
 from acq.export.translations import TRANSLATIONS
 from acq.export.writer import Value, Writer
+from acq.network.names import name_of
 from acq.network.operators import operator_of
 from acq.quantization.student import Student
 
 aten = torch.ops.aten
 _MOST_IMAGES = 1 << 20
 _STANDARD = ("", "ai.onnx")
+
+
+class NoTranslationError(RequestError):
+    """``torch.onnx`` translates some operators of a student neither together nor alone.
+
+    Attributes:
+        reasons: Operator and cause of each, by public name; empty where each can be translated alone.
+    """
+
+    def __init__(self, reasons: Mapping[str, str], cause: str) -> None:
+        name, reason = next(iter(reasons.items()), ("", cause))
+        place = f"operator {name} ({reason})" if name else f"the part in floating point ({cause})"
+        super().__init__(f"{place} cannot be exported to ONNX; replace it in the network, or do without a file")
+        self.reasons = reasons
 
 
 class FloatOperators:
@@ -75,7 +89,7 @@ class FloatOperators:
         try:
             found = self._translated(list(self._nodes), list(inputs), outputs)
         except Exception as error:
-            raise self._unknown(list(inputs), error) from error
+            raise self._refusal(list(inputs), error) from error
         names = [inputs[node] for node in inputs], [self._nodes[node] for node in outputs]
         _splice(writer, found, *names)
 
@@ -130,16 +144,17 @@ class FloatOperators:
         graph.eliminate_dead_code()
         return fx.GraphModule(self.student, graph)
 
-    def _unknown(self, inputs: list[fx.Node], error: Exception) -> RequestError:
-        """The error that names the first operator which cannot be translated by itself."""
+    def _refusal(self, inputs: list[fx.Node], error: Exception) -> NoTranslationError:
+        """The error that names each operator which cannot be translated by itself."""
+        reasons: dict[str, str] = {}
         for node in self._nodes:
             own = [value for value in node.all_input_nodes if value.op != "get_attr"]
             tensors = [value for value in own if isinstance(self._small[value], Tensor)]
             try:
                 self._translated([node], [inputs[0], *(v for v in tensors if v is not inputs[0])], [node])
             except Exception as cause:
-                return refused(node, f" ({first_line(_innermost(cause))})")
-        return RequestError(f"the floating-point part cannot be exported to ONNX ({first_line(error)}); quantize again")
+                reasons[name_of(node)] = f"{operator_of(node)}: {first_line(_innermost(cause))}"
+        return NoTranslationError(reasons, first_line(_innermost(error)))
 
 
 def _innermost(error: BaseException) -> BaseException:

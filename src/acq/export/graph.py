@@ -33,7 +33,12 @@ _REGISTERED = (movement, operators)  # importing them fills OPERATORS
 
 
 def onnx_model(
-    student: Student, *, raw_images: bool = False, floating: bool = False, facts: Mapping[str, Any] | None = None
+    student: Student,
+    *,
+    raw_images: bool = False,
+    floating: bool = False,
+    named: bool = False,
+    facts: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Convert a student to an ONNX model for any number of images.
 
@@ -48,6 +53,7 @@ def onnx_model(
         raw_images: Take bytes [N, H, W, C] instead of normalised images [N, C, H, W].
         floating: Write the same network in floating point, with batch norms folded and without quantizers. It is the
             reference for latency and size.
+        named: Name nodes after the operators of the student, to find them in the graph of an engine.
         facts: More entries of the metadata.
 
     Returns:
@@ -60,7 +66,7 @@ def onnx_model(
     writer = Writer(floating, _padded_for_convolutions(student))
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, raw_images)
-    _write_nodes(writer, student)
+    _write_nodes(writer, student, named)
     logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.output.size])
     nodes, constants = writer.finished([LOGITS])
     graph = helper.make_graph(nodes, "acq", [entrance], [logits], initializer=constants)
@@ -75,11 +81,12 @@ def _device(student: Student) -> torch.device:
     return next((value.device for value in student.state_dict().values()), torch.device("cpu"))
 
 
-def _write_nodes(writer: Writer, student: Student) -> None:
+def _write_nodes(writer: Writer, student: Student, named: bool) -> None:
     """Write every node of a student in its own form, or leave it to ``torch.onnx``."""
     others = FloatOperators(student, _OPSET)
     pieces: dict[fx.Node, list[Value]] = {}
     for node in student.graph.nodes:
+        writer.operator = name_of(node) if named else ""
         if node.op == "get_attr":
             tensor = student.get_buffer(str(node.target)).cpu().float().numpy()
             writer.values[node] = Value(writer.constant(f"{name_of(node)}.constant", tensor))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from acq.core.pixels import from_bytes, to_bytes
 from acq.errors import RequestError, first_line
-from acq.export.check import Parity, check
+from acq.export.check import LEAST_AGREEMENT, Parity, check
+from acq.export.engines import ENGINES, require_engines
 from acq.export.graph import onnx_model
 from acq.files.atomic import replacing
 from acq.quantization.student import Student
-
-LEAST_AGREEMENT = 99.0  # percent
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,13 @@ class Exported:
 
 
 def export_onnx(
-    student: Student, path: Path, images: Tensor, *, raw_images: bool = False, facts: Mapping[str, Any] | None = None
+    student: Student,
+    path: Path,
+    images: Tensor,
+    *,
+    raw_images: bool = False,
+    engines: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Export a student and check the file before it gets its name. If the check fails, no file remains.
 
@@ -46,6 +51,7 @@ def export_onnx(
         path: The file to write; missing folders are created.
         images: Normalised images [N, C, H, W] for the check.
         raw_images: Write a file that takes bytes [N, H, W, C].
+        engines: Names of engines on which the file must agree, beside ONNX Runtime.
         facts: More entries of the file's metadata.
 
     Returns:
@@ -53,8 +59,9 @@ def export_onnx(
 
     Raises:
         RequestError: The images have another size, an operator cannot be exported, or the path cannot be written.
-            Or the top-1 classes agree on fewer than 99 % of the images, on ONNX Runtime or OpenVINO.
+            Or the decisions agree on fewer than 99 % of the images, on ONNX Runtime or an engine of ``engines``.
     """
+    require_engines(engines)
     if not len(images) or tuple(images.shape[1:]) != student.input_size:
         raise RequestError(
             f"images {tuple(images.shape)} cannot check the file; give at least one of {student.input_size}"
@@ -70,7 +77,7 @@ def export_onnx(
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
                 parity = check(temporary, student, images)
-                _require_agreement(parity)
+                _require_agreement(parity, engines)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RequestError(
             f"the student's file is not valid ONNX ({first_line(error)}); evaluate or load the run folder instead"
@@ -78,21 +85,20 @@ def export_onnx(
     return Exported(path, len(content), parity)
 
 
-def _require_agreement(parity: Parity) -> None:
-    matches = {"ONNX Runtime": min(parity.plain.agreement, parity.optimised.agreement)}
-    if parity.openvino is not None:
-        matches["OpenVINO"] = parity.openvino.match.agreement
-    engine, worst = min(matches.items(), key=lambda match: match[1])
-    if worst < LEAST_AGREEMENT:
-        way_out = (
-            "uninstall the extra openvino to check on ONNX Runtime only"
-            if engine == "OpenVINO"
-            else "evaluate or load the run folder instead"
-        )
-        raise RequestError(
-            f"on {engine} the ONNX file has the student's top-1 class on only {worst:.1f} % of {parity.images} images, "
-            f"below {LEAST_AGREEMENT:g} %, so it was removed; {way_out}"
-        )
+def _require_agreement(parity: Parity, required: Sequence[str]) -> None:
+    matches = {"onnxruntime": [parity.plain, parity.optimised]}
+    matches |= {name: [parity.engines[name].match] for name in required if name in parity.engines}
+    for name, found in matches.items():
+        worst = min(found, key=lambda match: match.agreement)
+        if not parity.agrees(worst):
+            way_out = "leave it out of --engines" if name in required else "evaluate or load the run folder instead"
+            raise RequestError(
+                f"on {ENGINES[name].label} the ONNX file decides like the student on only {worst.agreement:.1f} % of "
+                f"{parity.images} images, below {LEAST_AGREEMENT:g} %, so it was removed; {way_out}"
+            )
+    for name in required:
+        if name in parity.failures:
+            raise RequestError(f"{parity.failures[name]}; it was named with --engines, so the file was removed")
 
 
 @contextmanager

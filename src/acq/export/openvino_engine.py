@@ -26,6 +26,7 @@ class OpenVINO:
     Attributes:
         layers: Number of convolutions and linear layers.
         integer: How many of them run on bytes.
+        integer_nodes: Names of the file's nodes that run on bytes, fused ones included.
 
     Raises:
         RequestError: OpenVINO does not run the file.
@@ -46,6 +47,12 @@ class OpenVINO:
             ) from error
         running = [operator.get_rt_info() for operator in self._compiled.get_runtime_model().get_ops()]
         kinds = [(facts["layerType"].value, facts["runtimePrecision"].value) for facts in running]
+        self.integer_nodes = frozenset(
+            name
+            for facts in running
+            if facts["runtimePrecision"].value in _BYTES
+            for name in facts["originalLayersNames"].value.split(",")
+        )
         self.layers = sum(kind in _LAYERS for kind, _ in kinds)
         self.integer = sum(kind in _LAYERS and precision in _BYTES for kind, precision in kinds)
 

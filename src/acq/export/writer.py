@@ -49,10 +49,14 @@ class Writer:
     Args:
         floating: Write the network in floating point: float weights, no quantizers.
         padded: Nodes that pad the input of convolutions with zeros. The convolutions pad instead.
+
+    Attributes:
+        operator: The operator that is being written; nodes are named after it. Empty leaves them without names.
     """
 
     def __init__(self, floating: bool = False, padded: Container[fx.Node] = ()) -> None:
         self.floating, self.padded = floating, padded
+        self.operator = ""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Value] = {}
@@ -60,13 +64,18 @@ class Writer:
     def add(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Append an operator and return the name of its output."""
         output = output or f"v{len(self.nodes)}"  # short, because a file has hundreds
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        self._append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
+
+    def _append(self, node: onnx.NodeProto) -> None:
+        if self.operator:
+            node.name = part_name(self.operator, len(self.nodes))
+        self.nodes.append(node)
 
     def split(self, source: str, axis: int, sizes: Sequence[int]) -> list[str]:
         """Split a tensor along an axis and return the names of the pieces."""
         names = [f"v{len(self.nodes)}_{piece}" for piece in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [source, self.integers(sizes)], names, axis=axis))
+        self._append(helper.make_node("Split", [source, self.integers(sizes)], names, axis=axis))
         return names
 
     def constant(self, name: str, value: Any) -> str:
@@ -200,6 +209,16 @@ class Writer:
         assert value.bytes is not None
         assert value.qparams is not None
         return self.add("DequantizeLinear", [value.bytes, *value.qparams])
+
+
+def part_name(operator: str, count: int) -> str:
+    """The name of the ``count``-th node of a file, which belongs to an operator of the student."""
+    return f"{operator}/{count}"
+
+
+def operator_of_part(name: str) -> str:
+    """The operator's public name in the name of a node."""
+    return name.rpartition("/")[0]
 
 
 def convolution_attributes(

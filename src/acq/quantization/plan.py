@@ -97,8 +97,13 @@ class Plan:
         ]
 
     def __str__(self) -> str:
-        head = ("node", "operator", "role", "weights", "output", "shape", "note")
-        rows = [head, *(_cells(node) for node in self.nodes)]
+        return self.table()
+
+    def table(self, files: Mapping[str, str] = MappingProxyType({})) -> str:
+        """The plan as a table; ``files`` adds a column: how a file computes each node, by its name."""
+        head = ("node", "operator", "role", "weights", "output", "shape", *(["file"] if files else []), "note")
+        cells = ((_cells(node), [files.get(node.name, "")] if files else []) for node in self.nodes)
+        rows = [head, *((*left, *file, note) for (*left, note), file in cells)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

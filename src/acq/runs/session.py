@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import Any
 from acq.core.memory import hand_back_freed_memory, keep_freed_memory
 from acq.core.processes import ALONE, Processes, under_torchrun
 from acq.core.values import Record
-from acq.errors import Interrupted, RequestError
+from acq.errors import Interrupted, RequestError, RunError
 from acq.files.images import LabelledImages
 from acq.quantization.student import Student
 from acq.runs import student_file
+from acq.runs.exporting import export_run, missing_package
 from acq.runs.folder import RunFolder, claim, summary_of
-from acq.runs.names import SUMMARY, TENSORBOARD
+from acq.runs.names import MODEL, SUMMARY, TENSORBOARD
+from acq.runs.rehearsal import Rehearsal
 from acq.runs.samples import write_samples
 from acq.runs.signals import stop_requested
 from acq.runs.summary import accuracy_figures
@@ -39,6 +42,8 @@ class Session:
         watches: Called with every record.
         tensorboard: Write records to the folder's ``tensorboard`` too.
         processes: Those that share every batch. Only the main one writes.
+        export: Whether the student is written as an ONNX file at the end, which is tried at the start.
+        engines: Names of engines on which the file must agree, beside ONNX Runtime.
 
     Raises:
         RequestError: An option needs the run folder or an extra that is missing.
@@ -50,6 +55,8 @@ class Session:
     watches: tuple[Watch, ...] = ()
     tensorboard: bool = False
     processes: Processes = ALONE
+    export: bool = True
+    engines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tensorboard:
@@ -57,6 +64,16 @@ class Session:
         if self.out is None and (self.tensorboard or self.resume or self.overwrite):
             what = "TensorBoard files are kept" if self.tensorboard else "a run is resumed or overwritten"
             raise RequestError(f"{what} in the run folder; give out")
+
+    def require(self, rehearsal: Rehearsal) -> None:
+        """Refuse a run that a rehearsal has shown to be impossible, and warn of what is not.
+
+        Raises:
+            RequestError: No file can be written, or an engine that must run it does not.
+        """
+        rehearsal.require_file(self.engines)
+        for note in rehearsal.notes() if self.export else ():
+            warnings.warn(note, stacklevel=2)
 
     @contextmanager
     def opened(self, settings: Mapping[str, Any], training: Training) -> Iterator[OpenRun]:
@@ -128,6 +145,19 @@ class OpenRun:
         self.folder.write_diagnostics(diagnostics)
         student_file.save(context.student, self.folder.path, {**record, "classes": context.teacher.output.size})
         self.folder.write_summary(summary)
+
+    def export(self) -> None:
+        """Write the student as an ONNX file, if that is wanted and the extra ``onnx`` is installed.
+
+        Raises:
+            RunError: The file differs from the student; the run itself is complete.
+        """
+        if self.folder is None or not self.session.export or missing_package() is not None:
+            return
+        try:
+            export_run(self.folder.path, engines=self.session.engines)
+        except RequestError as error:
+            raise RunError(f"the run is complete in {self.folder.path}, but it has no {MODEL}: {error}") from error
 
     def train(self) -> None:
         """Do all remaining steps, saving checkpoints on the way.

@@ -1,0 +1,118 @@
+"""Writes a finished run's student as an ONNX file, checked on the run's synthetic images."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from acq.errors import RequestError
+from acq.quantization.student import Student
+from acq.runs import checkpoint, student_file
+from acq.runs.folder import require_run
+from acq.runs.names import LATENCY, MODEL, STATE
+from acq.synthesis.augmentation import augment
+from acq.synthesis.scenes import normalised_scenes
+
+if TYPE_CHECKING:
+    from acq.export.onnx_file import Exported
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MOST_IMAGES, _MOST_VALUES = 512, 20_000_000  # of the check
+_SCENES = 64
+
+
+def missing_package() -> str | None:
+    """A package of the extra ``onnx`` that is not installed; None where all are."""
+    return next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
+
+
+def require_onnx() -> None:
+    """Check that the extra ``onnx`` is installed.
+
+    Raises:
+        RequestError: A package is missing.
+    """
+    missing = missing_package()
+    if missing is not None:
+        raise RequestError(f"ONNX files need {missing}; install it with pip install 'acquant[onnx]'")
+
+
+def export_run(
+    folder: Path, path: Path | None = None, *, raw_images: bool = False, engines: Sequence[str] = ()
+) -> Exported:
+    """Write a finished run's student as an ONNX file.
+
+    The file is compared with the student on the run's synthetic images and augmented views of them, up to 512.
+    Latencies of an earlier ``RUN/model.onnx`` are deleted.
+
+    Args:
+        folder: The run folder.
+        path: Of the file; ``RUN/model.onnx`` by default.
+        raw_images: Make a file that takes bytes [N, H, W, C] and normalises them itself.
+        engines: Names of engines on which the file must agree, beside ONNX Runtime.
+
+    Raises:
+        RequestError: There is no finished run, an operator cannot be exported, or the file differs from the student.
+    """
+    require_onnx()
+    from acq.export.onnx_file import export_onnx
+
+    require_run(folder)
+    student, facts = student_file.load(folder).eval(), student_file.load_facts(folder)
+    origin = facts.get("origin", {}) | facts.get("config", {})
+    kept = ("model", "first_last_bits", "add_bits", "preset", "seed")
+    made = export_onnx(
+        student,
+        folder / MODEL if path is None else path,
+        _images(folder, student),
+        raw_images=raw_images,
+        engines=engines,
+        facts={**{key: origin[key] for key in kept if key in origin}, "acq": version("acquant")},
+    )
+    if made.path.resolve() == (folder / MODEL).resolve():
+        try:
+            (folder / LATENCY).unlink(missing_ok=True)
+        except OSError as error:
+            raise RequestError(f"{folder / LATENCY} cannot be removed: {error.strerror}") from error
+    return made
+
+
+def scenes_for(student: Student) -> Tensor:
+    """Procedural scenes that can check a student's file.
+
+    Raises:
+        RequestError: The student's normalisation is not known.
+    """
+    known = student.preprocessing
+    if known is None:
+        raise RequestError("the normalisation of this student's images is not known; give images for the comparison")
+    return normalised_scenes(_SCENES, known, torch.Generator().manual_seed(0))
+
+
+def _images(folder: Path, student: Student) -> Tensor:
+    """Images for the check: the run's own, or scenes where its checkpoint is gone or damaged."""
+    own = _synthetic_images(folder)
+    if own is None:
+        return scenes_for(student)
+    count = min(_MOST_IMAGES, max(1, _MOST_VALUES // math.prod(own.shape[1:])))
+    own = own[:count].contiguous()
+    more = augment(own, torch.Generator().manual_seed(0))[: count - len(own)]
+    return torch.cat((own, more))
+
+
+def _synthetic_images(folder: Path) -> Tensor | None:
+    if not checkpoint.exists(folder / STATE):
+        return None
+    try:
+        dataset = checkpoint.load(folder / STATE).get("training", {}).get("context", {}).get("dataset")
+    except RequestError:
+        return None  # the student is not part of the checkpoint, so it is whole
+    images: Tensor | None = None if dataset is None else dataset["batch"]["images"]
+    return images

@@ -1,0 +1,126 @@
+"""Saves and exports an untrained student once, so that what cannot be done is said before a run begins."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from acq.core.values import Preprocessing
+from acq.errors import RequestError
+from acq.network.operators import Role
+from acq.quantization.calibration import calibrate
+from acq.quantization.integers import convert_to_integers
+from acq.quantization.plan import NodePlan
+from acq.quantization.student import Student
+from acq.runs import student_file
+from acq.synthesis.scenes import normalised_scenes
+
+NOT_WANTED = "no file is wanted (--no-export)"
+_SCENES = 8
+_NOWHERE = (Role.IMAGE, Role.SHAPE, Role.CONSTANT)  # no operator of a file
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What an untrained student becomes in a file.
+
+    Attributes:
+        engines: Names of the engines that run the file.
+        integer: Engines on which an operator runs on integers, by the operator's public name.
+        reasons: Why an operator cannot be in a file, by public name.
+        refusal: Why there can be no file; empty where there can be one.
+        untried: Why no file was written; empty where that was tried.
+        failures: Why an engine cannot run the file, by its name.
+    """
+
+    engines: tuple[str, ...] = ()
+    integer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    refusal: str = ""
+    untried: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    def require_file(self, engines: Sequence[str] = ()) -> None:
+        """Refuse a run whose student cannot be exported.
+
+        Args:
+            engines: Names of engines that must run the file.
+
+        Raises:
+            RequestError: No file can be written, or one of the engines does not run it.
+        """
+        if self.refusal:
+            raise RequestError(f"{self.refusal}; --no-export quantizes without a file")
+        for name in engines:
+            if name in self.failures:
+                raise RequestError(f"{self.failures[name]}; leave {name} out of --engines")
+
+    def notes(self) -> list[str]:
+        """What a user should know, in sentences."""
+        if self.untried:
+            return [f"the export was not tried, because {self.untried}"]
+        return [self.refusal] if self.refusal else list(self.failures.values())
+
+    def place_of(self, node: NodePlan) -> str:
+        """How a file computes an operator: on integers, in floating point, or not at all and why."""
+        if node.name in self.reasons:
+            return f"not possible: {self.reasons[node.name]}"
+        if self.untried or self.refusal or node.role in _NOWHERE:
+            return ""
+        found = self.integer.get(node.name)
+        if node.floating or found == ():
+            return "float"
+        if found is None or len(found) == len(self.engines):
+            return "integer"
+        return f"integer on {', '.join(found)}"
+
+
+def rehearse(student: Student, preprocessing: Preprocessing, *, export: bool = True) -> Rehearsal:
+    """Calibrate a copy of a student on a few scenes, save and load it, export it and open the file on each engine.
+
+    Args:
+        student: Before its calibration; it does not change.
+        preprocessing: How images are normalised.
+        export: Whether to write a file.
+
+    Raises:
+        RequestError: The student cannot be calibrated or saved.
+    """
+    trial = copy.deepcopy(student).cpu()
+    calibrate(trial, [normalised_scenes(_SCENES, preprocessing, torch.Generator().manual_seed(0))])
+    convert_to_integers(trial)
+    with tempfile.TemporaryDirectory() as folder:
+        student_file.save(trial, Path(folder), {})
+        trial = student_file.load(Path(folder)).eval()
+        return _exported(trial, Path(folder)) if export else Rehearsal(untried=NOT_WANTED)
+
+
+def _exported(student: Student, folder: Path) -> Rehearsal:
+    try:
+        import onnx
+
+        from acq.export.engines import REFERENCE, installed_engines
+        from acq.export.floating import NoTranslationError
+        from acq.export.graph import onnx_model
+        from acq.export.kernels import integer_operators
+    except ModuleNotFoundError as error:
+        return Rehearsal(untried=f"{error.name} is not installed (pip install 'acquant[onnx]' adds it)")
+    try:
+        model = onnx_model(student, named=True)
+    except NoTranslationError as error:
+        return Rehearsal(reasons=error.reasons, refusal=str(error))
+    file, kernels, failures = folder / "model.onnx", {}, {}
+    onnx.save(model, file)
+    for name, kind in installed_engines().items():
+        try:
+            kernels[name] = kind.open(file).kernels
+        except RequestError as error:
+            if name == REFERENCE:
+                return Rehearsal(refusal=str(error))
+            failures[name] = str(error)
+    return Rehearsal(tuple(kernels), integer_operators(model, kernels), failures=failures)

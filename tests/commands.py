@@ -98,10 +98,16 @@ def acq(*arguments: str) -> Answer:
     return Answer(ended.value.code, out.getvalue(), err.getvalue())
 
 
-def quantize(*arguments: str, network: list[str] = NETWORK, small: list[str] = SMALL) -> list[str]:
-    """Words of a small run into the folder ``run``; ``arguments`` come last, so they count."""
+def quantize(
+    *arguments: str, network: list[str] = NETWORK, small: list[str] = SMALL, export: bool = False
+) -> list[str]:
+    """Words of a small run into the folder ``run``; ``arguments`` come last, so they count.
+
+    The file at the end, which takes seconds, is left out unless ``export`` is set.
+    """
     settings = [word for setting in small for word in ("--set", setting)]
-    return ["quantize", *network, "--device", "cpu", "--out", "run", *settings, *arguments]
+    words = settings if export else [*settings, "--no-export"]
+    return ["quantize", *network, "--device", "cpu", "--out", "run", *words, *arguments]
 
 
 def of(model: str) -> list[str]:

@@ -71,8 +71,11 @@ def training_(seed: int = 0, name: str = "residual", processes: Processes = ALON
 
 
 def run(request: Request, out: Path | None = None, **options: Any) -> Result:
-    """Quantize, and keep the run in the folder ``out`` if one is given; ``options`` are those of a session."""
-    return quantize(request, Session(out, **options))
+    """Quantize, and keep the run in the folder ``out`` if one is given; ``options`` are those of a session.
+
+    No file is exported unless they say so.
+    """
+    return quantize(request, Session(out, **{"export": False} | options))
 
 
 def whole_run(folder: Path) -> Path:

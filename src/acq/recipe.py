@@ -100,7 +100,7 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     config, training, known = prepared.config, prepared.training, request.preprocessing
     teacher, main = training.context.teacher, session.processes.is_main
     if main:
-        session.require(rehearse(training.context.student, known, export=session.export))
+        session.require(rehearse(training.context.student, known, export=session.exports))
     labelled = None if data is None or not main else read(data, input_size=known.input_size, output=teacher.output)
     record = {
         "origin": dict(request.origin),

@@ -28,7 +28,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     with pytest.MonkeyPatch.context() as patch:
         enter(folder, patch)
         quick(patch)
-        answer = acq(*quantize("--data", "data.npz", "--json"))
+        answer = acq(*quantize("--data", "data.npz", "--json", export=True))
     sys.modules.pop("tinynet", None)
     return folder / "run", answer
 

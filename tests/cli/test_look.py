@@ -24,9 +24,10 @@ def plan_of(*arguments: str) -> dict[str, dict[str, Any]]:
 def test_a_plan_is_printed() -> None:
     """Each operator has a line, and those that stay in floating point are counted."""
     out = acq("inspect", *NETWORK, "--bits", "w3a5", "--first-last-bits", "same").text()
-    assert out.splitlines()[0].split() == ["node", "operator", "role", "weights", "output", "shape", "note"]
+    assert out.splitlines()[0].split() == ["node", "operator", "role", "weights", "output", "shape", "file", "note"]
     assert "batch_norm" in out
-    assert out.splitlines()[-1] == "0 operators stay in floating point"
+    assert "0 operators stay in floating point" in out.splitlines()
+    assert out.splitlines()[-1].endswith("opened on onnxruntime, openvino")
 
 
 def test_facts_of_the_network_are_in_json() -> None:
@@ -35,6 +36,8 @@ def test_facts_of_the_network_are_in_json() -> None:
     assert (found["model"], found["classes"], found["batch_norms"]) == ("tinynet:network", 5, 2)
     assert found["attention"] == "class activation"
     assert found["features"] in {row["name"] for row in found["plan"]}
+    assert found["export"] is None
+    assert {row["file"] for row in found["plan"] if row["role"] == "convolution"} == {"integer"}
     assert all(row.keys() >= {"name", "role", "weight_bits", "output_bits", "floating"} for row in found["plan"])
 
 

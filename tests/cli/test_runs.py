@@ -33,13 +33,32 @@ def test_an_exported_file_gives_the_students_answers(run: Path) -> None:
         assert acq("evaluate", "run/model.onnx", "--data", "data.npz", "--json").json()["top1"] == student
 
 
-def test_an_export_ends_with_three_lines(run: Path) -> None:
-    """They say where the file is, how it was checked, and how many layers run in integers."""
-    file, checked, kernels = acq("export", "run", "--out", "other.onnx").text().splitlines()
-    assert re.fullmatch(r"file       other\.onnx, \d+ kB", file)
-    assert re.match(r"checked    same class as the student for 100\.0 % of 16 images, .*ONNX Runtime", checked)
-    assert re.match(r"kernels    (\d+) of \1 layers run in integers", kernels)
+def test_an_export_says_what_each_engine_makes_of_the_file(run: Path) -> None:
+    """One line has the file, and one per engine the comparison and how many layers run in integers."""
+    file, *engines = acq("export", "run", "--out", "other.onnx", "--engines", "openvino").text().splitlines()
+    assert re.fullmatch(r"file         other\.onnx, \d+ kB    time \d+ s", file)
+    for name, line in zip(("onnxruntime", "openvino"), engines, strict=True):
+        assert re.fullmatch(
+            rf"{name} +same decision as the student for 100\.0 % of 32 images, largest difference \S+; "
+            r"(\d+) of \1 layers run in integers",
+            line,
+        )
     assert Path("other.onnx").exists()
+
+
+def test_an_unknown_engine_is_refused(run: Path) -> None:
+    """The message has the nearest name, and no file is written."""
+    (run / "model.onnx").unlink()
+    assert "did you mean 'openvino'?" in refusal("export", "run", "--engines", "openvin")
+    assert not (run / "model.onnx").exists()
+
+
+def test_the_comparison_is_in_json(run: Path) -> None:
+    """It has the figures of each engine."""
+    found = acq("export", "run", "--json").json()
+    assert set(found["engines"]) == {"onnxruntime", "openvino"}
+    assert found["openvino"] == found["engines"]["openvino"]
+    assert found["integer"] == found["layers"] == found["engines"]["onnxruntime"]["layers"]
 
 
 def test_a_benchmark_is_printed_and_kept(run: Path) -> None:
@@ -133,6 +152,6 @@ def test_a_missing_extra_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install 'acquant[report]'" in refusal("report", "run")
     monkeypatch.setitem(sys.modules, "acq.report.comparison", None)
     assert "pip install 'acquant[report]'" in refusal("compare", "run", "run")
-    monkeypatch.setitem(sys.modules, "acq.export.engine", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install 'acquant[onnx]'" in refusal("export", "run")
     assert contents(run) == before

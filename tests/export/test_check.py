@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import comb
 from pathlib import Path
 
 import onnx
@@ -7,7 +8,7 @@ import pytest
 from helpers import images, student_of
 from onnx import numpy_helper
 
-from acq.export.check import check
+from acq.export.check import chance_of, check
 from acq.export.graph import onnx_model
 from acq.quantization.integers import convert_to_integers
 from acq.quantization.student import Student
@@ -49,3 +50,10 @@ def test_invalid_onnx_is_refused(student: Student, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(onnx.checker.ValidationError):
         check(tmp_path / "model.onnx", student, images(2))
+
+
+def test_the_chance_is_a_binomial_tail() -> None:
+    """Compared with a count of all outcomes."""
+    exact = sum(comb(12, k) * 0.2**k * 0.8 ** (12 - k) for k in range(5, 13))
+    assert chance_of(5, 12, 0.2) == pytest.approx(exact)
+    assert chance_of(0, 12, 0.2) == 1

@@ -10,6 +10,7 @@ from helpers import images, student_of
 from acq.errors import RequestError
 from acq.export import check as checking
 from acq.export.check import check
+from acq.export.engines import ENGINES, REFERENCE
 from acq.export.graph import onnx_model
 from acq.export.openvino_engine import OpenVINO
 from acq.quantization.integers import convert_to_integers
@@ -62,5 +63,5 @@ def test_other_content_is_refused(tmp_path: Path) -> None:
 
 def test_the_check_does_without_openvino(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an optional extra."""
-    monkeypatch.setattr(checking.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(checking, "installed_engines", lambda: {REFERENCE: ENGINES[REFERENCE]})
     assert check(written(student, tmp_path), student, images(4)).openvino is None

@@ -114,7 +114,9 @@ NoExport = Annotated[
 Engines = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME,...", help="engines that the file must agree on beside onnxruntime: openvino", rich_help_panel=RUN
+        metavar="NAME,...",
+        help="engines that the file must agree on (default onnxruntime), such as openvino",
+        rich_help_panel=RUN,
     ),
 ]
 DryRun = Annotated[

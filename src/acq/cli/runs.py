@@ -37,7 +37,7 @@ def export(
         return
     took = time.perf_counter() - clock
     print_lines(
-        [f"file       {made.path}, {in_kilobytes(made.bytes)}    time {took:.0f} s", *parity_lines(made.parity)]
+        [f"file         {made.path}, {in_kilobytes(made.bytes)}    time {took:.0f} s", *parity_lines(made.parity)]
     )
 
 

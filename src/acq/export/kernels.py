@@ -65,14 +65,20 @@ def integer_operators(model: onnx.ModelProto, found: Mapping[str, Kernels]) -> d
         Engines by the operator's public name. Operators without a node in the file are not there.
     """
     moved = {node.name for node in model.graph.node if node.op_type not in _CONVERSIONS} & _on_bytes(model)
-    parts: dict[str, set[str]] = {}
+    parts: dict[str, dict[str, str]] = {}
     for node in model.graph.node:
         if node.name:
-            parts.setdefault(operator_of_part(node.name), set()).add(node.name)
+            parts.setdefault(operator_of_part(node.name), {})[node.name] = node.op_type
     return {
-        name: tuple(engine for engine, kernels in found.items() if nodes & (moved | kernels.nodes))
-        for name, nodes in parts.items()
+        name: tuple(engine for engine, kernels in found.items() if _deciding(kinds) & (moved | kernels.nodes))
+        for name, kinds in parts.items()
     }
+
+
+def _deciding(kinds: Mapping[str, str]) -> set[str]:
+    """The nodes of an operator that say where it runs: its layer, if it has one."""
+    layers = {name for name, kind in kinds.items() if kind in _FLOAT_LAYERS}
+    return layers or set(kinds)
 
 
 def _on_bytes(model: onnx.ModelProto) -> set[str]:

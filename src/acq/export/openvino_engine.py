@@ -12,6 +12,7 @@ from acq.errors import RequestError, first_line
 
 _LAYERS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 _BYTES = {"u8", "i8"}
+_SPLIT = "/WithoutBiases"  # what OpenVINO appends to the name of a layer that it separates from its bias
 
 
 class OpenVINO:
@@ -48,7 +49,7 @@ class OpenVINO:
         running = [operator.get_rt_info() for operator in self._compiled.get_runtime_model().get_ops()]
         kinds = [(facts["layerType"].value, facts["runtimePrecision"].value) for facts in running]
         self.integer_nodes = frozenset(
-            name
+            name.partition(_SPLIT)[0]
             for facts in running
             if facts["runtimePrecision"].value in _BYTES
             for name in facts["originalLayersNames"].value.split(",")

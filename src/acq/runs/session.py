@@ -65,6 +65,11 @@ class Session:
             what = "TensorBoard files are kept" if self.tensorboard else "a run is resumed or overwritten"
             raise RequestError(f"{what} in the run folder; give out")
 
+    @property
+    def exports(self) -> bool:
+        """Whether the run ends with an ONNX file."""
+        return self.export and self.out is not None
+
     def require(self, rehearsal: Rehearsal) -> None:
         """Refuse a run that a rehearsal has shown to be impossible, and warn of what is not.
 
@@ -72,7 +77,7 @@ class Session:
             RequestError: No file can be written, or an engine that must run it does not.
         """
         rehearsal.require_file(self.engines)
-        for note in rehearsal.notes() if self.export else ():
+        for note in rehearsal.notes() if self.exports else ():
             warnings.warn(note, stacklevel=2)
 
     @contextmanager
@@ -152,7 +157,7 @@ class OpenRun:
         Raises:
             RunError: The file differs from the student; the run itself is complete.
         """
-        if self.folder is None or not self.session.export or missing_package() is not None:
+        if self.folder is None or not self.session.exports or missing_package() is not None:
             return
         try:
             export_run(self.folder.path, engines=self.session.engines)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -36,6 +36,9 @@ from acq.training.images import ImageRefinement
 from acq.training.loop import Training
 from acq.training.phase import Phase
 
+if TYPE_CHECKING:
+    from acq.export.onnx_file import Exported
+
 
 @dataclass(frozen=True)
 class Request:
@@ -49,11 +52,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """The student, the figures of its run, and the run folder (None if none was asked for)."""
+    """The student, the figures of its run, and the run folder (None if none was asked for).
+
+    ``exported`` is the ONNX file with its comparison; None where no file was written.
+    """
 
     student: Student
     summary: dict[str, Any]
     folder: Path | None
+    exported: Exported | None = None
 
 
 @dataclass(frozen=True)
@@ -118,5 +125,5 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}
         run.keep(record, summary, diagnostics)
-        run.export()
-    return Result(student, summary, session.out)
+        exported = run.export()
+    return Result(student, summary, session.out, exported)

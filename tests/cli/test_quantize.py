@@ -27,7 +27,11 @@ def test_json_is_all_there_is_on_standard_output(quantized: tuple[Path, Answer])
     """A run prints its summary as one object; progress goes to standard error."""
     run, answer = quantized
     figures = answer.json()
-    places = {"run": "run", "report": "run/report.html"}
+    engines = {"onnxruntime", "openvino"}
+    assert set(figures["engines"]) == engines
+    size = (run / "model.onnx").stat().st_size
+    places = {"run": "run", "report": "run/report.html", "file": "run/model.onnx", "file_bytes": size}
+    places["engines"] = figures["engines"]
     assert figures == json.loads((run / "summary.json").read_text()) | places
     assert "train the generator" in answer.err
     assert "building" in answer.err  # printed by the network itself
@@ -52,12 +56,15 @@ def test_the_first_line_is_accuracy_where_it_is_known() -> None:
     figures = {
         "bits": "w4a4", "top1": 90.9, "teacher_top1": 91.8, "test_images": 1000, "agreement": 97.0,
         "float_bytes": 1_076_136, "quantized_bytes": 142_208, "seconds": 90.2, "run": "runs/first", "report": None,
+        "file": None,
     }  # fmt: skip
     assert finished_lines(figures) == [
         "top-1      float 91.80 %  ->  w4a4 90.90 %  (-0.90, 1,000 test images)",
         "size       1,076 kB  ->  142 kB of weights and scales    time 1:30 min",
         "next       acq export runs/first",
     ]
+    with_file = figures | {"file": "runs/first/model.onnx", "file_bytes": 157_000}
+    assert finished_lines(with_file)[2] == "file       runs/first/model.onnx, 157 kB"
 
 
 def test_quiet_prints_nothing_but_results_in_json(folder: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
-from acq.cli.output import note, notes, print_json, print_lines
+from acq.cli.output import note, notes, parity_lines, print_json, print_lines
 from acq.cli.requests import config_of, data_path, json_object, names_of, network_of
 from acq.core.device import choose_device
 from acq.core.processes import joined, started_by_torchrun
@@ -20,6 +21,9 @@ from acq.recipe import quantize as run_recipe
 from acq.runs.folder import free_folder, require_free
 from acq.runs.progress import watching
 from acq.runs.session import Session
+
+if TYPE_CHECKING:
+    from acq.export.onnx_file import Exported
 
 
 @command(
@@ -66,9 +70,10 @@ def quantize(
         return
     with joined(choose_device(settings.device)) as processes, watching(notes(quiet), verbose=verbose) as watch:
         session = Session(folder, resume, overwrite, (watch,), tensorboard, processes, not no_export, names_of(engines))
-        summary = run_recipe(request, session, place).summary
+        result = run_recipe(request, session, place)
     if is_main:
-        _show(summary | {"run": str(folder), "report": _report(folder, quiet)}, as_json, quiet)
+        figures = result.summary | {"run": str(folder), "report": _report(folder, quiet), **_file(result.exported)}
+        _show(figures, result.exported, as_json, quiet)
 
 
 def _report(folder: Path, quiet: bool) -> str | None:
@@ -80,15 +85,24 @@ def _report(folder: Path, quiet: bool) -> str | None:
         return None
 
 
-def _show(figures: dict[str, Any], as_json: bool, quiet: bool) -> None:
+def _file(exported: Exported | None) -> dict[str, Any]:
+    """The ONNX file of a run as JSON values; nulls where there is none."""
+    if exported is None:
+        return {"file": None, "file_bytes": None, "engines": None}
+    engines = {name: asdict(found) for name, found in exported.parity.engines.items()}
+    return {"file": str(exported.path), "file_bytes": exported.bytes, "engines": engines}
+
+
+def _show(figures: dict[str, Any], exported: Exported | None, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(figures)
     elif not quiet:
         print_lines(finished_lines(figures))
+        print_lines([] if exported is None else parity_lines(exported.parity))
 
 
 def finished_lines(figures: dict[str, Any]) -> list[str]:
-    """The figures of a finished run in three lines: quality, cost, and what to run next."""
+    """The figures of a finished run in three lines: quality, cost, and the file or what to run next."""
     bits = figures["bits"]
     if figures["top1"] is not None:
         float_, low = figures["teacher_top1"], figures["top1"]
@@ -99,8 +113,11 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
         quality += "of augmented synthetic images"
     size = f"{in_kilobytes(figures['float_bytes'])}  ->  {in_kilobytes(figures['quantized_bytes'])}"
     report = f"    (report: {figures['report']})" if figures["report"] else ""
+    file = f"next       acq export {figures['run']}"
+    if figures["file"]:
+        file = f"file       {figures['file']}, {in_kilobytes(figures['file_bytes'])}"
     return [
         quality,
         f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}",
-        f"next       acq export {figures['run']}{report}",
+        file + report,
     ]

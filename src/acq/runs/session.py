@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acq.core.memory import hand_back_freed_memory, keep_freed_memory
 from acq.core.processes import ALONE, Processes, under_torchrun
@@ -26,6 +26,9 @@ from acq.runs.signals import stop_requested
 from acq.runs.summary import accuracy_figures
 from acq.runs.tensorboard import board, require_tensorboard
 from acq.training.loop import Training
+
+if TYPE_CHECKING:
+    from acq.export.onnx_file import Exported
 
 Watch = Callable[[Record], None]
 _SAVE_EVERY = 60.0  # seconds between checkpoints: bounds what a crash loses and what saving costs
@@ -151,16 +154,16 @@ class OpenRun:
         student_file.save(context.student, self.folder.path, {**record, "classes": context.teacher.output.size})
         self.folder.write_summary(summary)
 
-    def export(self) -> None:
-        """Write the student as an ONNX file, if that is wanted and the extra ``onnx`` is installed.
+    def export(self) -> Exported | None:
+        """Write the student as an ONNX file; None where that is not wanted or the extra ``onnx`` is not installed.
 
         Raises:
             RunError: The file differs from the student; the run itself is complete.
         """
         if self.folder is None or not self.session.exports or missing_package() is not None:
-            return
+            return None
         try:
-            export_run(self.folder.path, engines=self.session.engines)
+            return export_run(self.folder.path, engines=self.session.engines)
         except RequestError as error:
             raise RunError(f"the run is complete in {self.folder.path}, but it has no {MODEL}: {error}") from error
 

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import pytest
 from helpers import traced
 
 from acq.errors import RequestError
-from acq.export.registry import OPERATORS, argument, input_of, refused, tiles, writes
+from acq.export.registry import OPERATORS, argument, convolution_attributes, input_of, refused, writes
 from acq.export.writer import Value, Writer
 from acq.network.names import name_of
 
@@ -39,9 +38,15 @@ def test_a_refusal_names_operator_node_and_way_out() -> None:
     )
 
 
-def test_windows_of_adaptive_pools_must_be_equal() -> None:
-    """Kernel and stride are then the same."""
-    node = next(node for node in traced("resnet").graph.nodes if name_of(node) == "adaptive_avg_pool2d")
-    assert tiles(node, [8, 12], [4, 3]) == {"kernel_shape": [2, 4], "strides": [2, 4]}
-    with pytest.raises(RequestError, match=r"from \[8, 12\] to \[3, 3\], because its windows differ"):
-        tiles(node, [8, 12], [3, 3])
+def test_only_attributes_that_differ_from_the_defaults_are_written() -> None:
+    """The kernel is always written."""
+    plain = convolution_attributes((3, 3), pads=(0, 0, 0, 0), stride=(1, 1), dilation=(1, 1), groups=1)
+    assert plain == {"kernel_shape": [3, 3]}
+    given = convolution_attributes((3, 3), pads=[0, 1, 0, 1], stride=(2, 1), dilation=(1, 2), groups=4)
+    assert given == {
+        "kernel_shape": [3, 3],
+        "strides": (2, 1),
+        "dilations": (1, 2),
+        "group": 4,
+        "pads": (0, 1, 0, 1),
+    }

@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from acq.errors import RequestError
 from acq.export.graph import onnx_model
-from acq.export.writer import Value, Writer, convolution_attributes
+from acq.export.writer import Delayed, Value, Writer, byte_of
 from acq.quantization.integers import convert_to_integers
 from acq.quantization.quantizers import ActivationQuantizer
 
@@ -67,15 +67,33 @@ def test_channels_behind_a_rectifier_are_not_divided() -> None:
         Writer().quantized(Value("x", bounds=(0, math.inf)), divides, 4)
 
 
-def test_only_attributes_that_differ_from_the_defaults_are_written() -> None:
-    """The kernel is always written."""
-    plain = convolution_attributes((3, 3), pads=(0, 0, 0, 0), stride=(1, 1), dilation=(1, 1), groups=1)
-    assert plain == {"kernel_shape": [3, 3]}
-    given = convolution_attributes((3, 3), pads=[0, 1, 0, 1], stride=(2, 1), dilation=(1, 2), groups=4)
-    assert given == {
-        "kernel_shape": [3, 3],
-        "strides": (2, 1),
-        "dilations": (1, 2),
-        "group": 4,
-        "pads": (0, 1, 0, 1),
-    }
+@pytest.mark.parametrize("value", [-math.inf, -9.0, -0.25, 0.25, 2.75, 3e38, math.inf])
+def test_the_byte_of_a_value_is_the_quantizers(value: float) -> None:
+    """Halves go to even, and what is beyond the range to its end."""
+    wanted = quantizer()(torch.tensor(min(max(value, -1e9), 1e9))).item() / 0.5 + 3
+    assert byte_of(value, quantizer()) == wanted
+
+
+def test_an_operator_that_is_delayed_is_written_behind_the_quantizer() -> None:
+    """Each input is quantized with its bounds; the width's bounds come once, behind it."""
+    writer = Writer()
+    parts = Value("x"), Value("y", bounds=(0, math.inf))
+    writer.quantized(Value(None, delayed=Delayed(parts, lambda names, _: writer.add("Max", names))), quantizer(), 4)
+    assert [node.op_type for node in writer.nodes] == ["QuantizeLinear", "QuantizeLinear", "Clip", "Max", "Clip"]
+
+
+def test_an_operator_that_is_delayed_takes_floats_without_a_quantizer() -> None:
+    """The bounds of its inputs and its own are then operators."""
+    writer = Writer()
+    parts = Value("x"), Value("y", bounds=(0, math.inf))
+    joined = Value(None, bounds=(-1, 1), delayed=Delayed(parts, lambda names, _: writer.add("Max", names)))
+    writer.floats_of(joined)
+    assert [node.op_type for node in writer.nodes] == ["Relu", "Max", "Clip"]
+
+
+def test_engines_cannot_move_a_transposition_of_bytes() -> None:
+    """A Clip that changes no byte stands between it and the floats."""
+    writer = Writer()
+    turned = writer.add("Transpose", ["bytes"], perm=[1, 0])
+    writer.floats_of(Value(None, turned, ("scale", "zero_point")))
+    assert [node.op_type for node in writer.nodes] == ["Transpose", "Clip", "DequantizeLinear"]

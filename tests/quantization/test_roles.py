@@ -42,6 +42,15 @@ class PadsWithOne(nn.Module):
         return F.pad(x, (1, 1), value=1.0)
 
 
+class Pools(nn.Module):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, self.size)
+
+
 class Divides(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / (x.mean(1, keepdim=True) + 3)
@@ -56,11 +65,13 @@ class ComputedWeight(nn.Module):
     ("module", "operator", "role", "note"),
     [
         (PadsWithOne(), "middle.0.pad", Role.PAD, ""),
+        (Pools((32, 16)), "middle.0.adaptive_avg_pool2d", Role.MOVE, "each window has one value"),
+        (Pools((24, 16)), "middle.0.adaptive_avg_pool2d", Role.POOL, ""),
         (Divides(), "middle.0.div", Role.FLOAT, "it divides by computed values"),
         (ComputedWeight(), "middle.0.conv2d", Role.FLOAT, "its weight is computed, not constant"),
         (nn.BatchNorm2d(8), "middle.0", Role.RESCALE, "becomes a depthwise 1 x 1 convolution"),
     ],
-    ids=["pad", "division", "computed weight", "batch norm"],
+    ids=["pad", "repetition", "pool", "division", "computed weight", "batch norm"],
 )
 def test_roles_depend_on_arguments(module: nn.Module, operator: str, role: Role, note: str) -> None:
     """The same operator has another role where its arguments do not allow integers."""
@@ -134,3 +145,28 @@ def test_a_trace_in_training_mode_keeps_its_batch_norm_in_float() -> None:
     norm.args = (*norm.args[:5], True, *norm.args[6:])
     found = assign_roles(graph, {})
     assert (found.of(norm), found.notes[norm]) == (Role.FLOAT, "its statistics are not constant")
+
+
+class LargerBranch(nn.Module):
+    """The larger of two branches, of which the second is read elsewhere too if it is shared."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.shared = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        one, two = self.one(x), self.two(x)
+        largest = torch.maximum(one, two)
+        return largest + torch.tanh(two) if self.shared else largest
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_inputs_of_a_maximum_are_quantized_behind_it(shared: bool) -> None:
+    """Rounding is monotone, so only an input that others read needs a quantizer of its own."""
+    found = assign_roles(trace(Chain(LargerBranch(shared)).eval(), SIZE), {})
+    nodes = {name_of(node): node for node in found.nodes}
+    largest = nodes["middle.0.maximum"]
+    assert found.of(largest) is Role.MAXIMUM
+    assert found.joins_consumer(nodes["middle.0.one"]) is largest
+    assert found.joins_consumer(nodes["middle.0.two"]) is (None if shared else largest)

@@ -13,11 +13,11 @@ from onnx import TensorProto, helper
 from torch import fx
 
 from acq.errors import RequestError
-from acq.export import movement, operators
+from acq.export import joins, movement, operators, pools, selection
 from acq.export.floating import FloatOperators, is_size
 from acq.export.movement import zero_pads
-from acq.export.registry import OPERATORS, NoFormError
-from acq.export.writer import Value, Writer, convolution_attributes
+from acq.export.registry import OPERATORS, NoFormError, convolution_attributes
+from acq.export.writer import Value, Writer
 from acq.network.names import name_of
 from acq.network.operators import operator_of
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
@@ -29,7 +29,7 @@ __all__ = ["IMAGES", "LOGITS", "NORMALISED", "OPERATORS", "RAW", "onnx_model"]
 IMAGES, LOGITS = "images", "logits"
 RAW, NORMALISED = "bytes [N, H, W, C]", "normalised floats [N, C, H, W]"
 _OPSET, _IR_VERSION = 21, 10  # the first with 4-bit integers
-_REGISTERED = (movement, operators)  # importing them fills OPERATORS
+_REGISTERED = (joins, movement, operators, pools, selection)  # importing them fills OPERATORS
 
 
 def onnx_model(
@@ -88,8 +88,8 @@ def _write_nodes(writer: Writer, student: Student, named: bool) -> None:
     for node in student.graph.nodes:
         writer.operator = name_of(node) if named else ""
         if node.op == "get_attr":
-            tensor = student.get_buffer(str(node.target)).cpu().float().numpy()
-            writer.values[node] = Value(writer.constant(f"{name_of(node)}.constant", tensor))
+            writer.tensors[node] = tensor = student.get_buffer(str(node.target)).cpu()
+            writer.values[node] = Value(writer.constant(f"{name_of(node)}.constant", tensor.float().numpy()))
         elif node.op == "call_module":
             writer.values[node] = _module(writer, student, node)
         elif node.op == "call_function" and node.args and node.args[0] in pieces:

@@ -18,6 +18,7 @@ _INTEGER_LAYERS = {"QLinearConv", "ConvInteger", "QGemm", "MatMulIntegerToFloat"
 _FLOAT_LAYERS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"}
 _INTEGER_PREFIX = "QLinear"  # of ONNX Runtime's operators on bytes
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
+_MOVEMENTS = {*_CONVERSIONS, "Gather", "Pad", "Reshape", "Transpose", "Unsqueeze", "Clip"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def integer_operators(model: onnx.ModelProto, found: Mapping[str, Kernels]) -> d
 
 
 def _deciding(kinds: Mapping[str, str]) -> set[str]:
-    """The nodes of an operator that say where it runs: its layer, if it has one."""
+    """The nodes of an operator that say where it runs: its layer, if it has one, or else what computes."""
     layers = {name for name, kind in kinds.items() if kind in _FLOAT_LAYERS}
-    return layers or set(kinds)
+    computing = {name for name, kind in kinds.items() if kind not in _MOVEMENTS}
+    return layers or computing or set(kinds)
 
 
 def _on_bytes(model: onnx.ModelProto) -> set[str]:

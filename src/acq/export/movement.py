@@ -1,25 +1,76 @@
-"""How operators that move values are written in ONNX: on bytes where the value is quantized."""
+"""How operators that reshape, cut and pad are written in ONNX: on bytes where the value is quantized."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 from torch import fx
 
-from acq.export.registry import argument, changed, input_of, moved, refused, writes
-from acq.export.writer import Value, Writer
+from acq.export.registry import (
+    argument,
+    axis_of,
+    changed,
+    gathered,
+    input_of,
+    moved,
+    refused,
+    require_first_only,
+    values_of,
+    writes,
+)
+from acq.export.writer import Delayed, Value, Writer, byte_of
+from acq.network.names import name_of
 from acq.network.operators import PADS, operator_of
+from acq.quantization.quantizers import ActivationQuantizer
 
 _END = 2**63 - 1  # ONNX's bound of a slice without an end
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
-@writes("reshape.default", "view.default", "flatten.using_ints", "squeeze.dim", "squeeze.dims", "unsqueeze.default")
+@writes(
+    "reshape.default", "view.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
+    "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default",
+)  # fmt: skip
 def _reshape(writer: Writer, node: fx.Node) -> Value:
-    return moved(writer, node, "Reshape", writer.integers(node.meta["shape"]))
+    return moved(writer, node, "Reshape", _shape(writer, node))
+
+
+def _shape(writer: Writer, node: fx.Node) -> str:
+    """The name of a node's shape as a constant."""
+    shape = node.meta["shape"]
+    if sum(size < 0 for size in shape) > 1:
+        raise refused(node, " with two sizes that depend on the batch")
+    return writer.integers(shape)
+
+
+@writes("contiguous.default")
+def _copy(writer: Writer, node: fx.Node) -> Value:
+    return values_of(writer, input_of(node))
+
+
+@writes("expand.default")
+def _expand(writer: Writer, node: fx.Node) -> Value:
+    """Repeat axes of size 1. A size that does not change is 1 in ONNX."""
+    after = list(node.meta["shape"])
+    before = [1] * (len(after) - len(input_of(node).meta["shape"])) + list(input_of(node).meta["shape"])
+    if any(new < 0 and new != old for new, old in zip(after, before, strict=True)):
+        raise refused(node, " to the number of images")
+    sizes = [1 if new == old else new for new, old in zip(after, before, strict=True)]
+    return moved(writer, node, "Expand", writer.integers(sizes))
+
+
+@writes("repeat.default")
+def _repeat(writer: Writer, node: fx.Node) -> Value:
+    times = argument(node, 1)
+    if not all(isinstance(count, int) for count in times):
+        raise refused(node, " by a number that depends on the batch")
+    shape = list(input_of(node).meta["shape"])
+    value = values_of(writer, input_of(node))
+    if len(times) > len(shape):
+        wider = writer.integers([1] * (len(times) - len(shape)) + shape)
+        value = changed(value, lambda name: writer.add("Reshape", [name, wider]))
+    return changed(value, lambda name: writer.add("Tile", [name, writer.integers(times)]))
 
 
 @writes("permute.default")
@@ -62,15 +113,34 @@ def _pad(writer: Writer, node: fx.Node) -> Value:
         value = writer.values[source]
         return replace(value if value.bytes is not None else Value(writer.floats(source)), pads=zero_pads(node))
     mode, fill = _mode_and_fill(node)
-    if mode not in _PAD_MODES:
-        raise refused(node, f" in mode {mode}")
-    pads = writer.integers([*_pads(node, 0), *_pads(node, 1)])
+    before, behind = _pads(node, 0), _pads(node, 1)
+    if mode == "circular":
+        return gathered(writer, values_of(writer, source), dict(_circles(node, before, behind)))
+    pads = writer.integers([*before, *behind])
     if mode != "constant":
         return moved(writer, node, "Pad", pads, mode=_PAD_MODES[mode])
     qparams = writer.values[source].qparams
     if fill == 0 and qparams is not None:
         return moved(writer, node, "Pad", pads, qparams[1])
-    return Value(writer.add("Pad", [writer.floats(source), pads, writer.number(fill)]))
+    return Value(None, delayed=Delayed((writer.values[source],), _padding(writer, pads, fill), name_of(node)))
+
+
+def _padding(writer: Writer, pads: str, fill: float) -> Callable[[list[str], ActivationQuantizer | None], str]:
+    """Pad floats with a value, or bytes with its byte: OpenVINO takes other values than zero for the byte 0."""
+
+    def write(names: list[str], quantizer: ActivationQuantizer | None) -> str:
+        value = writer.number(fill) if quantizer is None else writer.byte(byte_of(fill, quantizer))
+        return writer.add("Pad", [*names, pads, value])
+
+    return write
+
+
+def _circles(node: fx.Node, before: list[int], behind: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """The places of a circular pad along each axis that it changes; engines differ in ONNX's mode for it."""
+    for axis, (first, last) in enumerate(zip(before, behind, strict=True)):
+        if first or last:
+            size = input_of(node).meta["shape"][axis_of(node, axis)]
+            yield axis, [place % size for place in range(-first, size + last)]
 
 
 def zero_pads(node: fx.Node) -> tuple[int, ...]:
@@ -95,51 +165,15 @@ def _pads(node: fx.Node, side: int) -> list[int]:
     return [0] * (len(node.meta["shape"]) - len(given) // 2) + given[side::2][::-1]
 
 
-@writes("cat.default", "concat.default")
-def _concat(writer: Writer, node: fx.Node) -> Value:
-    parts: Any = argument(node, 0)
-    axis = argument(node, 1, 0)
-    values = [writer.values[part] for part in parts]
-    names = [value.bytes for value in values]
-    if len({value.qparams for value in values}) == 1 and None not in names:
-        return Value(None, writer.add("Concat", [str(name) for name in names], axis=axis), values[0].qparams)
-    return Value(writer.add("Concat", [writer.floats(part) for part in parts], axis=axis))
-
-
-@writes("split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int")
-def _split(writer: Writer, node: fx.Node) -> list[Value]:
-    """The pieces; each ``getitem`` selects one."""
-    source = input_of(node)
-    if operator_of(node) == "aten.unbind.int":
-        raise refused(node)
-    axis = argument(node, 2, 0) % len(source.meta["shape"])
-    whole, sizes = source.meta["shape"][axis], argument(node, 1)
-    if isinstance(sizes, int):
-        size = math.ceil(whole / sizes) if operator_of(node) == "aten.chunk.default" else sizes
-        sizes = [min(size, whole - start) for start in range(0, whole, size)]
-    value = writer.values[source]
-    name = value.bytes if value.bytes is not None else writer.floats(source)
-    pieces = writer.split(name, axis, sizes)
-    return [Value(piece) if value.bytes is None else Value(None, piece, value.qparams) for piece in pieces]
-
-
-@writes("upsample_nearest2d.vec", "upsample_nearest2d.default")
-def _upsample_nearest(writer: Writer, node: fx.Node) -> Value:
-    before, after = input_of(node).meta["shape"][2:], node.meta["shape"][2:]
-    factors = [a // b for a, b in zip(after, before, strict=True)]
-    given = argument(node, 2) if operator_of(node) == "aten.upsample_nearest2d.vec" else list(node.args[2:4])
-    exact = [b * factor for b, factor in zip(before, factors, strict=True)] == list(after)
-    asked = zip(given or [], factors, strict=False)
-    if not exact or any(scale is not None and scale != factor for scale, factor in asked):
-        raise refused(node, " by factors that are not integers")
-    scales = writer.constant(f"factors_{factors}", np.array([1, 1, *factors], np.float32))
-    return moved(
-        writer,
-        node,
-        "Resize",
-        "",
-        scales,
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
+@writes("amax.default", "amin.default", "max.dim", "min.dim")
+def _extreme(writer: Writer, node: fx.Node) -> Value | list[Value]:
+    """The largest or the smallest values along axes. Where indices come with them, these are not written."""
+    name = operator_of(node)
+    pair_of_results = name.endswith(".dim")
+    if pair_of_results:
+        require_first_only(node)
+    axes = argument(node, 1, [])
+    axes = [axes] if isinstance(axes, int) else list(axes) or list(range(len(input_of(node).meta["shape"])))
+    kind = "ReduceMax" if "max" in name else "ReduceMin"
+    value = moved(writer, node, kind, writer.integers(axes), keepdims=int(bool(argument(node, 2, False))))
+    return [value] if pair_of_results else value

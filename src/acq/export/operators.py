@@ -1,23 +1,26 @@
 """How operators that compute are written in ONNX. Add one with ``@writes("name.overload")``.
 
-Operators that move values are in ``acq.export.movement``.
+Pools are in ``acq.export.pools``, operators that move values in ``movement``, ``selection`` and ``joins``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from acq.export.registry import argument, changed, input_of, moved, operand, refused, tiles, writes
-from acq.export.writer import Value, Writer, convolution_attributes
+from acq.export.registry import argument, changed, convolution_attributes, input_of, operand, refused, writes
+from acq.export.writer import NO_BOUNDS, Value, Writer
+from acq.network.names import name_of
 from acq.network.operators import operator_of
 from acq.quantization.layers import pads_around, pair
 
 _LARGEST = float(np.finfo(np.float32).max)
+_EXACT_SOFTPLUS = 17  # from this input on, softplus is the input itself in 32 bits
 
 # operators on floats whose arguments are tensors and numbers only
 
@@ -53,6 +56,29 @@ def _gelu(writer: Writer, node: fx.Node) -> Value:
 @writes("leaky_relu.default")
 def _leaky_relu(writer: Writer, node: fx.Node) -> Value:
     return Value(writer.add("LeakyRelu", [writer.floats(input_of(node))], alpha=float(argument(node, 1, 0.01))))
+
+
+@writes("prelu.default")
+def _prelu(writer: Writer, node: fx.Node) -> Value:
+    """One slope becomes a leaky ReLU, for which ONNX Runtime has an integer kernel."""
+    x, slopes = writer.floats(input_of(node)), writer.tensors.get(argument(node, 1))
+    if slopes is None:
+        raise refused(node, " with slopes that are no constants")
+    if slopes.numel() == 1:
+        return Value(writer.add("LeakyRelu", [x], alpha=float(slopes)))
+    column = slopes.reshape(-1, *(1,) * (len(node.meta["shape"]) - 2)).numpy()
+    return Value(writer.add("PRelu", [x, writer.constant(f"{name_of(node)}.slopes", column)]))
+
+
+@writes("softplus.default")
+def _softplus(writer: Writer, node: fx.Node) -> Value:
+    x, beta = writer.floats(input_of(node)), float(argument(node, 1, 1.0))
+    if argument(node, 2, 20.0) < _EXACT_SOFTPLUS:
+        raise refused(node, " with a low threshold")
+    if beta == 1:
+        return Value(writer.add("Softplus", [x]))
+    found = writer.add("Softplus", [writer.add("Mul", [x, writer.number(beta)])])
+    return Value(writer.add("Div", [found, writer.number(beta)]))
 
 
 @writes("elu.default", "celu.default")
@@ -132,10 +158,12 @@ def _rectifier(writer: Writer, node: fx.Node) -> Value:
     low, high = _BOUNDS[operator_of(node)](node)
     value = writer.values[input_of(node)]
     if (low, high) == (0, None) and value.qparams is not None:  # stays quantized
-        bounds = value.qparams[1], writer.constant("byte_255", np.uint8(255))
-        return changed(value, lambda name: writer.add("Clip", [name, *bounds]))
-    name = writer.floats(input_of(node))
-    return Value(name, bounds=(-math.inf if low is None else float(low), math.inf if high is None else float(high)))
+        zero_point = value.qparams[1]
+        return changed(value, lambda name: writer.add("Clip", [name, zero_point, writer.byte(255)]))
+    bounds = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    if value.delayed is not None and value.bounds == NO_BOUNDS:
+        return replace(value, bounds=bounds)
+    return Value(writer.floats(input_of(node)), bounds=bounds)
 
 
 _BOUNDS: dict[str, Callable[[fx.Node], tuple[Any, Any]]] = {
@@ -146,73 +174,3 @@ _BOUNDS: dict[str, Callable[[fx.Node], tuple[Any, Any]]] = {
     "aten.clamp_min.default": lambda node: (argument(node, 1), None),
     "aten.clamp_max.default": lambda node: (None, argument(node, 1)),
 }
-
-
-# pools
-
-
-@writes("avg_pool2d.default")
-def _average_pool(writer: Writer, node: fx.Node) -> Value:
-    kernel, padding = pair(argument(node, 1)), pair(argument(node, 3, 0))
-    ceil_mode, counted = bool(argument(node, 4, False)), bool(argument(node, 5, True)) and any(padding)
-    if len(node.args) > 6:
-        raise refused(node, " with a divisor of its own")
-    if ceil_mode and counted:  # engines differ in the divisor of the last window
-        raise refused(node, " with ceil_mode and padding that counts")
-    return Value(
-        writer.add(
-            "AveragePool",
-            [writer.floats(input_of(node))],
-            kernel_shape=kernel,
-            strides=pair(argument(node, 2) or kernel),
-            pads=padding * 2,
-            ceil_mode=int(ceil_mode),
-            count_include_pad=int(counted),
-        )
-    )
-
-
-@writes("adaptive_avg_pool2d.default")
-def _adaptive_average_pool(writer: Writer, node: fx.Node) -> Value:
-    x = writer.floats(input_of(node))
-    before, after = (list(n.meta["shape"][2:]) for n in (input_of(node), node))
-    if after == [1, 1]:
-        return Value(writer.add("GlobalAveragePool", [x]))
-    return Value(writer.add("AveragePool", [x], **tiles(node, before, after)))
-
-
-@writes("mean.dim")
-def _mean(writer: Writer, node: fx.Node) -> Value:
-    source = input_of(node)
-    rank = len(source.meta["shape"])
-    axes = sorted(axis % rank for axis in argument(node, 1))
-    keep = bool(argument(node, 2, False))
-    if rank == 4 and axes == [2, 3]:  # the operator that has an integer kernel
-        pooled = writer.add("GlobalAveragePool", [writer.floats(source)])
-        return Value(pooled if keep else writer.add("Flatten", [pooled], axis=1))
-    return Value(writer.add("ReduceMean", [writer.floats(source), writer.integers(axes)], keepdims=int(keep)))
-
-
-@writes("max_pool2d.default")
-def _max_pool(writer: Writer, node: fx.Node) -> Value:
-    kernel = pair(argument(node, 1))
-    return moved(
-        writer,
-        node,
-        "MaxPool",
-        kernel_shape=kernel,
-        strides=pair(argument(node, 2) or kernel),
-        pads=pair(argument(node, 3, 0)) * 2,
-        dilations=pair(argument(node, 4, 1)),
-        ceil_mode=int(argument(node, 5, False)),
-    )
-
-
-@writes("adaptive_max_pool2d.default")
-def _adaptive_max_pool(writer: Writer, node: fx.Node) -> list[Value]:
-    """The maxima, which ``getitem`` selects; their indices are not written."""
-    taken, *others = node.users
-    if others or taken.args[1] != 0:
-        raise refused(node, " for its indices")
-    before, after = list(input_of(node).meta["shape"][2:]), list(taken.meta["shape"][2:])
-    return [moved(writer, node, "MaxPool", **tiles(node, before, after))]

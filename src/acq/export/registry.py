@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import fx
 
 from acq.errors import RequestError
-from acq.export.writer import Value, Writer
+from acq.export.writer import NO_PADS, Value, Writer
 from acq.network.names import name_of
 from acq.network.operators import operator_of
 
@@ -65,12 +66,27 @@ def operand(writer: Writer, value: Any) -> str:
     return writer.floats(value) if isinstance(value, fx.Node) else writer.number(float(value))
 
 
+def axis_of(node: fx.Node, axis: Any) -> int:
+    """An axis of a node's input, counted from the front.
+
+    Raises:
+        RequestError: It is no number, or the size of that axis depends on the number of images.
+    """
+    shape = input_of(node).meta["shape"]
+    if not isinstance(axis, int) or not shape or shape[axis] < 0:
+        raise refused(node, " along an axis of unknown size")
+    return axis % len(shape)
+
+
+def values_of(writer: Writer, node: fx.Node) -> Value:
+    """A node's bytes if it is quantized, otherwise its floats."""
+    value = writer.values[node]
+    return value if value.bytes is not None else Value(writer.floats(node))
+
+
 def moved(writer: Writer, node: fx.Node, kind: str, *extra: str, **attributes: Any) -> Value:
     """Write an operator that only moves values: on the bytes of a quantized value, otherwise on the floats."""
-    value = writer.values[input_of(node)]
-    if value.bytes is None:
-        value = Value(writer.floats(input_of(node)))
-    return changed(value, lambda name: writer.add(kind, [name, *extra], **attributes))
+    return changed(values_of(writer, input_of(node)), lambda name: writer.add(kind, [name, *extra], **attributes))
 
 
 def changed(value: Value, change: Callable[[str], str]) -> Value:
@@ -81,13 +97,49 @@ def changed(value: Value, change: Callable[[str], str]) -> Value:
     return Value(change(value.floats))
 
 
-def tiles(node: fx.Node, before: list[int], after: list[int]) -> dict[str, Any]:
-    """Kernel and stride of an adaptive pool with equal windows.
+def gathered(writer: Writer, value: Value, places: Mapping[int, Sequence[int]]) -> Value:
+    """Select the given places along each axis, in that order."""
+    for axis, chosen in places.items():
+        indices = writer.integers(chosen)
+        value = changed(value, partial(_gather, writer, indices, axis))
+    return value
+
+
+def _gather(writer: Writer, indices: str, axis: int, name: str) -> str:
+    return writer.add("Gather", [name, indices], axis=axis)
+
+
+def require_first_only(node: fx.Node) -> None:
+    """Refuse a node of several results of which others than the first are used.
 
     Raises:
-        RequestError: The windows differ.
+        RequestError: They are, or none is used.
     """
-    if any(b % a for b, a in zip(before, after, strict=True)):
-        raise refused(node, f" from {before} to {after}, because its windows differ")
-    kernel = [b // a for b, a in zip(before, after, strict=True)]
-    return {"kernel_shape": kernel, "strides": kernel}
+    if [user.args[1] for user in node.users] != [0]:
+        raise refused(node, " for its indices")
+
+
+def convolution_attributes(
+    kernel: Sequence[int],
+    *,
+    pads: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> dict[str, Any]:
+    """The attributes of an ONNX convolution that differ from the defaults.
+
+    Args:
+        kernel: Height and width.
+        pads: Zeros: top, left, bottom, right.
+        stride: Down and across.
+        dilation: Down and across.
+        groups: Number of groups of channels.
+    """
+    values: dict[str, tuple[Any, Any]] = {
+        "strides": (stride, (1, 1)),
+        "dilations": (dilation, (1, 1)),
+        "group": (groups, 1),
+        "pads": (tuple(pads), NO_PADS),
+    }
+    return {"kernel_shape": list(kernel), **{name: value for name, (value, usual) in values.items() if value != usual}}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from acq.errors import RequestError
+from acq.export.order import needed_in_order
 from acq.quantization.layers import QuantLayer, QuantLinear, scale_input_channels
 from acq.quantization.packing import pack
 from acq.quantization.quantizers import ActivationQuantizer
@@ -21,6 +24,24 @@ NO_BOUNDS = (-math.inf, math.inf)
 NO_PADS = (0, 0, 0, 0)
 _INT4_BITS = 4  # wider weights are stored as INT8
 _BYTE = 255
+_LONGEST_NAME = 32  # of a list of integers
+
+
+@dataclass(frozen=True)
+class Delayed:
+    """An operator that commutes with quantizers, such as a maximum. It is written where its value is needed.
+
+    Behind a quantizer it works on the bytes of its quantized parts. So a layer right before it runs on integers.
+
+    Attributes:
+        parts: Its inputs.
+        write: Takes the names of its inputs and, if these are bytes, their quantizer. Returns the name of the output.
+        operator: Its public name, which its nodes carry.
+    """
+
+    parts: tuple[Value, ...]
+    write: Callable[[list[str], ActivationQuantizer | None], str]
+    operator: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class Value:
         bounds: Bounds of a rectifier that is still to be applied to ``floats``. Rounding is monotone, so the
             quantizer behind it clips integers instead.
         pads: Zeros (top, left, bottom, right) that the convolutions behind it add.
+        delayed: The operator that computes it, if that is still to be written.
     """
 
     floats: str | None
@@ -41,10 +63,11 @@ class Value:
     qparams: tuple[str, str] | None = None
     bounds: tuple[float, float] = NO_BOUNDS
     pads: tuple[int, ...] = NO_PADS
+    delayed: Delayed | None = None
 
 
 class Writer:
-    """Collects nodes and constants. ``values`` has the value of each node of the student.
+    """Collects nodes and constants. ``values`` has the value of each node of the student, ``tensors`` its constants.
 
     Args:
         floating: Write the network in floating point: float weights, no quantizers.
@@ -60,10 +83,13 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Value] = {}
+        self.tensors: dict[fx.Node, Tensor] = {}
+        self._kinds: dict[str, str] = {}
 
     def add(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Append an operator and return the name of its output."""
         output = output or f"v{len(self.nodes)}"  # short, because a file has hundreds
+        self._kinds[output] = kind
         self._append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
@@ -91,11 +117,22 @@ class Writer:
 
     def integers(self, values: Sequence[int]) -> str:
         """Add a list of 64-bit integers, such as a shape, and return its name."""
-        return self.constant("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
+        name = "_".join(map(str, values))
+        if len(name) > _LONGEST_NAME:
+            name = hashlib.sha256(name.encode()).hexdigest()[:_LONGEST_NAME]
+        return self.constant(f"integers_{name}", np.array(values, np.int64))
+
+    def scales(self, values: Sequence[float]) -> str:
+        """Add the factors of a resize and return their name."""
+        return self.constant("scales_" + "_".join(map(repr, values)), np.array(values, np.float32))
 
     def number(self, value: float) -> str:
         """Add a 32-bit float and return its name."""
         return self.constant(f"number_{value!r}", np.float32(value))
+
+    def byte(self, value: int) -> str:
+        """Add a byte and return its name."""
+        return self.constant(f"byte_{value}", np.uint8(value))
 
     def weight(self, layer: QuantLayer, *, channel_scale: Tensor | None = None, transposed: bool = False) -> str:
         """Add a layer's weight: up to 4 bits as INT4, wider ones as INT8.
@@ -162,53 +199,78 @@ class Writer:
             self.constant(f"scale_{scale!r}", np.float32(scale)),  # by value, so that equal scales are shared
             self.constant(f"{quantizer.name}.zero_point", np.uint8(zero_point)),
         )
-        floats = source.floats if source.floats is not None else self._dequantized(source)
-        if quantizer.channel_scale is not None and not bool((quantizer.channel_scale == 1).all()):
-            if source.bounds != NO_BOUNDS:  # a requantizer's input is quantized, so its bounds are applied
-                raise RequestError(f"{quantizer.name} divides channels right behind a rectifier; quantize again")
-            # as in the student; QuantizeLinear with one scale per channel is a hundred times slower in ONNX Runtime
-            factor = quantizer.channel_factor(dimensions).cpu().numpy()
-            floats = self.add("Mul", [floats, self.constant(f"{quantizer.name}.channel_factor", factor)])
-        name = self.add("QuantizeLinear", [floats, *qparams])
-        inverse = np.float32((1 / quantizer.scale).item())  # the student multiplies by it, in 32 bits
-        low, high = (_bound(float(np.float32(b) * inverse), zero_point, quantizer.qmax) for b in source.bounds)
-        if (low, high) != (0, _BYTE):
-            name = self.add("Clip", [name, *(self.constant(f"byte_{b}", np.uint8(b)) for b in (low, high))])
+        name = self._rounded(source, quantizer, dimensions, qparams)
+        bounds = [byte_of(bound, quantizer) for bound in source.bounds]
+        if bounds != [0, _BYTE]:
+            name = self.add("Clip", [name, *map(self.byte, bounds)])
         return Value(None, name, qparams)
+
+    def _rounded(self, source: Value, quantizer: ActivationQuantizer, dimensions: int, qparams: tuple[str, str]) -> str:
+        """The name of a value's bytes, without its bounds and those of the quantizer's width."""
+        if source.delayed is None:
+            return self.add("QuantizeLinear", [self._divided(source, quantizer, dimensions), *qparams])
+        names = [
+            self._rounded(part, quantizer, dimensions, qparams)
+            if part.bounds == NO_BOUNDS
+            else str(self.quantized(part, quantizer, dimensions).bytes)
+            for part in source.delayed.parts
+        ]
+        return self._joined(source.delayed, names, quantizer)
+
+    def _joined(self, delayed: Delayed, names: list[str], quantizer: ActivationQuantizer | None) -> str:
+        """Write an operator that is delayed; its nodes carry its own name."""
+        current, self.operator = self.operator, delayed.operator
+        name = delayed.write(names, quantizer)
+        self.operator = current
+        return name
+
+    def _divided(self, source: Value, quantizer: ActivationQuantizer, dimensions: int) -> str:
+        """The name of a value's floats without its bounds, divided by the quantizer's ``channel_scale``."""
+        floats = self.floats_of(replace(source, bounds=NO_BOUNDS))
+        if quantizer.channel_scale is None or bool((quantizer.channel_scale == 1).all()):
+            return floats
+        if source.bounds != NO_BOUNDS:  # a requantizer's input is quantized, so its bounds are applied
+            raise RequestError(f"{quantizer.name} divides channels right behind a rectifier; quantize again")
+        # as in the student; QuantizeLinear with one scale per channel is a hundred times slower in ONNX Runtime
+        factor = quantizer.channel_factor(dimensions).cpu().numpy()
+        return self.add("Mul", [floats, self.constant(f"{quantizer.name}.channel_factor", factor)])
 
     def floats(self, node: fx.Node) -> str:
         """The name of a node's floats, written when first needed, with the rectifier's bounds applied."""
         value = self.values[node]
-        low, high = value.bounds
-        if value.floats is None:
-            name = self._dequantized(value)
-        elif (low, high) == NO_BOUNDS:
-            return value.floats
-        elif low == 0 and high == math.inf:
-            name = self.add("Relu", [value.floats])
-        else:
-            name = self.add("Clip", [value.floats, *map(self.number, value.bounds)])
-        self.values[node] = replace(value, floats=name, bounds=NO_BOUNDS)
+        name = self.floats_of(value)
+        self.values[node] = replace(value, floats=name, bounds=NO_BOUNDS, delayed=None)
         return name
+
+    def floats_of(self, value: Value) -> str:
+        """The name of a value's floats, with the rectifier's bounds applied."""
+        low, high = value.bounds
+        if value.floats is not None:
+            name = value.floats
+        elif value.delayed is not None:
+            name = self._joined(value.delayed, [self.floats_of(part) for part in value.delayed.parts], None)
+        else:
+            name = self._dequantized(value)
+        if (low, high) == NO_BOUNDS:
+            return name
+        if low == 0 and high == math.inf:
+            return self.add("Relu", [name])
+        return self.add("Clip", [name, *map(self.number, value.bounds)])
 
     def finished(self, outputs: Sequence[str]) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
         """The nodes that ``outputs`` need, each behind those that it reads, and their constants."""
-        producers = {name: node for node in self.nodes for name in node.output if name}
-        needed: set[str] = set()
-        waiting = list(outputs)
-        while waiting:
-            name = waiting.pop()
-            if name not in needed:
-                needed.update(producers[name].output if name in producers else [name])
-                waiting.extend(producers[name].input if name in producers else [])
-        nodes = [node for node in self.nodes if not needed.isdisjoint(node.output)]
-        constants = [value for name, value in self.constants.items() if name in needed]
-        return _in_order(nodes), constants
+        nodes, needed = needed_in_order(self.nodes, outputs)
+        return nodes, [value for name, value in self.constants.items() if name in needed]
 
     def _dequantized(self, value: Value) -> str:
         assert value.bytes is not None
         assert value.qparams is not None
-        return self.add("DequantizeLinear", [value.bytes, *value.qparams])
+        name = value.bytes
+        if self._kinds.get(name) == "Transpose":
+            # OpenVINO moves a Transpose behind DequantizeLinear, and computes a layer behind that in floating point;
+            # this Clip changes no byte and stops it
+            name = self.add("Clip", [name, self.byte(0), self.byte(_BYTE)])
+        return self.add("DequantizeLinear", [name, *value.qparams])
 
 
 def part_name(operator: str, count: int) -> str:
@@ -221,51 +283,10 @@ def operator_of_part(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def convolution_attributes(
-    kernel: Sequence[int],
-    *,
-    pads: Sequence[int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> dict[str, Any]:
-    """The attributes of an ONNX convolution that differ from the defaults.
-
-    Args:
-        kernel: Height and width.
-        pads: Zeros: top, left, bottom, right.
-        stride: Down and across.
-        dilation: Down and across.
-        groups: Number of groups of channels.
-    """
-    values: dict[str, tuple[Any, Any]] = {
-        "strides": (stride, (1, 1)),
-        "dilations": (dilation, (1, 1)),
-        "group": (groups, 1),
-        "pads": (tuple(pads), NO_PADS),
-    }
-    return {"kernel_shape": list(kernel), **{name: value for name, (value, usual) in values.items() if value != usual}}
-
-
-def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Move nodes behind those whose outputs they read; those that are already there keep their order."""
-    missing = {name for node in nodes for name in node.output if name}
-    found: list[onnx.NodeProto] = []
-    waiting = list(nodes)
-    while waiting:
-        ready, later = [], []
-        for node in waiting:
-            if missing.isdisjoint(node.input):
-                missing.difference_update(node.output)
-                ready.append(node)
-            else:
-                later.append(node)
-        found, waiting = found + ready, later
-    return found
-
-
-def _bound(steps: float, zero_point: int, qmax: int) -> int:
-    """The byte of a bound ``steps`` from zero, half to even as quantizers round; an infinite bound clips nothing."""
+def byte_of(value: float, quantizer: ActivationQuantizer) -> int:
+    """The byte of a value behind a quantizer. An infinite value gives a bound that clips nothing."""
+    zero_point, qmax = int(quantizer.zero_point.item()), int(quantizer.qmax)
+    steps = (torch.tensor(value) * (1 / quantizer.scale.detach().cpu())).item()  # as in the student, in 32 bits
     if math.isinf(steps):
         return 0 if steps < 0 else qmax
-    return min(max(round(steps) + zero_point, 0), qmax)
+    return min(max(round(steps) + zero_point, 0), qmax)  # half to even, as quantizers round

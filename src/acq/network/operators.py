@@ -22,6 +22,7 @@ class Role(StrEnum):
     ADD = "add"
     PRODUCT = "product"
     CONCAT = "concat"
+    MAXIMUM = "maximum"  # or minimum, of two tensors
     POOL = "pool"
     PAD = "pad"  # with a value other than zero
     MOVE = "move"  # copies, selects or reorders values
@@ -36,6 +37,7 @@ DIVIDE = "aten.div.Tensor"
 SUBTRACT = "aten.sub.Tensor"
 BATCH_NORM = "aten.batch_norm.default"
 PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
+ADAPTIVE = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default")
 GATED = ("aten.silu.default", "aten.hardswish.default")  # x * s(x) in one operator
 
 _OVERLOADS: dict[Role, tuple[str, ...]] = {
@@ -48,24 +50,33 @@ _OVERLOADS: dict[Role, tuple[str, ...]] = {
     ),
     Role.NONLINEARITY: (
         "silu.default", "hardswish.default", "hardsigmoid.default", "sigmoid.default", "gelu.default", "tanh.default",
-        "elu.default", "leaky_relu.default", "softplus.default", "mish.default", "selu.default", "celu.default",
+        "elu.default", "leaky_relu.default", "prelu.default", "softplus.default", "mish.default", "selu.default",
+        "celu.default",
     ),
     Role.ADD: ("add.Tensor", "sub.Tensor", "rsub.Scalar", "add.Scalar", "sub.Scalar"),
     Role.PRODUCT: ("mul.Tensor", "div.Tensor", "mul.Scalar", "div.Scalar"),
     Role.CONCAT: ("cat.default", "stack.default", "concat.default"),
+    Role.MAXIMUM: ("maximum.default", "minimum.default", "max.other", "min.other"),
     Role.POOL: (
-        "avg_pool2d.default", "adaptive_avg_pool2d.default", "mean.dim", "mean.default", "sum.dim_IntList",
-        "upsample_bilinear2d.default", "upsample_bilinear2d.vec",
+        "avg_pool1d.default", "avg_pool2d.default", "adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default",
+        "mean.dim", "sum.dim_IntList",
+        "upsample_linear1d.default", "upsample_linear1d.vec", "upsample_bilinear2d.default", "upsample_bilinear2d.vec",
     ),
     Role.MOVE: (
         "slice.Tensor", "select.int", "unbind.int", "split.Tensor", "split.sizes", "split_with_sizes.default",
-        "chunk.default", "pad.default", "constant_pad_nd.default", "expand.default", "repeat.default",
+        "chunk.default", "index.Tensor", "index_select.default", "pad.default", "constant_pad_nd.default",
+        "expand.default", "repeat.default", "repeat_interleave.self_int",
         "flatten.using_ints", "unflatten.int", "view.default", "reshape.default", "_unsafe_view.default",
         "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "contiguous.default",
         "permute.default", "transpose.int", "t.default", "flip.default", "roll.default",
-        "max_pool2d.default", "adaptive_max_pool2d.default", "amax.default",
+        "max_pool1d.default", "max_pool2d.default", "max_pool2d_with_indices.default",
+        "adaptive_max_pool1d.default", "adaptive_max_pool2d.default",
+        "amax.default", "amin.default", "max.dim", "min.dim",
         "channel_shuffle.default", "native_channel_shuffle.default", "pixel_shuffle.default",
-        "pixel_unshuffle.default", "upsample_nearest2d.default", "upsample_nearest2d.vec",
+        "pixel_unshuffle.default",
+        "upsample_nearest1d.default", "upsample_nearest1d.vec", "upsample_nearest2d.default", "upsample_nearest2d.vec",
+        "_upsample_nearest_exact1d.default", "_upsample_nearest_exact1d.vec",
+        "_upsample_nearest_exact2d.default", "_upsample_nearest_exact2d.vec",
     ),
     Role.SHAPE: ("sym_size.int",),
 }  # fmt: skip
@@ -102,6 +113,14 @@ def is_constant(node: fx.Node) -> bool:
     """Whether a node's value depends only on parameters and buffers of the network."""
     inputs = node.all_input_nodes
     return node.op == "get_attr" or (node.op == "call_function" and bool(inputs) and all(map(is_constant, inputs)))
+
+
+def repeats(node: fx.Node) -> bool:
+    """Whether a node is an adaptive average pool to a multiple of its input's size: each window has one value."""
+    if operator_of(node) not in ADAPTIVE:
+        return False
+    before, after = (each.meta["val"].shape[2:] for each in (node.args[0], node))  # type: ignore[union-attr]
+    return all(isinstance(old, int) and new % old == 0 for old, new in zip(before, after, strict=True))
 
 
 def sole_user(node: fx.Node) -> fx.Node | None:

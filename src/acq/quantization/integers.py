@@ -5,6 +5,7 @@ The conversion is this project's definition.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -24,7 +25,7 @@ _MOST_TRIED_VALUES = 1 << 25  # values times tries; beyond it the fewest tries a
 _LAYER_MARGIN = 1e-3  # of a step: above every float error of a layer
 _ADD_MARGIN = 2e-4  # of a step: twice five roundings by 2^-24 of about 256 steps
 _MOST_VALUES = 1 << 20  # with more values, some lie near a tie at every scale
-_LEVELS = (Role.MOVE, Role.RECTIFIER, Role.CONCAT)  # outputs have levels of the inputs' quantizer
+_LEVELS = (Role.MOVE, Role.RECTIFIER, Role.CONCAT, Role.MAXIMUM)  # outputs have levels of the inputs' quantizer
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def convert_to_integers(student: Student) -> None:
 
     Scales of activations move by up to 0.2 %, so that no value lies halfway between two levels. At a tie the order of a
     sum decides how it rounds, which changes logits of 4-bit networks. This covers accumulators of layers, sums of two
-    quantized tensors, and requantized tensors.
+    quantized tensors, maxima of these, and requantized tensors.
 
     At 8 bits a layer has too many possible sums, and engines may differ by one level. With power-of-two scales nothing
     rounds on the way, so no scale moves. Scales of means, products, concatenations of several quantizers, sums with
@@ -69,6 +70,11 @@ def convert_to_integers(student: Student) -> None:
                 reachable[node] = _sums(first, second, _second_factor(node))
         elif keeps_levels and len(sources) == 1 and sources[0] in reachable:
             reachable[node] = reachable[sources[0]]
+        elif role == Role.MAXIMUM and common is None:
+            pairs = zip(sources, inputs, strict=True)
+            both = [reachable.get(source) if inner is None else _levels(inner, None) for source, inner in pairs]
+            if all(both):
+                reachable[node] = _together([values for values in both if values])
         own = module if isinstance(module, ActivationQuantizer) else None
         quantizers[node] = own or (common if keeps_levels else None)
 
@@ -164,6 +170,14 @@ def _levels(quantizer: ActivationQuantizer, channel_scale: Tensor | None) -> Val
     unit = unit if channel_scale is None else unit / channel_scale.double().cpu()
     low, high = ((bound - zero_point).expand_as(unit) for bound in (quantizer.qmin, quantizer.qmax))
     return Values(torch.zeros_like(unit), unit, low, high)
+
+
+def _together(parts: Sequence[Values]) -> Values:
+    """The values of several tensors."""
+    start, unit, low, high = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("start", "unit", "low", "high")
+    )
+    return Values(start, unit, low, high, max(part.margin for part in parts))
 
 
 def _sums(first: ActivationQuantizer, second: ActivationQuantizer, factor: float) -> Values:

@@ -252,8 +252,8 @@ class _Placer:
         return f"passes on {name_of(inputs[0])}" if inputs else "passes on a constant"
 
     def _common_source(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """The quantized node, and its bits, that all inputs of a moving, rectifying or concatenating node come from."""
-        if self.roles.of(node) not in (Role.MOVE, Role.RECTIFIER, Role.CONCAT):
+        """The quantized node, and its bits, that all inputs of a node come from which keeps their levels."""
+        if self.roles.of(node) not in (Role.MOVE, Role.RECTIFIER, Role.CONCAT, Role.MAXIMUM):
             return None
         sources = {self.sources.get(value) for value in float_inputs(node)}
         return sources.pop() if len(sources) == 1 else None

@@ -23,6 +23,7 @@ from acq.network.operators import (
     is_constant,
     is_float,
     operator_of,
+    repeats,
     sole_user,
 )
 from acq.network.trace import constant, shape_of
@@ -73,7 +74,7 @@ class Roles:
 
     def keeps_levels(self, node: fx.Node) -> bool:
         """Whether a node's values are its inputs' values, or zero: quantized inputs give quantized outputs."""
-        return self.of(node) in (Role.MOVE, Role.CONCAT) or operator_of(node) == RELU
+        return self.of(node) in (Role.MOVE, Role.CONCAT, Role.MAXIMUM) or operator_of(node) == RELU
 
     def is_gate_of_own_input(self, node: fx.Node) -> bool:
         """Whether a node is the s(x) of ``x * s(x)``, which engines evaluate as one table."""
@@ -89,11 +90,16 @@ class Roles:
         return self.of(node) == Role.RECTIFIER or operator_of(node) in GATED
 
     def joins_consumer(self, node: fx.Node) -> fx.Node | None:
-        """The consumer that computes a node's output further before it is quantized: a batch norm or a rectifier."""
+        """The consumer that computes a node's output further before it is quantized.
+
+        It is a batch norm, a rectifier, or a maximum. Rounding is monotone, so an engine quantizes the inputs of a
+        maximum with the quantizer behind it.
+        """
         user = sole_user(node)
         if user is None or self.of(node) in (Role.IMAGE, Role.NONLINEARITY):
             return None
-        return user if self.of(user) in (Role.FOLD, Role.RECTIFIER) or user in self.float_norms else None
+        joined = (Role.FOLD, Role.RECTIFIER, Role.MAXIMUM)
+        return user if self.of(user) in joined or user in self.float_norms else None
 
 
 def assign_roles(graph: fx.GraphModule, layers: Mapping[str, LayerWidth]) -> Roles:
@@ -165,7 +171,9 @@ def _role(graph: fx.GraphModule, node: fx.Node, hosts: Mapping[fx.Node, Host]) -
         return Role.FLOAT, _why_float(affine)
     if operator in PADS and _pads_with_values(node):
         return Role.PAD, ""
-    if role in (Role.ADD, Role.PRODUCT, Role.CONCAT) and any(map(is_constant, node.all_input_nodes)):
+    if repeats(node):
+        return Role.MOVE, "each window has one value"
+    if role in (Role.ADD, Role.PRODUCT, Role.CONCAT, Role.MAXIMUM) and any(map(is_constant, node.all_input_nodes)):
         return Role.FLOAT, "one of its operands is a floating-point constant"
     if operator == DIVIDE and isinstance(node.args[1], fx.Node):
         return Role.FLOAT, "it divides by computed values"

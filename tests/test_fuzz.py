@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
+from torch import nn
 
 from acq.config import Config
 from acq.core.outputs import Output
@@ -38,7 +40,7 @@ from acq.files.images import read
 from acq.files.screening import screened
 from acq.runs import checkpoint, student_file
 from acq.runs.names import QUANTIZATION, STUDENT
-from acq.zoo.checkpoints import load_state
+from acq.zoo.checkpoints import apply_state, load_state
 
 LONG = "ACQ_FUZZ" in os.environ
 COUNT = int(os.environ.get("ACQ_FUZZ", "200"))
@@ -86,6 +88,19 @@ def old_torch_file(_: Path) -> bytes:
     return file.getvalue()
 
 
+def foreign_torch_file(_: Path) -> bytes:
+    """A whole module, with arrays and hyper-parameters beside it."""
+    file = io.BytesIO()
+    torch.save({"model": small_network(), "mean": np.zeros(3), "args": Namespace(data=Path("/a"), rate=1)}, file)
+    return file.getvalue()
+
+
+def npz_weights(_: Path) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **{name: value.numpy() for name, value in small_network().state_dict().items()})
+    return file.getvalue()
+
+
 def checkpoint_file(folder: Path) -> bytes:
     checkpoint.save(folder / "state.pt", {"step": 1, "weights": torch.arange(30.0)})
     return (folder / "state.pt").read_bytes()
@@ -109,6 +124,15 @@ def student_part(name: str) -> Callable[[Path], bytes]:
 
 def read_image_file(path: Path) -> object:
     return read(path.parents[1], input_size=(3, 8, 8), output=Output("class", 2)).images[:]
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+
+def read_weights(path: Path) -> object:
+    apply_state(small_network(), load_state(path), path)
+    return None
 
 
 def read_student(path: Path) -> object:
@@ -137,6 +161,8 @@ READERS = {
     "settings": Reader("a.yaml", lambda _: YAML, lambda path: Config.create("default", read_settings(path))),
     "pickle": Reader("a.pth", torch_file, load_state),
     "old pickle": Reader("a.th", old_torch_file, load_state),
+    "foreign pickle": Reader("a.ckpt", foreign_torch_file, read_weights),
+    "npz of weights": Reader("a.npz", npz_weights, read_weights),
     "safetensors": Reader("a.safetensors", lambda _: save({"weight": torch.arange(20.0)}), load_state),
     "checkpoint": Reader("state.pt", checkpoint_file, checkpoint.load),
     "signed checkpoint": Reader("state.pt", torch_file, read_signed_checkpoint),

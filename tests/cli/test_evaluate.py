@@ -43,6 +43,19 @@ def test_a_checkpoint_and_arguments_reach_the_network(folder: Path) -> None:
     assert acq("evaluate", *NETWORK, *options, *DATA, "--json").json()["top1"] == 20.0
 
 
+def test_a_key_chooses_the_weights_of_a_checkpoint(folder: Path) -> None:
+    """Of two networks in one file."""
+    state = weights()
+    other = {name: value.clone() for name, value in state.items()}
+    other["8.bias"] = torch.tensor([9.0, 0, 0, 0, 0])  # always the first class
+    torch.save({"student": state, "teacher": other}, "both.ckpt")
+    options = ["--checkpoint", "both.ckpt"]
+    assert "under student, teacher; choose with --checkpoint-key" in refusal("evaluate", *NETWORK, *options, *DATA)
+    found = acq("evaluate", *NETWORK, *options, "--checkpoint-key", "teacher", *DATA, "--json").json()
+    assert found["top1"] == 20.0
+    assert "give the file as --checkpoint" in refusal("evaluate", *NETWORK, "--checkpoint-key", "teacher", *DATA)
+
+
 def test_a_network_need_not_be_quantizable(folder: Path) -> None:
     """Any classifier is evaluated, with batch norms or without."""
     assert acq("evaluate", *of("without_norms"), *DATA, "--json").json()["test_images"] == 10

@@ -106,8 +106,9 @@ def test_options_reach_the_run(folder: Path) -> None:
 
 def test_a_network_of_ones_own_goes_through(folder: Path) -> None:
     """A callable in the current folder with arguments and a nested checkpoint is quantized with those weights."""
-    torch.save({"state_dict": {f"module.{name}": value for name, value in weights(width=6).items()}}, "wide.pt")
-    own = ["--checkpoint", "wide.pt", "--model-args", '{"width": 6}']
+    state = {f"module.{name}": value for name, value in weights(width=6).items()}
+    torch.save({"student": state, "teacher": {name: value * 2 for name, value in state.items()}}, "wide.pt")
+    own = ["--checkpoint", "wide.pt", "--checkpoint-key", "student", "--model-args", '{"width": 6}']
     figures = acq(*quantize(*own, "--data", "data.npz", "--json")).json()
     assert figures["model"] == "tinynet:network"
     teacher = acq("evaluate", *NETWORK, *own, "--data", "data.npz", "--json").json()
@@ -115,7 +116,9 @@ def test_a_network_of_ones_own_goes_through(folder: Path) -> None:
     assert (teacher["top1"], teacher["test_images"]) == (figures["teacher_top1"], 10)
     assert student["top1"] == figures["top1"]
     origin = yaml.safe_load(Path("run/config.yaml").read_text())["origin"]
-    assert origin == {"model": "tinynet:network", "checkpoint": "wide.pt", "arguments": {"width": 6}}
+    assert origin == {
+        "model": "tinynet:network", "checkpoint": "wide.pt", "checkpoint_key": "student", "arguments": {"width": 6},
+    }  # fmt: skip
 
 
 def test_a_used_folder_is_not_used_again(run: Path) -> None:

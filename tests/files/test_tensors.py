@@ -6,20 +6,24 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from acq.errors import RequestError
+from acq.files.foreign import MoreThanWeightsError
+from acq.files.inert import Inert
 from acq.files.limits import WEIGHTS_BYTES
 from acq.files.tensors import (
-    MoreThanWeightsError,
     from_safetensors,
     load_safetensors,
+    read_foreign_pickle,
     read_pickle,
     require_weights_size,
 )
@@ -104,8 +108,9 @@ def test_a_file_that_declares_more_than_it_has_never_reaches_torch(
 ) -> None:
     """So nothing is allocated for it."""
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
-    with pytest.raises(ValueError, match=words):
-        read_pickle(io.BytesIO(content))
+    for read in (read_pickle, read_foreign_pickle):
+        with pytest.raises(ValueError, match=words):
+            read(io.BytesIO(content))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -134,8 +139,18 @@ def test_a_pickle_of_more_than_plain_tensors_never_reaches_torch(
     """A call of 20 bytes can request a terabyte."""
     content = saved({"w": torch.zeros(1), "more": value}, archive=archive)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
-    with pytest.raises(MoreThanWeightsError):
+    for read in (read_pickle, read_foreign_pickle):
+        with pytest.raises(MoreThanWeightsError):
+            read(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 2), Path("a"), np.float64(1), np.zeros(3), nn.ReLU()])
+def test_a_foreign_object_is_read_only_where_it_is_allowed(value: Any) -> None:
+    """A run's own state has none, and foreign checkpoints get a placeholder."""
+    content = saved({"w": torch.zeros(1), "more": value})
+    with pytest.raises(MoreThanWeightsError, match="names"):
         read_pickle(io.BytesIO(content))
+    assert isinstance(read_foreign_pickle(io.BytesIO(content))["more"], Inert)
 
 
 def test_safetensors_are_read_from_memory_and_from_files(tmp_path: Path) -> None:

@@ -67,7 +67,11 @@ def _command(facts: Mapping[str, Any], run: Path) -> str:
     config = Config.model_validate(facts["config"])
     usual = Config.create(config.preset, {"bits": config.bits})
     parts = ["acq", "quantize", str(origin["model"]), "--preset", config.preset, "--bits", config.bits]
-    for option, value in (("checkpoint", origin.get("checkpoint")), ("model-args", origin.get("arguments"))):
+    for option, value in (
+        ("checkpoint", origin.get("checkpoint")),
+        ("checkpoint-key", origin.get("checkpoint_key")),
+        ("model-args", origin.get("arguments")),
+    ):
         parts += [f"--{option}", value if isinstance(value, str) else json.dumps(value)] if value else []
     for option, name in (("input-size", "input_size"), ("mean", "mean"), ("std", "std")):
         parts += [f"--{option}", ",".join(map(str, known[name]))]

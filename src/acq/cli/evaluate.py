@@ -21,6 +21,7 @@ def evaluate(
     target: o.Target,
     data: o.Data,
     checkpoint: o.Checkpoint = None,
+    checkpoint_key: o.CheckpointKey = None,
     model_args: o.ModelArgs = None,
     input_size: o.InputSize = None,
     mean: o.Mean = None,
@@ -31,7 +32,9 @@ def evaluate(
 ) -> None:
     """Top-1 accuracy of a run's student, an exported file or a network on labelled images."""
     found = api.target(
-        target, device=device or "auto", **network_options(checkpoint, model_args, input_size, mean, std)
+        target,
+        device=device or "auto",
+        **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std),
     )
     top1, count = found.accuracy(data_path(data, found.model), limit)
     if as_json:

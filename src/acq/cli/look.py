@@ -19,6 +19,7 @@ from acq.runs.rehearsal import rehearse
 def inspect(
     model: o.Model,
     checkpoint: o.Checkpoint = None,
+    checkpoint_key: o.CheckpointKey = None,
     model_args: o.ModelArgs = None,
     input_size: o.InputSize = None,
     mean: o.Mean = None,
@@ -39,7 +40,7 @@ def inspect(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device="cpu",
     )  # fmt: skip
-    network = network_of(model, checkpoint, model_args, input_size, mean, std)
+    network = network_of(model, checkpoint, checkpoint_key, model_args, input_size, mean, std)
     context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
     rehearsal = rehearse(context.student, network.preprocessing)
     structure, plan = context.teacher.structure, context.student.plan

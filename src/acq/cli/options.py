@@ -25,8 +25,15 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a 
 
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="weights: .safetensors, .pth, .pt or .th", rich_help_panel=NETWORK),
+    typer.Option(metavar="FILE", help="weights, such as .pth, .ckpt or .safetensors", rich_help_panel=NETWORK),
 ]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="where the weights are in FILE, such as state_dict; by default what fits",
+        rich_help_panel=NETWORK,
+    ),
+]  # fmt: skip
 ModelArgs = Annotated[
     str | None, typer.Option(metavar="JSON", help="keyword arguments of the callable", rich_help_panel=NETWORK)
 ]

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 )
 def quantize(
     model: o.Model, out: o.Out = None,
-    checkpoint: o.Checkpoint = None, model_args: o.ModelArgs = None, input_size: o.InputSize = None,
-    mean: o.Mean = None, std: o.Std = None,
+    checkpoint: o.Checkpoint = None, checkpoint_key: o.CheckpointKey = None, model_args: o.ModelArgs = None,
+    input_size: o.InputSize = None, mean: o.Mean = None, std: o.Std = None,
     bits: o.Bits = None, budget: o.Budget = None, first_last_bits: o.FirstLastBits = None, add_bits: o.AddBits = None,
     exclude: o.Exclude = None, placement: o.Placement = None,
     preset: o.Preset = None, config: o.ConfigFile = None, set_: o.Set = None, data: o.TestData = None,
@@ -55,11 +55,12 @@ def quantize(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device=device, seed=seed,
     )  # fmt: skip
-    network = network_of(model, checkpoint, model_args, input_size, mean, std, quiet)
+    network = network_of(model, checkpoint, checkpoint_key, model_args, input_size, mean, std, quiet)
     folder = out or free_folder(model, settings.bits)
     origin = {
         "model": model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
+        **({} if checkpoint_key is None else {"checkpoint_key": checkpoint_key}),
         "arguments": {} if model_args is None else json_object(model_args),
     }
     request = Request(network.model, network.preprocessing, settings, origin)

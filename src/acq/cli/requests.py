@@ -17,6 +17,7 @@ from acq.files.documents import assignment, read_settings
 def network_of(
     model: str,
     checkpoint: Path | None,
+    checkpoint_key: str | None,
     model_args: str | None,
     input_size: str | None,
     mean: str | None,
@@ -24,7 +25,7 @@ def network_of(
     quiet: bool = False,
 ) -> zoo.Network:
     """The network that the options name. A note tells when its normalisation is assumed."""
-    network = zoo.resolve(model, **network_options(checkpoint, model_args, input_size, mean, std))
+    network = zoo.resolve(model, **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std))
     if not network.preprocessing_given:
         mean_, std_ = network.preprocessing.mean, network.preprocessing.std
         note(f"--mean and --std not given, so ImageNet's are assumed: {mean_}, {std_}", quiet)
@@ -32,12 +33,18 @@ def network_of(
 
 
 def network_options(
-    checkpoint: Path | None, model_args: str | None, input_size: str | None, mean: str | None, std: str | None
+    checkpoint: Path | None,
+    checkpoint_key: str | None,
+    model_args: str | None,
+    input_size: str | None,
+    mean: str | None,
+    std: str | None,
 ) -> dict[str, Any]:
     """The options of a network as ``acq.zoo.resolve`` takes them; None where not given."""
     return {
         "arguments": None if model_args is None else json_object(model_args),
         "checkpoint": checkpoint,
+        "checkpoint_key": checkpoint_key,
         "input_size": _numbers(input_size, "--input-size", int),
         "mean": _numbers(mean, "--mean", float),
         "std": _numbers(std, "--std", float),

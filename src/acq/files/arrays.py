@@ -5,9 +5,7 @@ Shapes: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
-import math
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from acq.core.pixels import Bytes
 from acq.errors import RequestError, first_line
 from acq.files.limits import IMAGES_BYTES, format_bytes, require_size
+from acq.files.npy import Header, array_of, header_of
 
 CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: a label, then the red, green and blue planes
 
@@ -39,8 +38,8 @@ def read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[Any]]:
             missing = [name for name in ("images", "labels") if f"{name}.npy" not in archive.namelist()]
             if missing:
                 raise RequestError(f"{path} has no array {missing[0]!r}; save it with images= and labels=")
-            _check_headers(path, _header(archive, "images"), _header(archive, "labels"))
-            images, labels = _array(archive, "images"), _array(archive, "labels")
+            _check_headers(path, header_of(archive, "images"), header_of(archive, "labels"))
+            images, labels = array_of(archive, "images"), array_of(archive, "labels")
     except RequestError:
         raise
     except Exception as error:  # a damaged archive fails in many ways, and none of them is documented
@@ -75,28 +74,7 @@ def read_cifar(path: Path) -> tuple[Bytes, NDArray[np.int64]]:
     return planes.transpose(0, 2, 3, 1), records[:, 0].astype(np.int64)  # [N, 3, 32, 32] -> [N, 32, 32, 3]
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What an array's header declares, and how many bytes the archive has for it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    stored: int
-
-    @property
-    def declared(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> _Header:
-    with archive.open(f"{name}.npy") as file:
-        if np.lib.format.read_magic(file) != (1, 0):  # headers of later versions may have gigabytes
-            raise ValueError(f"{name} has a header of another version")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return _Header(shape, dtype, archive.getinfo(f"{name}.npy").file_size - file.tell())
-
-
-def _check_headers(path: Path, images: _Header, labels: _Header) -> None:
+def _check_headers(path: Path, images: Header, labels: Header) -> None:
     """Check types and sizes before any allocation, because a compressed file of 1 kB may declare terabytes."""
     if images.dtype != np.uint8:
         raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")
@@ -106,21 +84,12 @@ def _check_headers(path: Path, images: _Header, labels: _Header) -> None:
             "save class indices as integers [N], or labels as 0 and 1, [N, K]"
         )
     for array in (images, labels):
-        if array.declared != array.stored or min(array.shape, default=0) < 0:
-            raise ValueError(
-                f"an array of shape {array.shape} has {format_bytes(array.stored)}, not {format_bytes(array.declared)}"
-            )
+        array.require_stored()
         if array.declared > IMAGES_BYTES:
             raise RequestError(
                 f"{path} has an array of {format_bytes(array.declared)}, more than the limit of "
                 f"{format_bytes(IMAGES_BYTES)}; give a folder of image files, which are read batch by batch"
             )
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(f"{name}.npy") as file:
-        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        return array
 
 
 def _cifar_records(file: Path) -> Bytes:

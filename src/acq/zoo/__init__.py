@@ -86,6 +86,7 @@ def resolve(
     *,
     arguments: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
+    checkpoint_key: str | None = None,
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -96,6 +97,7 @@ def resolve(
         model: A built-in name, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
         arguments: Keyword arguments of the callable.
         checkpoint: A file of weights that replaces the network's own.
+        checkpoint_key: The path of keys to the weights in that file, joined by dots; by default the only one that fits.
         input_size: Channels, height and width; by default what the weights are known to need.
         mean: Mean per channel, for pixels in [0, 1]; by default as known, or ImageNet's for three channels.
         std: Standard deviation per channel; as ``mean``.
@@ -104,6 +106,8 @@ def resolve(
         RequestError: There is no such network, it cannot be built, its checkpoint does not fit, or the preprocessing
             is incomplete or wrong.
     """
+    if checkpoint_key is not None and checkpoint is None:
+        raise RequestError("--checkpoint-key names weights in a file; give the file as --checkpoint")
     require_both_or_neither(mean, std)  # before a network is built or downloaded
     entry, source = _entry(model), model.partition(":")[0]
     if entry is None and source != "timm":
@@ -111,7 +115,7 @@ def resolve(
     module, known = _build(model, entry, arguments or {}, checkpoint)
     preprocessing = preprocessing_of(input_size, mean, std, known)
     if checkpoint is not None:
-        apply_state(module, load_state(checkpoint), checkpoint)
+        apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
     return Network(module.eval(), preprocessing, model, mean is not None or known is not None)
 
 

@@ -1,129 +1,179 @@
-"""Weights from files, for any network: read safely, and applied only if all of them fit."""
+"""Weights from files, for any network: read safely, found in any nest, and applied only if all of them fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shlex
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from acq.errors import RequestError, first_line
-from acq.files.tensors import MoreThanWeightsError, load_safetensors, read_pickle, require_weights_size
+from acq.errors import RequestError, first_line, nearest
+from acq.files.foreign import MoreThanWeightsError
+from acq.files.tensors import require_weights_size
+from acq.files.weights import OtherFileError, read_weights
+from acq.zoo import fitting
+from acq.zoo.fitting import NAMES_SHOWN, Place
+from acq.zoo.nests import Tables, tables_of
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
-_NESTED = ("state_dict", "model", "model_state_dict", "net")
-_NAMES_SHOWN = 3  # per kind of misfit
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".ckpt", ".bin", ".pth.tar")  # usual ones; content decides
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint onto the CPU.
+class WeightsWarning(UserWarning):
+    """A checkpoint has other weights too; the message says which are taken."""
 
-    Nested dictionaries (``state_dict``, ``model``, ``model_state_dict``, ``net``) are opened. The parts of names that
-    data parallelism (``module.``) and compilation (``_orig_mod.``) add are dropped. Entries that are no tensors, such
-    as an epoch, are left out. Pickles are scanned by ``acq.files.tensors`` and read with ``weights_only=True``.
+
+def load_state(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read the named tensors of a checkpoint onto the CPU.
+
+    The kind of file is told by its content. No code of a file is run: pickles are scanned by ``acq.files.pickles`` and
+    read with ``weights_only=True``, and objects of foreign classes become placeholders.
 
     Args:
-        path: A file with one of ``SUFFIXES``.
+        path: A file of torch, safetensors or numpy's ``.npz``, with any suffix.
 
     Returns:
-        Tensors by parameter name.
+        For each path of keys, joined by dots, the tensors that are named there; without those of optimizers.
 
     Raises:
-        RequestError: There is no such file, it holds no weights or more than weights, or it is damaged.
+        RequestError: There is no such file, it holds no weights, it would run code, or it is damaged.
     """
     _check_file(path)
-    content = _read(path, load_safetensors if path.suffix == ".safetensors" else _read_pickle)
-    while isinstance(content, Mapping) and (inner := _inner(content)) is not None:
-        content = inner
-    named = content.items() if isinstance(content, Mapping) else ()
-    found = {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}
-    if not found:
+    try:
+        tables = tables_of(read_weights(path))
+    except OtherFileError as error:
+        raise RequestError(f"the checkpoint {path} {error.fact}, not weights; {error.way_out}") from error
+    except MoreThanWeightsError as error:
+        raise RequestError(
+            f"the checkpoint {path} {error}, so it is refused and no code in it is run; "
+            "save only the network's state_dict()"
+        ) from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise RequestError(
+            f"the checkpoint {path} is damaged or no checkpoint ({first_line(error, typed=True)}); "
+            "save or download it again"
+        ) from error
+    if not tables:
         raise RequestError(f"{path} holds no named tensors; save the network's state_dict()")
-    state = {_bare(name): value for name, value in found.items()}
-    if len(state) != len(found):
-        raise RequestError(f"{path} has weights both with and without 'module.'; save one state_dict()")
-    return state
+    return tables
 
 
-def apply_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy weights into a network, or leave it unchanged if one is missing, unexpected, misshapen or not finite.
+def apply_state(model: nn.Module, tables: Tables, path: Path, key: str | None = None) -> None:
+    """Copy weights into a network, or leave it unchanged if they do not fit.
 
-    Only ``num_batches_tracked`` may be missing, because no evaluation reads it.
+    The weights are under the path of keys after which all of the network's names and shapes fit. So prefixes such as
+    ``module.`` and nests need no list. Of raw and averaged weights the averaged ones are taken, with a warning. Only
+    ``num_batches_tracked`` may be missing, because no evaluation reads it.
 
     Args:
         model: The network; its own names may have parts that wrappers add.
-        state: Tensors by parameter name, from ``load_state``.
+        tables: Named tensors by path of keys, from ``load_state``.
         path: The file that they come from, for messages.
+        key: The path of keys to take; None for the only one that fits.
 
     Raises:
-        RequestError: The weights do not fit or are not finite.
+        RequestError: The weights do not fit, several do, or they are not finite.
     """
-    own = {_bare(name): (name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    misfits = {
-        "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
-        "unexpected": [name for name in state if name not in own],
-        "wrongly shaped": [
-            f"{name} {list(state[name].shape)} instead of {list(value.shape)}"
-            for name, (_, value) in own.items()
-            if name in state and state[name].shape != value.shape
-        ],
-    }
-    if any(misfits.values()):
-        listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in misfits.items() if names)
-        raise RequestError(
-            f"{path} does not fit the network ({listed}); "
-            "give the checkpoint of this architecture, or set the architecture with --model-args"
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    names = {fitting.own_name(name): name for name in state}
+    own = {name: state[written] for name, written in names.items()}
+    places = fitting.places_of(tables, own, key)
+    exact = [place for place in places if fitting.fits(place, own) and not place.unexpected]
+    if not exact:
+        buffers = {fitting.own_name(name) for name, _ in model.named_buffers()}
+        raise RequestError(f"{path} {_misfit(places, tables, own, buffers, key)}")
+    place = _chosen(exact, path)
+    if place.outside and key is None and not place.is_averaged:
+        _warn(
+            f"{path} has the network's weights under {place.label}; others beside them are left out: "
+            f"{_listed(place.outside)}"
         )
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise RequestError(f"{path} has values in {name!r} that are not finite; give another checkpoint")
-    model.load_state_dict({own[name][0]: value for name, value in state.items()}, strict=False)
+    for entry in place.found.values():
+        if entry.tensor.is_floating_point() and not bool(entry.tensor.isfinite().all()):
+            raise RequestError(f"{path} has values in {entry.name!r} that are not finite; give another checkpoint")
+    model.load_state_dict({names[name]: entry.tensor for name, entry in place.found.items()}, strict=False)
 
 
 def _check_file(path: Path) -> None:
     if not path.exists():
-        raise RequestError(f"no checkpoint at {path}; give a file that ends in {', '.join(SUFFIXES)}")
+        raise RequestError(f"no checkpoint at {path}; give a file of weights")
     if path.is_dir():
         raise RequestError(f"the checkpoint {path} is a folder; give the file of weights in it")
-    if path.suffix not in SUFFIXES:
-        raise RequestError(f"the checkpoint {path} has an unknown suffix; it must be {', '.join(SUFFIXES)}")
     if not path.stat().st_size:
         raise RequestError(f"the checkpoint {path} is empty; save or download it again")
     require_weights_size(path)
 
 
-def _read_pickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        return read_pickle(file)
+def _chosen(places: list[Place], path: Path) -> Place:
+    """The place whose weights are taken, of those that fit."""
+    different = fitting.distinct(places)
+    averaged = [place for place in different if place.is_averaged]
+    raw = [place for place in different if not place.is_averaged]
+    if len(different) > 1 and (len(averaged), len(raw)) != (1, 1):
+        keys = _listed(place.label for place in different)
+        raise RequestError(f"{path} has several weights that fit, under {keys}; choose with --checkpoint-key")
+    place = (averaged or raw)[0]
+    if len(different) > 1:
+        _warn(
+            f"{path} has raw weights under {raw[0].label} and averaged ones under {place.label}: the averaged are "
+            f"taken; --checkpoint-key {shlex.quote(raw[0].path)} takes the raw ones"
+        )
+    return place
 
 
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except Exception as error:  # a damaged pickle may raise anything
-        text = str(error)
-        if "TorchScript" in text:
-            fact = "is a TorchScript program, not weights; save its state_dict()"
-        elif isinstance(error, MoreThanWeightsError) or "Weights only load failed" in text:
-            fact = "holds more than weights, or none, and no code in it is run; save the network's state_dict()"
-        else:
-            fact = f"is damaged or no checkpoint ({first_line(error, typed=True)}); save or download it again"
-        raise RequestError(f"the checkpoint {path} {fact}") from error
+def _warn(text: str) -> None:
+    warnings.warn(text, WeightsWarning, stacklevel=3)
 
 
-def _inner(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    return next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), None)
+def _misfit(places: list[Place], tables: Tables, own: Mapping[str, Tensor], buffers: set[str], key: str | None) -> str:
+    """Why no place fits, and the way out."""
+    if not places and key is not None:
+        known = [path for path in tables if path]
+        return (
+            f"has no weights of the network under {key!r}{nearest(key, known)}; "
+            f"give one of its keys as --checkpoint-key: {_listed(known) or 'it has none'}"
+        )
+    place = max(places, key=lambda place: (len(place.found), -len(place.unexpected)), default=None)
+    missing = [name for name in own if fitting.is_required(name)] if place is None else place.missing(own)
+    other = _others(place, tables)
+    misfits = {
+        "missing": missing,
+        "unexpected": list(other),
+        "wrongly shaped": [] if place is None else fitting.misshapen(place, own),
+        "of another type": [] if place is None else fitting.mistyped(place, own),
+    }
+    if missing and not other and buffers.issuperset(missing):
+        return f"has parameters but no buffers (missing: {_listed(missing)}); save state_dict(), not named_parameters()"
+    renamed = fitting.pairs(missing, other, own)
+    if renamed and not misfits["wrongly shaped"]:
+        first, partner = next(iter(renamed.items()))
+        shown = _listed([f"{name} <- {other_name}" for name, other_name in renamed.items()])
+        return (
+            f"has other names for weights of the network ({shown}); rename them in its state dict: "
+            f"state[{first!r}] = state.pop({partner!r})"
+        )
+    listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in misfits.items() if names)
+    return (
+        f"does not fit the network ({listed}); "
+        "give the checkpoint of this architecture, or set the architecture with --model-args"
+    )
 
 
-def _bare(name: str) -> str:
-    """A parameter's name without the parts that wrappers add: ``module.`` in front, ``_orig_mod.`` anywhere."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while len(parts) > 1 and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(parts)
+def _others(place: Place | None, tables: Tables) -> dict[str, Tensor]:
+    """Tensors that are not the network's: beside those that are, or of the largest table."""
+    if place is None:
+        return dict(tables[max(tables, key=lambda path: len(tables[path]))])
+    named = {
+        fitting.bare(f"{path}.{name}" if path else name): tensor
+        for path, table in tables.items()
+        for name, tensor in table.items()
+    }
+    front = f"{place.path}." if place.path else ""
+    return {name: named[front + name] for name in place.unexpected}
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

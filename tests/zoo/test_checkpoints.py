@@ -282,7 +282,7 @@ def rename(state: State, old: str, new: str) -> None:
         ),
         (
             lambda s: s.update({"module.0.bias": s["0.bias"], "_orig_mod.0.bias": s["0.bias"]}),
-            "has both .*_orig_mod",
+            "x.pt has both .*_orig_mod",
         ),
         (
             lambda s: [s.pop("1.running_mean"), s.pop("1.running_var")],

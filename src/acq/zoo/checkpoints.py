@@ -78,7 +78,10 @@ def apply_state(model: nn.Module, tables: Tables, path: Path, key: str | None = 
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     names = {fitting.own_name(name): name for name in state}
     own = {name: state[written] for name, written in names.items()}
-    places = fitting.places_of(tables, own, key)
+    try:
+        places = fitting.places_of(tables, own, key)
+    except ValueError as error:
+        raise RequestError(f"{path} {error}") from error
     exact = [place for place in places if fitting.fits(place, own) and not place.unexpected]
     if not exact:
         buffers = {fitting.own_name(name) for name, _ in model.named_buffers()}

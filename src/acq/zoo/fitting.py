@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acq.errors import RequestError
 from acq.zoo.nests import Tables
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of compilation and sharding
@@ -92,7 +91,7 @@ def places_of(tables: Tables, own: Mapping[str, Tensor], key: str | None) -> lis
         key: Only paths at or under this one; None for all.
 
     Raises:
-        RequestError: One name stands twice, with and without a wrapper's part.
+        ValueError: One name stands twice, with and without a wrapper's part.
     """
     entries = {path: [Entry(path, name, tensor) for name, tensor in table.items()] for path, table in tables.items()}
     deepest = max((name.count(".") for name in own), default=0)
@@ -104,9 +103,7 @@ def places_of(tables: Tables, own: Mapping[str, Tensor], key: str | None) -> lis
             if name in own and is_under(path, key):
                 known = found.setdefault(path, {}).setdefault(name, entry)
                 if known is not entry:
-                    raise RequestError(
-                        f"the checkpoint has both {_written(known)} and {_written(entry)}; save one state_dict()"
-                    )
+                    raise ValueError(f"has both {_written(known)} and {_written(entry)}; save one state_dict()")
     return [_place(path, names, entries) for path, names in found.items()]
 
 

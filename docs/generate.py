@@ -19,8 +19,6 @@ from pydantic import BaseModel
 
 from acq.cli import app
 from acq.config import PRESETS, Config
-from acq.export import graph  # noqa: F401  # registers the operators
-from acq.export.registry import OPERATORS
 from acq.network.operators import ROLES, Role
 
 DOCS = Path(__file__).parent
@@ -73,20 +71,19 @@ def commands() -> str:
 
 
 def operators() -> str:
-    """All operators that the planner knows, by role, and whether they can be exported."""
+    """All operators that the planner knows, by role. Each of them has a form in ONNX files, which a test checks."""
     rows = []
     for role, names in groupby(sorted(ROLES, key=lambda name: list(Role).index(ROLES[name])), key=ROLES.__getitem__):
         known = [name for name in names if name.startswith("aten.") and name not in _REPLACED and role != Role.SHAPE]
-        for answer, exported in (("yes", True), ("no", False)):
-            chosen = [f"`{name.removeprefix('aten.')}`" for name in known if (name in OPERATORS) == exported]
-            rows += [(str(role), answer, ", ".join(chosen))] if chosen else []
+        if known:
+            rows.append((str(role), ", ".join(f"`{name.removeprefix('aten.')}`" for name in known)))
     parts = [
         f"{_NOTE}\n\n# Operators",
         "`torch.export` turns a network into operators of ATen, the tensor library of PyTorch. These operators can be\n"
-        "quantized. Any other operator stays in floating point.",
-        _table(("Role", "In ONNX files", "Operators"), rows),
+        "quantized, and are in ONNX files in forms for which engines have integer kernels where there are any.\n"
+        "Any other operator stays in floating point, in the student and in the file.",
+        _table(("Role", "Operators"), rows),
         "Operators of the role `move` copy, select or reorder values, so they need no quantizer of their own.",
-        "A network with an operator that is not in ONNX files runs in PyTorch; `acq export` refuses it.\n"
         "[Extending](extending.md#an-operator) shows how to add one.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from helpers import NETWORKS, SIZE, Chain, conv, images, network, student_of, traced
@@ -158,3 +160,11 @@ def test_efficientnet_lite_becomes_a_student() -> None:
     student, x = build(graph, found), images(1, (3, 224, 224))
     with torch.no_grad(), quantizers_off(student):
         torch.testing.assert_close(student(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["output", "layers", "plan", "read", "input_size", "activations"])
+def test_modules_may_be_called_like_attributes_of_the_student(name: str) -> None:
+    """Nothing is evaluated to find a free path, and the layer keeps its public name."""
+    parts = {"stem": nn.Conv2d(3, 4, 3, 2), name: nn.Conv2d(4, 5, 1), "pool": nn.AdaptiveAvgPool2d(1)}
+    graph = trace(nn.Sequential(OrderedDict(parts, flat=nn.Flatten())).eval(), SIZE)
+    assert [layer for layer, _ in build(graph, plan(graph, NumberFormat(4, 4))).layers()] == ["stem", name]

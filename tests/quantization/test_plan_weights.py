@@ -80,11 +80,15 @@ def test_a_single_layer_may_have_other_bits() -> None:
 
 
 def test_a_layer_in_float_is_quantized_at_its_output() -> None:
-    """Layer and batch norm are floating, the tensor behind them is quantized as before, and other layers stay."""
+    """Layer and batch norm are floating, the tensor behind them is quantized as before, and other layers stay.
+
+    What only a layer in floating point reads is not quantized.
+    """
     usual, found = by_name(plan_of("resnet")), by_name(plan_of("resnet", {"layer1.0.*": "float"}))
     changed = {name for name in found if found[name] != usual[name]}
     layers = {f"layer1.0.{name}" for name in ("conv1", "bn1", "conv2", "bn2")}
-    assert changed == layers | {"relu"}
+    assert changed == layers | {"relu", "layer1.0.relu"}
+    assert found["layer1.0.relu"].output_bits is None
     assert all(found[name].floating and found[name].weight_bits is None for name in layers)
     assert found["layer1.0.conv1"].note == "kept in floating point; belongs to layer1.0.bn1"
     assert found["layer1.0.bn1"].output_bits is None
@@ -92,10 +96,10 @@ def test_a_layer_in_float_is_quantized_at_its_output() -> None:
     assert found["relu"].requantize_for == ()  # a layer in floating point takes the stored 8 bits
 
 
-def test_a_linear_head_in_float_keeps_its_input_quantized() -> None:
-    """The logits begin at the head, also where it is kept in floating point."""
+def test_a_linear_head_in_float_takes_floats() -> None:
+    """From the last sum on nothing is rounded. The logits begin at the head, also where it stays in float."""
     found = plan_of("resnet", {"linear": "float"})
-    assert [entry.name for entry in found.float_nodes] == ["linear"]
-    assert by_name(found)["adaptive_avg_pool2d"].output_bits == 4
+    assert [entry.name for entry in found.float_nodes] == ["layer3.0.relu_2", "adaptive_avg_pool2d", "linear"]
+    assert by_name(found)["layer3.0.bn2"].output_bits == 8
     assert by_name(found)["linear"].output_bits is None
     assert by_name(plan_of("resnet", {"conv1": "float"}))["layer1.0.conv1"].weight_bits == 4

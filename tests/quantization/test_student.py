@@ -134,5 +134,5 @@ def test_layers_in_float_count_with_32_bits() -> None:
     student = student_of("two linears", layers={"two": "float"}, first_last_bits="same")
     weights, biases = 768 * 12 + 12 * 5, 17
     assert float_bytes(student) == 4 * (weights + biases)
-    assert quantized_bytes(student) == 768 * 12 // 2 + 8 * 12 + 4 * 12 * 5 + 4 * 5 + 5 * 2
+    assert quantized_bytes(student) == 768 * 12 // 2 + 8 * 12 + 4 * 12 * 5 + 4 * 5 + 5
     assert mean_weight_bits(student) == pytest.approx((4 * 768 * 12 + 32 * 60) / weights)

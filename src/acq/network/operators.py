@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 
@@ -102,6 +103,12 @@ def is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, list | tuple) and value else value
     return isinstance(first, Tensor) and first.is_floating_point()
+
+
+def keeps_zero(node: fx.Node) -> bool:
+    """Whether a rectifier, or another function of one tensor, is zero at zero."""
+    target: Any = node.target
+    return node.op == "call_function" and not bool(target(torch.zeros(1), *node.args[1:], **node.kwargs).any())
 
 
 def float_inputs(node: fx.Node) -> list[fx.Node]:

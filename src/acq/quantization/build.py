@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from acq.core.values import Preprocessing
+from acq.network.affine import HOMOGENEOUS, Affine, affine_of, composed, folded, sizes
 from acq.network.names import name_of
 from acq.network.operators import Role, operator_of, sole_user
 from acq.network.trace import constant
-from acq.quantization.affine import HOMOGENEOUS, Affine, affine_of, composed, folded, sizes
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.plan import NodePlan, Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
@@ -49,19 +49,26 @@ def attach(root: nn.Module, path: str, value: nn.Module | Tensor) -> str:
     *parents, leaf = path.split(".")
     holder = root
     for depth, part in enumerate(parents):
-        if not hasattr(holder, part):
-            holder.add_module(part, nn.Module())
-        inner = getattr(holder, part)
-        if not isinstance(inner, nn.Module):
+        inner = holder._modules.get(part)
+        if inner is None and _is_taken(holder, part):
             return attach(root, ".".join([*parents[:depth], part + "_", *parents[depth + 1 :], leaf]), value)
+        if inner is None:
+            inner = nn.Module()
+            holder.add_module(part, inner)
         holder = inner
-    while hasattr(holder, leaf):
+    while _is_taken(holder, leaf):
         leaf += "_"
     if isinstance(value, Tensor):
         holder.register_buffer(leaf, value)
     else:
         holder.add_module(leaf, value)
     return ".".join([*parents, leaf])
+
+
+def _is_taken(holder: nn.Module, name: str) -> bool:
+    """Whether a module has an attribute of that name; a property is not evaluated."""
+    own = (vars(holder), holder._modules, holder._parameters, holder._buffers)
+    return hasattr(type(holder), name) or any(name in names for names in own)
 
 
 class _Builder:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from acq.errors import RequestError
 from acq.network.names import name_of
-from acq.network.operators import Role, float_inputs, is_float, operator_of
+from acq.network.operators import Role, float_inputs, is_float, keeps_zero, operator_of
 from acq.network.trace import shape_of
 from acq.quantization.formats import FULL_BITS, REDUCED_BITS, NumberFormat
 from acq.quantization.roles import LAYERS, WEIGHTED, LayerWidth, Roles, assign_roles
@@ -156,8 +156,8 @@ def _wanted_bits(roles: Roles, format: NumberFormat) -> dict[fx.Node, int]:
 def _input_bits(roles: Roles, node: fx.Node, format: NumberFormat) -> int:
     """The bits in which an operator takes its inputs if they have as many."""
     role, inputs = roles.of(node), float_inputs(node)
-    if role == Role.RESCALE or (role in (Role.ADD, Role.PRODUCT) and _takes_number(node)):
-        return FULL_BITS  # what a constant changes is rounded once, behind it
+    if role in (Role.RESCALE, Role.FLOAT) or (role in (Role.ADD, Role.PRODUCT) and _takes_number(node)):
+        return FULL_BITS  # what no multiplication of integers needs narrow is rounded once, behind it
     if role == Role.NONLINEARITY or (role == Role.PRODUCT and any(map(roles.is_gate_of_own_input, inputs))):
         return max(format.nonlinearity, format.activation)
     if role == Role.ADD:
@@ -189,6 +189,7 @@ class _Placer:
         self.sources: dict[fx.Node, tuple[fx.Node, int] | None] = {}
         self.logits = _logits(roles)
         self.images = _images(roles)
+        self.read_in_float = set() if relu_only else _read_in_float(roles)
         self.behind_layers = _reached(roles, roles.nodes, lambda node: node.all_input_nodes)
         self.before_layers = _reached(roles, reversed(roles.nodes), lambda node: node.users)
 
@@ -222,12 +223,38 @@ class _Placer:
             return _Output(None, "returns several tensors")
         if node in self.logits:
             return _Output(None, "logits are not quantized")
-        consumer = self.roles.joins_consumer(node)
+        consumer = self._joined(node)
         if consumer is not None:
             return _Output(None, f"belongs to {name_of(consumer)}")
         if self.relu_only and not self.roles.rectifies(node):
             return _Output(None, "relu-only placement quantizes outputs of rectifiers only", floating=True)
+        if node in self.read_in_float and node not in self.images:
+            if self._ends_convolution(node):
+                return _Output(FULL_BITS)
+            is_layer = self.roles.of(node) in (Role.LINEAR, Role.FOLD)
+            return _Output(None, "only operators in floating point read it", floating=not is_layer)
         return _Output(self._output_bits(node))
+
+    def _joined(self, node: fx.Node) -> fx.Node | None:
+        """The consumer before whose result a node's values are not rounded.
+
+        A grid would undo a lower bound above zero, such as that of a logarithm's input, so such a bound comes last.
+        """
+        consumer = self.roles.joins_consumer(node)
+        if consumer is None:
+            return None
+        if consumer in self.read_in_float and self.roles.of(consumer) == Role.RECTIFIER and not keeps_zero(consumer):
+            return None
+        return consumer
+
+    def _ends_convolution(self, node: fx.Node) -> bool:
+        """Whether a node is a convolution with what belongs to it, which engines run on integers to a grid alone."""
+        while self.roles.of(node) in (Role.FOLD, Role.RECTIFIER):
+            (source,) = float_inputs(node)
+            if self._joined(source) is not node:
+                return False
+            node = source
+        return self.roles.of(node) in (Role.CONVOLUTION, Role.RESCALE)
 
     def _output_bits(self, node: fx.Node) -> int:
         if node in self.images:
@@ -274,8 +301,10 @@ class _Placer:
             return self.roles.widths[node]
         if role == Role.RESCALE:
             return FULL_BITS  # one number per channel, in which few bits would save nothing
-        # the first layer has no layer before it, the last one none behind it
-        is_inner = node in self.behind_layers and node in self.before_layers
+        # the first layer has no layer before it or takes images, the last one has none behind it
+        source = self.sources.get(float_inputs(node)[0])
+        takes_images = source is not None and source[0] in self.images
+        is_inner = node in self.behind_layers and node in self.before_layers and not takes_images
         return self.format.weight if is_inner else self.format.first_last or self.format.weight
 
 
@@ -294,12 +323,27 @@ def _logits(roles: Roles) -> set[fx.Node]:
 
 
 def _images(roles: Roles) -> set[fx.Node]:
-    """The image, and what is computed from it alone before the first layer, such as its normalisation."""
+    """The image, and what is computed from it alone before the first layer: normalised, or resampled in float."""
     found: set[fx.Node] = set()
     for node in roles.nodes:
-        inputs = float_inputs(node)
-        before_layers = roles.of(node) not in LAYERS and bool(inputs) and found.issuperset(inputs)
-        if roles.of(node) == Role.IMAGE or (before_layers and len(shape_of(node)) == _IMAGE_DIMENSIONS):
+        role, inputs = roles.of(node), float_inputs(node)
+        from_images = bool(inputs) and (inputs[0] in found if role == Role.FLOAT else found.issuperset(inputs))
+        is_image = from_images and role not in LAYERS and len(shape_of(node)) == _IMAGE_DIMENSIONS
+        if role == Role.IMAGE or (is_image and node not in roles.kept):
+            found.add(node)
+    return found
+
+
+def _read_in_float(roles: Roles) -> set[fx.Node]:
+    """The nodes whose values only operators in floating point read, directly or through operators without weights."""
+    found: set[fx.Node] = set()
+    for node in reversed(roles.nodes):
+        users = [user for user in node.users if roles.of(user) != Role.SHAPE]
+
+        def reads_floats(user: fx.Node) -> bool:
+            return roles.of(user) == Role.FLOAT or (user in found and roles.of(user) not in (*WEIGHTED, Role.FOLD))
+
+        if users and all(map(reads_floats, users)):
             found.add(node)
     return found
 

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import fx
 
 from acq.errors import RequestError
+from acq.network.affine import Affine, affine_of
 from acq.network.names import name_of
 from acq.network.operators import (
     DIVIDE,
@@ -27,7 +28,6 @@ from acq.network.operators import (
     sole_user,
 )
 from acq.network.trace import constant, shape_of
-from acq.quantization.affine import Affine, affine_of
 from acq.quantization.formats import WIDTHS
 
 LayerWidth = int | Literal["float"]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from acq.network.affine import Affine, affine_of, composed, folded
 from acq.network.names import name_of
 from acq.network.operators import Role
 from acq.network.trace import trace
-from acq.quantization.affine import Affine, affine_of, composed, folded
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat

@@ -48,7 +48,7 @@ def test_a_linear_head_is_found_by_what_it_reads(name: str, head: str | None) ->
 @pytest.mark.parametrize(("name", "depthwise"), [("relu6", True), ("residual", False)])
 def test_classes_and_depthwise_convolutions_are_known(name: str, depthwise: bool) -> None:
     """The structure has the number of classes, and says whether a convolution is depthwise."""
-    assert structure(name).output == CLASSES
+    assert structure(name).answer.output == CLASSES
     assert structure(name).depthwise == depthwise
 
 

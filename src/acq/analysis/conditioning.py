@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from acq.core.evaluate import evaluating
 from acq.core.values import Condition, GeneratorBatch
 from acq.network.teacher import Teacher
+from acq.quantization.student import Student
 from acq.synthesis.condition import ConditionSampler
 from acq.synthesis.dataset import SyntheticDataset
 from acq.synthesis.losses import relative_distance
@@ -67,7 +68,7 @@ class GeneratorQuality:
 def generator_quality(
     generator: nn.Module,
     teacher: Teacher,
-    student: nn.Module,
+    student: Student,
     conditions: ConditionSampler,
     count: int,
     rng: torch.Generator,
@@ -79,7 +80,7 @@ def generator_quality(
             condition = conditions.draw(_BATCH // 2, rng)
             batch = _read(teacher, generator(condition), condition)
             here, there = batch.eval_output.features.mean((2, 3)).chunk(2)
-            same = teacher.output.same(student(batch.images), batch.eval_output.logits)
+            same = teacher.output.same(student.logits(batch.images), batch.eval_output.logits)
             columns.append({**_measured(batch), "distance": relative_distance(here, there), "same": same})
     merged = _merged(columns)
     return GeneratorQuality(_conditioning(merged), merged["distance"].mean().item(), 100 * merged["same"].mean().item())

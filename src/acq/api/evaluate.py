@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from acq.api.files import engine, load
 from acq.core.device import choose_device
@@ -16,7 +17,8 @@ from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
-from acq.network.trace import output_of, trace
+from acq.network.outputs import answer_of, logits_from
+from acq.network.trace import trace
 from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.runs.folder import require_run
@@ -102,8 +104,8 @@ def target(
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
-        output = output_of(trace(network, preprocessing.input_size))
-        return Target(network, preprocessing, output, "", next(network.parameters()).device)
+        graph = trace(network, preprocessing.input_size)
+        return _of_graph(graph, preprocessing, "", next(network.parameters()).device)
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx"
     if (is_file or path.is_dir()) and any(value is not None for value in options.values()):
@@ -116,15 +118,18 @@ def target(
         facts = student_file.load_facts(path)
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
     named = resolve(str(network), **options)
-    graph = trace(named.model, named.preprocessing.input_size).to(place)
-    return Target(graph, named.preprocessing, output_of(graph), str(network), place)
+    return _of_graph(trace(named.model, named.preprocessing.input_size), named.preprocessing, str(network), place)
+
+
+def _of_graph(graph: fx.GraphModule, known: Preprocessing, model: str, device: torch.device) -> Target:
+    return Target(partial(logits_from, graph.to(device)), known, answer_of(graph).output, model, device)
 
 
 def _of_student(student: Student, model: str, known: Preprocessing | None, device: torch.device) -> Target:
     known = known or student.preprocessing
     if known is None:
         raise RequestError("the normalisation of this student's images is not known; give preprocessing")
-    return Target(student, known, student.output, model, device)
+    return Target(student.logits, known, student.output, model, device)
 
 
 def _of_file(file: Engine, path: str | Path, known: Preprocessing | None, device: str) -> Target:

@@ -50,7 +50,7 @@ def inspect(
     print_json(
         {
             "model": model,
-            "classes": structure.output.size,
+            "classes": structure.answer.output.size,
             "features": context.teacher.features,
             "batch_norms": len(structure.norms),
             "attention": "class activation" if structure.head else "channel energy",

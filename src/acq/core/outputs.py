@@ -5,12 +5,15 @@ Shapes: N images, K logits per image, A answers that an image can be asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from acq.core.structures import Structure, names_in, rebuilt
 
 Kind = Literal["class", "multilabel"]
 
@@ -30,6 +33,15 @@ class Output:
 
     kind: Kind
     size: int
+
+    def __post_init__(self) -> None:
+        if self.size < (2 if self.kind == "class" else 1):
+            raise ValueError(f"{self.size} logits are none of kind {self.kind}")
+
+    def __str__(self) -> str:
+        if self.kind == "class":
+            return f"{self.size} classes"
+        return "one yes-or-no answer" if self.size == 1 else f"{self.size} labels, yes or no each"
 
     @property
     def answers(self) -> int:
@@ -97,3 +109,29 @@ class Output:
             return 100 * int(torch.bincount(logits.argmax(1)).max()) / len(logits)
         yes = (logits > 0).float().mean(0)
         return 100 * torch.maximum(yes, 1 - yes).mean().item()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network returns, and which part of it decides.
+
+    Attributes:
+        structure: How the returned tensors are nested (``acq.core.structures``).
+        counted: The name of the tensor that decides.
+        logits: The public name of the node with its logits: the values before a final softmax or sigmoid.
+        output: How they decide.
+    """
+
+    structure: Structure
+    counted: str
+    logits: str
+    output: Output
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each returned tensor."""
+        return names_in(self.structure)
+
+    def rebuilt(self, tensors: Sequence[Any]) -> Any:
+        """What the network returns, from its tensors in order."""
+        return rebuilt(self.structure, tensors)

@@ -104,7 +104,7 @@ def _write_nodes(writer: Writer, student: Student, named: bool) -> None:
             else:
                 writer.values[node] = written
         elif node.op == "output":
-            writer.add("Identity", [writer.floats(node.args[0])], LOGITS)
+            writer.add("Identity", [writer.floats(node.args[0][0])], LOGITS)
     others.write(writer)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from acq.core.outputs import Output
+from acq.core.outputs import Answer
 from acq.errors import RequestError
-from acq.network.trace import aten, is_depthwise, logits_of, output_of, shape_of
+from acq.network.outputs import answer_of, logits_of
+from acq.network.trace import aten, is_depthwise, shape_of
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
 RESHAPES = (
@@ -28,14 +29,16 @@ class NetworkStructure:
         features: The last spatial feature map before the logits.
         norms: The batch normalizations over images, in order of execution.
         head: The weight [K, C] that turns pooled features into logits; None when the head is anything else.
-        output: How the logits decide.
+        logits: The node whose values are the logits.
+        answer: What the network returns, and how it decides.
         depthwise: Whether a convolution is depthwise.
     """
 
     features: fx.Node
     norms: tuple[fx.Node, ...]
     head: fx.Node | None
-    output: Output
+    logits: fx.Node
+    answer: Answer
     depthwise: bool
 
 
@@ -61,7 +64,8 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
             "give a larger --input-size, or a convolutional network"
         )
     features = spatial[-1]
-    return NetworkStructure(features, norms, _linear_head(logits, features), output_of(graph), is_depthwise(graph))
+    head = _linear_head(logits, features)
+    return NetworkStructure(features, norms, head, logits, answer_of(graph), is_depthwise(graph))
 
 
 def _is_spatial(node: fx.Node) -> bool:
@@ -81,6 +85,8 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 def _linear_head(logits: fx.Node, features: fx.Node) -> fx.Node | None:
     """The weight of a head that is pooling and one linear layer: walk back from the logits to the features."""
+    while logits.target in RESHAPES and isinstance(logits.args[0], fx.Node):
+        logits = logits.args[0]
     if logits.target is not aten.linear.default:
         return None
     pooled = False

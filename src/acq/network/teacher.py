@@ -17,6 +17,7 @@ from acq.core.whole_batch_norm import whole_batch_norm
 from acq.errors import RequestError
 from acq.network.attention import centre_of, channel_energy, class_activation
 from acq.network.names import name_of
+from acq.network.outputs import logits_from
 from acq.network.structure import NetworkStructure, structure_of
 from acq.network.trace import constant
 
@@ -39,7 +40,7 @@ class Teacher(nn.Module):
     @property
     def output(self) -> Output:
         """How its logits decide."""
-        return self.structure.output
+        return self.structure.answer.output
 
     @property
     def features(self) -> str:
@@ -53,8 +54,7 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] with running statistics."""
-        logits: Tensor = self.graph(images)
-        return logits
+        return logits_from(self.graph, images)
 
     def read(
         self,
@@ -83,7 +83,8 @@ class Teacher(nn.Module):
             self.graph, self.structure, processes, batch_statistics=batch_statistics, wants_moments=moments
         )
         with mixed_precision(images.device, mixed):
-            rows: Tensor = reader.run(images)
+            reader.run(images)
+        rows = self.output.flat(reader.kept[self.structure.logits])
         count, kept = len(images) if label is None else len(label), reader.kept[self.structure.features]
         logits, features = (processes.gather(at_least_float(part), count) for part in (rows, kept))
         attention = self._attention(logits, features, label)
@@ -124,7 +125,7 @@ class _Reader(KeepingInterpreter):
         batch_statistics: bool,
         wants_moments: bool,
     ) -> None:
-        super().__init__(graph, graph.graph, (structure.features,))
+        super().__init__(graph, graph.graph, (structure.features, structure.logits))
         self.norms = frozenset(structure.norms)
         self.processes = processes
         self.batch_statistics = batch_statistics

@@ -17,35 +17,42 @@ import torch
 from torch import Tensor, fx, nn
 
 from acq.core.evaluate import eval_mode
-from acq.core.outputs import Output
+from acq.core.outputs import Kind
 from acq.errors import RequestError, first_line
 from acq.network.decomposition import decompositions, require_known_operators
 from acq.network.names import assign_names
+from acq.network.returned import RETURNED, flat_answers, returned
 
 aten = torch.ops.aten
 # versions after 2.8 add a check of the inputs to the graph unless told otherwise
 _GUARDS = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
+def trace(
+    model: nn.Module, input_size: tuple[int, int, int], outputs: str | None = None, kind: Kind | None = None
+) -> fx.GraphModule:
     """Trace ``model`` in eval mode with torch.export, for any batch size.
 
-    The graph is functional: in-place operators and aliases are resolved. It has no dropout, one placeholder and one
-    output [N, K], and holds its own copies of the weights. Each node has its shape in ``meta["val"]`` and its public
-    name (``acq.network.names``). The model itself does not change.
+    The graph is functional: in-place operators and aliases are resolved. It has no dropout and one placeholder,
+    and returns a tuple of tensors (``acq.network.outputs``). It holds its own copies of the weights. Each node has its
+    shape in ``meta["val"]`` and its public name (``acq.network.names``). The model itself does not change.
 
     Args:
         model: A classifier with float32 weights.
         input_size: Channels, height and width of its images.
+        outputs: The name or index of the returned tensor that decides, if there are several.
+        kind: How it decides, where that is not what its shape and its last operator say.
 
     Raises:
-        RequestError: The model rejects such images, cannot be exported, or its output is not [N, K].
+        RequestError: The model rejects such images, cannot be exported, or returns no scores [N, K].
     """
     example = torch.zeros(2, *input_size)
     with eval_mode(model), warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        _try(model, example)
-        graph = copy.deepcopy(_export(model, example)).requires_grad_(False)
+        found = returned(_try(model, example), outputs, kind)
+        with flat_answers(model, found.structure):
+            graph = copy.deepcopy(_export(model, example)).requires_grad_(False)
+    graph.meta[RETURNED] = found
     _restore_batch_norm(graph)
     _drop_copies(graph)
     graph.graph.eliminate_dead_code()
@@ -84,18 +91,6 @@ def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def output_of(graph: fx.GraphModule) -> Output:
-    """How the logits of a traced network decide."""
-    return Output("class", shape_of(logits_of(graph))[1])
-
-
-def logits_of(graph: fx.GraphModule) -> fx.Node:
-    """The node [N, K] that a traced network returns."""
-    returned: Any = graph.graph.output_node().args[0]
-    logits: fx.Node = returned[0]
-    return logits
-
-
 def weights_hash(network: nn.Module) -> str:
     """SHA-256 over the names, shapes and values of a module's parameters and buffers."""
     digest = hashlib.sha256()
@@ -105,7 +100,7 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _try(network: nn.Module, example: Tensor) -> None:
+def _try(network: nn.Module, example: Tensor) -> Any:
     """One plain forward pass, so that a wrong input size is not reported as a failed export."""
     size = "x".join(map(str, example.shape[1:]))
     parameter = next(network.parameters(), example)
@@ -113,17 +108,11 @@ def _try(network: nn.Module, example: Tensor) -> None:
         raise RequestError(f"the network's weights are {parameter.dtype}; convert it with .float()")
     try:
         with torch.no_grad():
-            output = network(example.to(parameter.device, parameter.dtype))
+            return network(example.to(parameter.device, parameter.dtype))
     except Exception as error:
         raise RequestError(
             f"the network does not take images of {size}: {first_line(error)}; give its size with --input-size"
         ) from error
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
-        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise RequestError(
-            f"the network has no classifier output: it returns {found}, not class scores [N, classes]; "
-            "wrap it in a module that returns only those"
-        )
 
 
 def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:

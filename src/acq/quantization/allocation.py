@@ -55,7 +55,7 @@ def costs(
     found = []
     widest = REDUCED_BITS if reduce_range else WIDTHS[-1]
     with evaluating(student), quantizers_off(student):
-        reference = [student(batch) for batch in batches]
+        reference = [student.logits(batch) for batch in batches]
         for name, layer in student.layers():
             if name not in layers:
                 continue
@@ -65,7 +65,7 @@ def costs(
             measured = next((width for width in range(layer.weight_quantizer.bits, 1, -1) if errors[width]), WIDTHS[0])
             layer.weight.copy_(rounded[measured])
             pairs = zip(batches, reference, strict=True)
-            noise = sum((student(x) - y).double().square().sum().item() for x, y in pairs)
+            noise = sum((student.logits(x) - y).double().square().sum().item() for x, y in pairs)
             layer.weight.copy_(weight)
             unit = noise / errors[measured] if errors[measured] else 0.0
             found.append(Cost(name, weight.numel(), {width: unit * error for width, error in errors.items()}))

@@ -11,6 +11,7 @@ from acq.core.values import Preprocessing
 from acq.network.affine import HOMOGENEOUS, Affine, affine_of, composed, folded, sizes
 from acq.network.names import name_of
 from acq.network.operators import Role, operator_of, sole_user
+from acq.network.outputs import answer_of, returned_nodes
 from acq.network.trace import constant
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.plan import NodePlan, Plan
@@ -80,7 +81,7 @@ class _Builder:
         self.power_of_two_scales = plan.format.power_of_two_scales
         self.activation_bits = plan.format.activation
         self.graph = fx.Graph()
-        self.built = Student(self.graph, plan, preprocessing)
+        self.built = Student(self.graph, plan, answer_of(graph), preprocessing)
         self.names = {name_of(node) for node in graph.graph.nodes}
         self.copies: dict[fx.Node, fx.Node] = {}
         self.requantized: dict[fx.Node, fx.Node] = {}
@@ -89,9 +90,8 @@ class _Builder:
     def student(self) -> Student:
         for node in self.source.graph.nodes:
             if node.op == "output":
-                returned: Any = node.args[0]
-                logits = returned[0] if isinstance(returned, tuple | list) else returned
-                self._add("output", "output", (self.copies[logits],), name_of(node), ())
+                returned = tuple(map(self._copied, returned_nodes(self.source.graph)))
+                self._add("output", "output", (returned,), name_of(node), ())
             elif node.op == "placeholder" or (node.op == "call_function" and node.users):
                 # a node without users is an assertion of the trace
                 self.copies[node] = self._copy(node, self.plans[name_of(node)])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from acq.core.interpreter import KeepingInterpreter
-from acq.core.outputs import Output
+from acq.core.outputs import Answer, Output
 from acq.core.values import Preprocessing
 from acq.errors import nearest
 from acq.network.names import name_of
 from acq.network.operators import ROLES, operator_of
+from acq.network.outputs import returned_nodes
 from acq.quantization.layers import QuantLayer
 from acq.quantization.plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
@@ -33,13 +35,15 @@ class Student(nn.Module):
     Args:
         graph: The graph.
         plan: The plan that it follows.
+        answer: What it returns, and how it decides.
         preprocessing: How its images are normalised, if known.
     """
 
-    def __init__(self, graph: fx.Graph, plan: Plan, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(self, graph: fx.Graph, plan: Plan, answer: Answer, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         self.graph = graph
         self.plan = plan
+        self.answer = answer
         self.preprocessing = preprocessing
 
     @property
@@ -52,12 +56,19 @@ class Student(nn.Module):
     @property
     def output(self) -> Output:
         """How its logits decide."""
-        logits = self.graph.output_node().args[0]
-        assert isinstance(logits, fx.Node)
-        return Output("class", int(logits.meta["shape"][1]))
+        return self.answer.output
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to logits [N, K]."""
+    @property
+    def outputs(self) -> Mapping[str, fx.Node]:
+        """The node of each returned tensor by name; ``logits`` is the name of a tensor alone."""
+        return dict(zip(self.answer.names, returned_nodes(self.graph), strict=True))
+
+    def forward(self, images: Tensor) -> Any:
+        """Normalised images [N, C, H, W] to what the network returns for them."""
+        return self.answer.rebuilt(KeepingInterpreter(self, self.graph).run(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images [N, C, H, W] to logits [N, K]: before a softmax or sigmoid that ends the network."""
         return self.read(images, ())[0]
 
     def read(self, images: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,9 +85,11 @@ class Student(nn.Module):
             ValueError: The student has no node of that name. The input of a folded batch norm is no node.
         """
         nodes = {tap: self._tapped(tap) for tap in taps}
-        interpreter = KeepingInterpreter(self, self.graph, nodes.values())
-        logits: Tensor = interpreter.run(images)
-        return logits, {tap: interpreter.kept[node] for tap, node in nodes.items()}
+        logits = self._tapped(self.answer.logits)
+        interpreter = KeepingInterpreter(self, self.graph, (logits, *nodes.values()))
+        interpreter.run(images)
+        kept = interpreter.kept
+        return self.output.flat(kept[logits]), {tap: kept[node] for tap, node in nodes.items()}
 
     def modules_in_order(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """The nodes that run a layer or a quantizer, each with its module, in order of execution."""

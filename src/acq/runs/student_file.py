@@ -26,6 +26,7 @@ from acq.files.atomic import write_atomically
 from acq.files.limits import DOCUMENT_BYTES, VALUES_AT_ONCE, WEIGHTS_BYTES, images_at_once, read_bytes
 from acq.files.tensors import from_safetensors
 from acq.network.names import name_of
+from acq.network.outputs import returned_nodes
 from acq.quantization.build import attach
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.packing import pack, unpack
@@ -35,6 +36,7 @@ from acq.quantization.student import Student
 from acq.runs.names import QUANTIZATION, STUDENT
 from acq.runs.student_format import (
     FORMAT,
+    AnswerEntry,
     Document,
     LayerEntry,
     NodeEntry,
@@ -70,6 +72,7 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
         nodes=[node_entry(student, node) for node in student.graph.nodes],
         layers={name: layer_entry(layer) for name, layer in student.layers()},
         quantizers=dict(quantizer_entries(student)),
+        answer=AnswerEntry.of(student.answer),
         preprocessing=None if known is None else PreprocessingEntry(**vars(known)),
         facts=facts,
     )
@@ -181,9 +184,9 @@ def _try(student: Student) -> None:
     with torch.no_grad():
         with _Bounded():  # type: ignore[no-untyped-call]
             functional_call(student, shapes, (torch.empty(images_at_once(size), *size, device="meta"),))
-        logits = student(torch.zeros(1, *size))
-    if logits.dim() != 2:
-        raise ValueError(f"its output has shape {tuple(logits.shape)}")
+        logits = student.logits(torch.zeros(1, *size))
+    if logits.shape != (1, student.output.size):
+        raise ValueError(f"its logits have shape {tuple(logits.shape)}")
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -210,7 +213,9 @@ class _Loader:
         self.nodes: dict[str, fx.Node] = {}
         self.power_of_two_scales = document.plan.format.power_of_two_scales
         known = document.preprocessing
-        self.made = Student(fx.Graph(), document.plan, Preprocessing(**dict(known)) if known else None)
+        self.made = Student(
+            fx.Graph(), document.plan, document.answer.answer(), Preprocessing(**dict(known)) if known else None
+        )
 
     def student(self) -> Student:
         for entry in self.document.nodes:
@@ -223,6 +228,8 @@ class _Loader:
             self.nodes[entry.name] = node
         if self.unused:
             raise ValueError(f"no node uses the tensor {min(self.unused)!r}")
+        if len(self.made.answer.names) != len(returned_nodes(self.made.graph)):
+            raise ValueError("it returns another number of tensors than its structure has")
         return self.made
 
     def _target(self, entry: NodeEntry) -> Any:

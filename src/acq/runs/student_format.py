@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import fx
 
+from acq.core.outputs import Answer, Kind, Output
+from acq.core.structures import checked
 from acq.errors import RequestError
 from acq.network.names import name_of
 from acq.network.operators import VOCABULARY, operator_of
@@ -23,7 +25,7 @@ from acq.quantization.plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")  # on sizes, and items of tuples
 _RAW_MEMORY = ("as_strided", "empty", "empty_strided", "_embedding_bag")
 _UNSUITABLE = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output}
@@ -64,6 +66,35 @@ class QuantizerEntry(_Strict):
     channels: int | None
 
 
+class AnswerEntry(_Strict):
+    """What the network returns, and how it decides: as ``acq.core.outputs.Answer``."""
+
+    kind: Kind
+    size: int
+    counted: str
+    logits: str
+    structure: Any
+
+    @classmethod
+    def of(cls, answer: Answer) -> Self:
+        """Describe an answer."""
+        output = answer.output
+        return cls(
+            kind=output.kind,
+            size=output.size,
+            counted=answer.counted,
+            logits=answer.logits,
+            structure=answer.structure,
+        )
+
+    def answer(self) -> Answer:
+        """The answer; ValueError where it is none."""
+        found = Answer(checked(self.structure), self.counted, self.logits, Output(self.kind, self.size))
+        if self.counted not in found.names:
+            raise ValueError(f"it returns no {self.counted!r}")
+        return found
+
+
 class PreprocessingEntry(_Strict):
     """How images are normalised."""
 
@@ -75,12 +106,13 @@ class PreprocessingEntry(_Strict):
 class Document(_Strict):
     """The whole of ``quantization.json``; ``sha256`` is that of ``student.safetensors``."""
 
-    format: Literal[3]
+    format: Literal[4]
     sha256: str
     plan: Plan
     nodes: list[NodeEntry]
     layers: dict[str, LayerEntry]
     quantizers: dict[str, QuantizerEntry]
+    answer: AnswerEntry
     preprocessing: PreprocessingEntry | None
     facts: dict[str, Any]
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_conditioning, generator_quality
 from acq.analysis.diagnostics import diagnose
-from acq.core.evaluate import accuracy
+from acq.core.evaluate import Classifier, accuracy
 from acq.core.memory import peak_memory_mb
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
@@ -97,16 +97,15 @@ def accuracy_figures(
 ) -> dict[str, Any]:
     """Top-1 accuracy in percent of teacher and student on labelled images; None where there are none."""
 
-    def top1(network: nn.Module) -> float | None:
+    def top1(network: Classifier, device: torch.device) -> float | None:
         if images is None:
             return None
-        device = next(network.parameters()).device
         return round(accuracy(network, batches(images, preprocessing), teacher.output, device), 2)
 
     return {
         "test_images": None if images is None else len(images),
-        "teacher_top1": top1(teacher),
-        "top1": top1(student),
+        "teacher_top1": top1(teacher, next(teacher.parameters()).device),
+        "top1": top1(student.logits, next(student.parameters()).device),
     }
 
 

@@ -56,7 +56,7 @@ def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     model = onnx_model(student_of("residual").eval())
     next(entry for entry in model.metadata_props if entry.key == "classes").value = "7"
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(RequestError, match=r"returns \(2, 5\) for 2 images of 7 logits; export again"):
+    with pytest.raises(RequestError, match=r"returns \(2, 5\) for 2 images of 7 logits; export it again"):
         Engine(tmp_path / "model.onnx")(images(2))
 
 

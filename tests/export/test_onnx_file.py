@@ -47,7 +47,7 @@ def test_the_file_returns_the_students_logits(student: Student, tmp_path: Path, 
     made = export_onnx(student, tmp_path / "model.onnx", images(8), raw_images=raw)
     engine = Engine(made.path)
     assert engine.raw == raw
-    assert (engine.preprocessing, engine.output) == (KNOWN, CLASSES)
+    assert (engine.preprocessing, engine.answer.output) == (KNOWN, CLASSES)
     pixels = torch.randint(256, (7, 16, 16, 3), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (KNOWN.mean, KNOWN.std))
     normalised = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std

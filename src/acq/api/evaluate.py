@@ -138,4 +138,4 @@ def _of_file(file: Engine, path: str | Path, known: Preprocessing | None, device
     known = known or file.preprocessing
     if known is None:
         raise RequestError(f"{path} does not say how its images are normalised; export it from a run folder")
-    return Target(file, known, file.output, file.model, torch.device("cpu"))
+    return Target(file, known, file.answer.output, file.model, torch.device("cpu"))

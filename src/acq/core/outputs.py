@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from acq.core.structures import Structure, names_in, rebuilt
 
 Kind = Literal["class", "multilabel"]
+Ending = Literal["sigmoid", "softmax", "log_softmax"]
 
 # percent of the images with one answer, above which agreement says little: halfway between the least and all of them
 _MOST_MAJORITY: dict[Kind, float] = {"class": 50.0, "multilabel": 75.0}
@@ -56,6 +57,17 @@ class Output:
     def flat(self, values: Tensor) -> Tensor:
         """The logits [N, K] of values [N], [N, K] or [N, K, 1, 1]."""
         return values if values.dim() == 2 else values.reshape(-1, self.size)
+
+    def before(self, values: Tensor, ending: Ending | None) -> Tensor:
+        """Values that decide as the logits do: [N, K] -> [N, K].
+
+        Args:
+            values: What a network returns.
+            ending: The operator that made it of the logits, if one did.
+        """
+        if ending == "sigmoid":
+            return torch.logit(values)
+        return values.log() if ending == "softmax" else values
 
     def scores(self, logits: Tensor) -> Tensor:
         """The evidence for each answer: [N, K] -> [N, A]. That for no to a label is the negated logit."""

@@ -1,11 +1,10 @@
-"""Compares an exported file with its student: logits, and the kernels that engines choose."""
+"""Compares an exported file with its student: what both return, and the kernels that engines choose."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -13,26 +12,26 @@ import torch
 from torch import Tensor
 
 from acq.core.evaluate import evaluating
-from acq.core.outputs import Output
 from acq.errors import RequestError
+from acq.export.answers import FileAnswer
 from acq.export.engine import Engine
-from acq.export.engines import REFERENCE, Opened, installed_engines
+from acq.export.engines import REFERENCE, installed_engines
 from acq.quantization.student import Student
 
 _BATCH = 32
 LEAST_AGREEMENT = 99.0  # percent
 _DOUBT = 1e-3  # below this chance a file is taken to agree less often than on the least agreement
-EQUAL_WITHIN = 1e-4  # of the largest logit: differences of float rounding
+EQUAL_WITHIN = 1e-4  # of an output's largest value: differences of float rounding
 
 
 @dataclass(frozen=True)
 class Match:
-    """Logits of a file compared with those of its student.
+    """What a file returns compared with what its student returns.
 
     Attributes:
-        agreement: Images with the same top-1 class, in percent.
-        equal: Images whose logits are all equal within 1e-4 of the largest logit, in percent.
-        difference: The largest absolute difference of a logit.
+        agreement: Images with the same top-1 class, or labels with the same answer, in percent.
+        equal: Images whose values are all equal within 1e-4 of their output's largest value, in percent.
+        difference: The largest absolute difference of a value.
     """
 
     agreement: float
@@ -45,7 +44,7 @@ class EngineMatch:
     """A file compared with its student on an engine.
 
     Attributes:
-        match: The logits.
+        match: What the file returns.
         integer: Layers on integer kernels.
         layers: All layers of the engine's graph.
     """
@@ -115,16 +114,17 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
     onnx.checker.check_model(str(file), full_check=True)
     device, images = next(student.parameters()).device, images.cpu()
     with evaluating(student):
-        answers = [student.logits(part.to(device)).cpu() for part in images.split(_BATCH)]  # type: ignore[no-untyped-call]
-    logits = torch.cat(answers)
+        parts = images.split(_BATCH)  # type: ignore[no-untyped-call]
+        wanted = [[value.cpu() for value in student.returned(part.to(device))] for part in parts]
     entrance = Engine(file, "ORT_DISABLE_ALL")
-    plain = _match(entrance, images, logits, student.output)
+    inputs = [entrance.input_for(part) for part in parts]
+    plain = _match(list(map(entrance.run, inputs)), wanted, entrance.answer)
     found: dict[str, EngineMatch] = {}
     failures: dict[str, str] = {}
     for name, kind in installed_engines().items():
         try:
             opened = kind.open(file)
-            match = _match(partial(_run, opened, entrance), images, logits, student.output)
+            match = _match(list(map(opened.run, inputs)), wanted, entrance.answer)
         except RequestError as error:
             if name == REFERENCE:
                 raise
@@ -147,13 +147,25 @@ def _log_choices(count: int, chosen: int) -> float:
     return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
 
 
-def _run(opened: Opened, entrance: Engine, images: Tensor) -> Tensor:
-    return opened.run(entrance.input_for(images))
+def _match(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]], answer: FileAnswer) -> Match:
+    """Compare what a file and its student return for each batch: one tensor per output."""
+    both = list(zip(found, wanted, strict=True))
+    differences, equal = [], []
+    for place in range(len(answer.names)):
+        largest = max(float(batch[place].abs().max()) for batch in wanted)
+        apart = torch.cat([_apart(one[place], other[place], len(answer.logits(other))) for one, other in both])
+        differences.append(apart)
+        equal.append(apart <= EQUAL_WITHIN * largest)
+    same = torch.cat([answer.output.same(*map(answer.logits, pair)) for pair in both])
+    whole = torch.stack(equal).all(0)
+    return Match(100 * same.mean().item(), 100 * whole.float().mean().item(), torch.stack(differences).max().item())
 
 
-def _match(classify: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor, output: Output) -> Match:
-    found = torch.cat([classify(part) for part in images.split(_BATCH)])  # type: ignore[no-untyped-call]
-    difference = (found - logits).abs().amax(1)
-    equal = difference <= EQUAL_WITHIN * logits.abs().max()
-    same = output.same(found, logits)
-    return Match(100 * same.mean().item(), 100 * equal.float().mean().item(), difference.max().item())
+def _apart(found: Tensor, wanted: Tensor, images: int) -> Tensor:
+    """The largest difference of each image's values [N]; of all, where an output is not made of one per image."""
+    if found.numel() != wanted.numel():
+        raise RequestError(f"the file returns {list(found.shape)} where the student returns {list(wanted.shape)}")
+    difference = (found.float().reshape(wanted.shape) - wanted.float()).abs()
+    if wanted.dim() and len(wanted) == images:
+        return difference.reshape(images, -1).amax(1)
+    return difference.max().expand(images)

@@ -9,16 +9,16 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from acq.core.outputs import Output
 from acq.core.pixels import to_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
+from acq.export.answers import FileAnswer
 from acq.export.graph import IMAGES, RAW
 from acq.files.screening import screened
 
 
 class Engine:
-    """Runs a file on the CPU: normalised images [N, C, H, W] to logits [N, K].
+    """Runs a file on the CPU: normalised images [N, C, H, W] to values [N, K] that decide as the logits do.
 
     Files that ``acq.files.screening`` refuses are never opened.
 
@@ -30,7 +30,7 @@ class Engine:
 
     Attributes:
         raw: Whether the file takes bytes.
-        output: How the logits decide.
+        answer: What the file returns, and how it decides.
         model: The model's name in the file; may be empty.
         preprocessing: The normalisation in the file, if it has one.
 
@@ -50,7 +50,7 @@ class Engine:
             options.optimized_model_filepath = str(optimised)
         try:
             self.raw = known.facts["images"] == RAW
-            self.output = Output("class", int(known.facts["classes"]))
+            self.answer = FileAnswer.read(known.facts)
             self.model = known.facts.get("model", "")
             self.preprocessing = _preprocessing(known.facts) if "mean" in known.facts else None
         except (KeyError, ValueError) as error:
@@ -65,8 +65,8 @@ class Engine:
             ) from error
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to logits [N, K]."""
-        return self.run(self.input_for(images))
+        """Normalised images [N, C, H, W] to values [N, K] that decide as the logits do."""
+        return self.answer.logits(self.run(self.input_for(images)))
 
     def input_for(self, images: Tensor) -> np.ndarray:
         """The file's input for normalised images: the images themselves, or bytes [N, H, W, C]."""
@@ -75,21 +75,22 @@ class Engine:
         array: np.ndarray = images.numpy()
         return array
 
-    def run(self, inputs: np.ndarray) -> Tensor:
-        """The logits [N, K] of the file's input.
+    def run(self, inputs: np.ndarray) -> tuple[Tensor, ...]:
+        """All that the file returns for its input, in the order of ``answer.names``.
 
         Raises:
-            RequestError: The engine fails, or the logits have another shape than the file says.
+            RequestError: The engine fails, or the output that decides has another shape than the file says.
         """
         try:
-            (logits,) = self.session.run(None, {IMAGES: inputs})
+            found = self.session.run(list(self.answer.names), {IMAGES: inputs})
         except Exception as error:  # as above
             raise RequestError(f"ONNX Runtime cannot run the file ({first_line(error)}); export it again") from error
-        if logits.shape != (len(inputs), self.output.size):
+        decides, size = found[self.answer.place], self.answer.output.size
+        if decides.size != len(inputs) * size:
             raise RequestError(
-                f"the file returns {logits.shape} for {len(inputs)} images of {self.output.size} logits; export again"
+                f"the file returns {decides.shape} for {len(inputs)} images of {size} logits; export it again"
             )
-        return torch.from_numpy(logits)
+        return tuple(map(torch.from_numpy, found))
 
 
 def _preprocessing(known: dict[str, str]) -> Preprocessing:

@@ -20,9 +20,9 @@ REFERENCE = "onnxruntime"  # a file is kept only if it agrees on this engine
 
 @dataclass(frozen=True)
 class Opened:
-    """A file on an engine: the logits [N, K] of the file's input, and the kernels that the engine chose."""
+    """A file on an engine: what the file returns for its input, and the kernels that the engine chose."""
 
-    run: Callable[[np.ndarray], Tensor]
+    run: Callable[[np.ndarray], tuple[Tensor, ...]]
     kernels: Kernels
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import AttributeProto, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -97,6 +97,13 @@ class FloatOperators:
         """Whether the value of a node is a tensor of floats."""
         value = self._small[node]
         return isinstance(value, Tensor) and value.is_floating_point()
+
+    def kind(self, node: fx.Node) -> int:
+        """The ONNX type of a node's numbers in the file: floats, unless ``torch.onnx`` translates it to others."""
+        value = self._small[node] if node in self._nodes else None
+        if not isinstance(value, Tensor) or value.is_floating_point():
+            return int(TensorProto.FLOAT)
+        return helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=value.dtype).numpy().dtype)
 
     @cached_property
     def _small(self) -> dict[fx.Node, Any]:

@@ -14,6 +14,7 @@ from torch import fx
 
 from acq.errors import RequestError
 from acq.export import joins, movement, operators, pools, selection
+from acq.export.answers import FileAnswer
 from acq.export.floating import FloatOperators, is_size
 from acq.export.movement import zero_pads
 from acq.export.registry import OPERATORS, NoFormError, convolution_attributes
@@ -24,9 +25,9 @@ from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 
-__all__ = ["IMAGES", "LOGITS", "NORMALISED", "OPERATORS", "RAW", "onnx_model"]
+__all__ = ["IMAGES", "NORMALISED", "OPERATORS", "RAW", "onnx_model"]
 
-IMAGES, LOGITS = "images", "logits"
+IMAGES = "images"
 RAW, NORMALISED = "bytes [N, H, W, C]", "normalised floats [N, C, H, W]"
 _OPSET, _IR_VERSION = 21, 10  # the first with 4-bit integers
 _REGISTERED = (joins, movement, operators, pools, selection)  # importing them fills OPERATORS
@@ -66,13 +67,14 @@ def onnx_model(
     writer = Writer(floating, _padded_for_convolutions(student))
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, raw_images)
-    _write_nodes(writer, student, named)
-    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", student.output.size])
-    nodes, constants = writer.finished([LOGITS])
-    graph = helper.make_graph(nodes, "acq", [entrance], [logits], initializer=constants)
+    others = _write_nodes(writer, student, named)
+    returned = [_returned(writer, name, node, others.kind(node)) for name, node in student.outputs.items()]
+    names = [value.name for value in returned]
+    nodes, constants = writer.finished(names)
+    graph = helper.make_graph(nodes, "acq", [entrance], returned, initializer=constants)
     opsets = [helper.make_opsetid("", _OPSET)]
     model = helper.make_model(graph, producer_name="acq", ir_version=_IR_VERSION, opset_imports=opsets)
-    metadata = {**(facts or {}), **_metadata(student, raw_images)}
+    metadata = {**(facts or {}), **_metadata(student, raw_images), **FileAnswer.of(student, names).facts()}
     helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
     return model
 
@@ -81,7 +83,19 @@ def _device(student: Student) -> torch.device:
     return next((value.device for value in student.state_dict().values()), torch.device("cpu"))
 
 
-def _write_nodes(writer: Writer, student: Student, named: bool) -> None:
+def _returned(writer: Writer, name: str, node: fx.Node, kind: int) -> onnx.ValueInfoProto:
+    """Write an output of the file under its name, with ``_`` appended while another value is called so."""
+    taken = {IMAGES, *writer.constants, *(output for made in writer.nodes for output in made.output)}
+    while not name or name in taken:
+        name += "_"
+    writer.add("Identity", [writer.floats(node)], name)
+    size: list[str | int | None] = [side if side >= 0 else None for side in node.meta["shape"]]
+    if size and size[0] is None:
+        size[0] = "N"
+    return helper.make_tensor_value_info(name, kind, size)
+
+
+def _write_nodes(writer: Writer, student: Student, named: bool) -> FloatOperators:
     """Write every node of a student in its own form, or leave it to ``torch.onnx``."""
     others = FloatOperators(student, _OPSET)
     pieces: dict[fx.Node, list[Value]] = {}
@@ -104,8 +118,10 @@ def _write_nodes(writer: Writer, student: Student, named: bool) -> None:
             else:
                 writer.values[node] = written
         elif node.op == "output":
-            writer.add("Identity", [writer.floats(node.args[0][0])], LOGITS)
+            for value in student.outputs.values():
+                writer.floats(value)  # what torch.onnx translates may read it
     others.write(writer)
+    return others
 
 
 def _function(writer: Writer, node: fx.Node, others: FloatOperators) -> Value | list[Value]:
@@ -186,7 +202,6 @@ def _metadata(student: Student, raw_images: bool) -> dict[str, Any]:
     found = {
         "bits": f"w{format.weight}a{format.activation}",
         "placement": student.plan.placement,
-        "classes": student.output.size,
         "images": RAW if raw_images else NORMALISED,
     }
     return found if known is None else {**found, "input_size": known.input_size, "mean": known.mean, "std": known.std}

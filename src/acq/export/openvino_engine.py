@@ -57,6 +57,7 @@ class OpenVINO:
         self.layers = sum(kind in _LAYERS for kind, _ in kinds)
         self.integer = sum(kind in _LAYERS and precision in _BYTES for kind, precision in kinds)
 
-    def run(self, inputs: np.ndarray) -> Tensor:
-        """The logits [N, K] of the file's input."""
-        return torch.from_numpy(self._compiled(inputs)[0].copy())
+    def run(self, inputs: np.ndarray) -> tuple[Tensor, ...]:
+        """All that the file returns for its input, in order."""
+        found = self._compiled(inputs)
+        return tuple(torch.from_numpy(found[place].copy()) for place in range(len(self._compiled.outputs)))

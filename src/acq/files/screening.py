@@ -80,8 +80,8 @@ def _foreign_parts(model: onnx.ModelProto) -> Iterator[str]:
         yield "keeps constants in other files"
     if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
         yield "has text that is not UTF-8"
-    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
-        yield "has several inputs or outputs, or none"
+    if len(model.graph.input) != 1 or not model.graph.output:
+        yield "has several inputs, none, or no output"
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
@@ -117,8 +117,11 @@ def _bad_sizes(model: onnx.ModelProto) -> Iterator[str]:
     if not image or any(side.dim_value < 1 for side in image[1:]):
         yield "takes images of unknown size"
         return
+    image_count = image[0].dim_param
     image[0].dim_value = images_at_once([side.dim_value for side in image[1:]])
-    fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = image[0].dim_value
+    for side in (side for value in fixed.graph.output for side in value.type.tensor_type.shape.dim):
+        if side.dim_param == image_count:
+            side.dim_value = image[0].dim_value
     inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True).graph
     values = (value for value in [*inferred.value_info, *inferred.output] if value.type.tensor_type.HasField("shape"))
     shapes = {value.name: value.type.tensor_type.shape.dim for value in values}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, fx
 
 from acq.core.interpreter import KeepingInterpreter
-from acq.core.outputs import Answer, Kind, Output
+from acq.core.outputs import Answer, Ending, Kind, Output
 from acq.core.structures import TENSOR, names_in
 from acq.errors import RequestError
 from acq.network.names import name_of
 from acq.network.returned import RETURNED, Returned
 from acq.network.trace import aten, shape_of
-
-Ending = Literal["sigmoid", "softmax", "log_softmax"]
 
 _ENDINGS: dict[Any, Ending] = {
     aten.sigmoid.default: "sigmoid",

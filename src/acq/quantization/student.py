@@ -65,7 +65,11 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Normalised images [N, C, H, W] to what the network returns for them."""
-        return self.answer.rebuilt(KeepingInterpreter(self, self.graph).run(images))
+        return self.answer.rebuilt(self.returned(images))
+
+    def returned(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the network returns, in the order of ``outputs``."""
+        return tuple(KeepingInterpreter(self, self.graph).run(images))
 
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images [N, C, H, W] to logits [N, K]: before a softmax or sigmoid that ends the network."""

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from helpers import ANSWERS, CLASSES, SIZE, Answering, answering, images, settled, student_from
+from torch import nn
+
+from acq.core.outputs import Output
+from acq.core.structures import flattened
+from acq.export.answers import FileAnswer
+from acq.export.engine import Engine
+from acq.export.graph import onnx_model
+from acq.export.onnx_file import export_onnx
+from acq.network.trace import trace
+from acq.quantization.integers import convert_to_integers
+from acq.quantization.student import Student
+
+
+def student_of(model: nn.Module, outputs: str | None = None) -> Student:
+    made = student_from(trace(model, SIZE, outputs), "w8a8")
+    convert_to_integers(made)
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_file_returns_what_its_student_returns(name: str, tmp_path: Path) -> None:
+    """Every returned tensor is an output of its name, on every engine, for any number of images; one decides."""
+    student = student_of(answering(name))
+    made = export_onnx(student, tmp_path / "model.onnx", images(33))
+    assert (made.parity.optimised.agreement, made.parity.plain.equal) == (100, 100)
+    engine = Engine(tmp_path / "model.onnx")
+    assert engine.answer.names == student.answer.names
+    assert engine.answer.output == student.output
+    for count in (1, 5):
+        with torch.no_grad():
+            wanted = flattened(student(images(count)))[1]
+            logits = student.logits(images(count))
+        found = engine.run(images(count).numpy())
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        assert torch.equal(student.output.answered(engine(images(count))), student.output.answered(logits))
+
+
+def test_names_that_a_file_cannot_have_are_changed() -> None:
+    """An output may be called as the input, as a value of the file, or not at all."""
+    student = student_of(settled(Answering(lambda z, one, x: {"images": z, "v0": one, "": x})), "images")
+    model = onnx_model(student)
+    assert [value.name for value in model.graph.output] == ["images_", "v0_", "_"]
+    onnx.checker.check_model(model, full_check=True)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert FileAnswer.read(facts).names == ("images_", "v0_", "_")
+
+
+FACTS = FileAnswer(("a", "b"), 1, "softmax", CLASSES)
+
+
+def test_the_metadata_describe_the_outputs() -> None:
+    """What is written is read."""
+    for answer in (FACTS, FileAnswer(("logits",), 0, None, Output("multilabel", 1))):
+        assert FileAnswer.read({key: str(value) for key, value in answer.facts().items()}) == answer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": "a,b"}, {"outputs": "{}"}, {"outputs": "[1]"}, {"counted": "2"}, {"counted": "-1"},
+        {"ending": "relu"}, {"kind": "map"}, {"classes": "1"}, {"classes": "many"},
+    ],
+)  # fmt: skip
+def test_other_metadata_are_refused(change: dict[str, Any]) -> None:
+    """Names that are no list, an output that is not there, and kinds that are not known."""
+    with pytest.raises(ValueError):
+        FileAnswer.read({**{key: str(value) for key, value in FACTS.facts().items()}, **change})

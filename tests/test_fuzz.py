@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, student_of
+from helpers import SIZE, answering, student_from, student_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -38,6 +38,8 @@ from acq.export.graph import onnx_model
 from acq.files.documents import read_settings
 from acq.files.images import read
 from acq.files.screening import screened
+from acq.network.trace import trace
+from acq.quantization.student import Student
 from acq.runs import checkpoint, student_file
 from acq.runs.names import QUANTIZATION, STUDENT
 from acq.zoo.checkpoints import apply_state, load_state
@@ -112,11 +114,16 @@ def onnx_file(_: Path) -> bytes:
     return onnx_model(student).SerializeToString()
 
 
-def student_part(name: str) -> Callable[[Path], bytes]:
+def nested() -> Student:
+    """A student that returns a structure."""
+    return student_from(trace(answering("tuple"), SIZE))
+
+
+def student_part(name: str, made: Callable[[], Student] | None = None) -> Callable[[Path], bytes]:
     """One file of a saved student; the others stay whole."""
 
     def prepare(folder: Path) -> bytes:
-        student_file.save(student_of("residual"), folder, {"origin": {}, "config": {}})
+        student_file.save(student_of("residual") if made is None else made(), folder, {"origin": {}, "config": {}})
         return (folder / name).read_bytes()
 
     return prepare
@@ -167,6 +174,7 @@ READERS = {
     "checkpoint": Reader("state.pt", checkpoint_file, checkpoint.load),
     "signed checkpoint": Reader("state.pt", torch_file, read_signed_checkpoint),
     "graph": Reader(QUANTIZATION, student_part(QUANTIZATION), read_student),
+    "graph of a structure": Reader(QUANTIZATION, student_part(QUANTIZATION, nested), read_student),
     "weights": Reader(STUDENT, student_part(STUDENT), read_student),
     "signed weights": Reader(STUDENT, student_part(STUDENT), read_signed_weights),
     "onnx": Reader("a.onnx", onnx_file, screened),

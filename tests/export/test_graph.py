@@ -90,6 +90,10 @@ def test_the_file_describes_itself() -> None:
         "seed": "3",
         "bits": "w4a8",
         "placement": "deployable",
+        "outputs": '["logits"]',
+        "counted": "0",
+        "ending": "",
+        "kind": "class",
         "classes": "5",
         "images": "normalised floats [N, C, H, W]",
     }

@@ -56,7 +56,7 @@ def test_the_file_returns_the_students_logits(student: Student, tmp_path: Path, 
             wanted = student(normalised[:count])
         torch.testing.assert_close(engine(normalised[:count]), wanted, rtol=1e-4, atol=1e-4)
         if raw:
-            torch.testing.assert_close(engine.run(pixels[:count].numpy()), wanted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(*engine.run(pixels[:count].numpy()), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

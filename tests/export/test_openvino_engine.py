@@ -37,13 +37,13 @@ def test_a_chain_has_the_students_logits(tmp_path: Path) -> None:
     convert_to_integers(student)
     engine = OpenVINO(written(student.eval(), tmp_path))
     with torch.no_grad():
-        torch.testing.assert_close(engine.run(images(9).numpy()), student(images(9)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(*engine.run(images(9).numpy()), student(images(9)), rtol=1e-4, atol=1e-4)
     assert (engine.integer, engine.layers) == (3, 3)
 
 
 def test_an_addition_takes_the_unrounded_output_of_a_layer(student: Student, tmp_path: Path) -> None:
     """This is all that the engine changes: without these roundings the student has the same logits."""
-    found = OpenVINO(written(student, tmp_path)).run(images(40).numpy())
+    (found,) = OpenVINO(written(student, tmp_path)).run(images(40).numpy())
     modules = dict(student.modules_in_order())
     for node, module in modules.items():
         added = all(user.op == "call_function" and "add" in str(user.target) for user in node.users)

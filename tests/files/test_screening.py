@@ -98,6 +98,10 @@ def no_text(model: onnx.ModelProto) -> None:
 
 
 def two(model: onnx.ModelProto) -> None:
+    model.graph.input.append(model.graph.input[0])
+
+
+def twice(model: onnx.ModelProto) -> None:
     model.graph.output.append(model.graph.output[0])
 
 
@@ -123,7 +127,8 @@ def broken(model: onnx.ModelProto) -> None:
         (grown, "has a value 'grown' of more than 536,870,912 numbers"),
         (unknown, "has a value 'places' of unknown size"),
         (no_text, "has text that is not UTF-8"),
-        (two, "has several inputs or outputs"),
+        (two, "has several inputs"),
+        (twice, "has several inputs, or outputs of one name"),
         (unsized, "takes images of unknown size"),
         (broken, "is no valid ONNX file"),
     ],

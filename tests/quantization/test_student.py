@@ -5,9 +5,23 @@ import copy
 
 import pytest
 import torch
-from helpers import CLASSES, NETWORKS, images, network, student_of, traced
+from helpers import (
+    ANSWERS,
+    CLASSES,
+    NETWORKS,
+    SIZE,
+    Scores,
+    answering,
+    images,
+    network,
+    student_from,
+    student_of,
+    traced,
+)
 
+from acq.core.structures import flattened
 from acq.network.names import name_of
+from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.formats import NumberFormat
 from acq.quantization.plan import plan
@@ -136,3 +150,30 @@ def test_layers_in_float_count_with_32_bits() -> None:
     assert float_bytes(student) == 4 * (weights + biases)
     assert quantized_bytes(student) == 768 * 12 // 2 + 8 * 12 + 4 * 12 * 5 + 4 * 5 + 5
     assert mean_weight_bits(student) == pytest.approx((4 * 768 * 12 + 32 * 60) / weights)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_student_returns_what_its_network_returns(name: str) -> None:
+    """Without quantizers structure and values are the network's own; logits are those before its end."""
+    model, x = answering(name), images(3)
+    student = student_from(trace(model, SIZE))
+    with torch.no_grad(), quantizers_off(student):
+        found, wanted = student(x), model(x)
+        logits = student.logits(x)
+    assert list(student.outputs) == list(student.answer.names)
+    for one, other in zip(flattened(found)[1], flattened(wanted)[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert isinstance(wanted, Scores) or isinstance(found, tuple if isinstance(wanted, tuple) else type(wanted))
+    assert logits.shape == (3, student.output.size)
+    if name == "softmax":
+        torch.testing.assert_close(logits.softmax(1), found)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "log softmax", "one sigmoid", "dict", "object", "tuple"])
+def test_only_logits_and_what_follows_them_stay_in_float(name: str) -> None:
+    """The head is quantized as in a network that returns scores; its output and a final softmax have no quantizer."""
+    plans = {node.name: node for node in student_from(trace(answering(name), SIZE)).plan.nodes}
+    head = plans["side" if "one" in name else "head"]
+    assert (head.weight_bits, head.output_bits) == (8, None)
+    ends = [node for node in plans.values() if "softmax" in node.operator or "sigmoid" in node.operator]
+    assert [node.output_bits for node in ends] == [None] * len(ends)

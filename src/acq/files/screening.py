@@ -80,8 +80,9 @@ def _foreign_parts(model: onnx.ModelProto) -> Iterator[str]:
         yield "keeps constants in other files"
     if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
         yield "has text that is not UTF-8"
-    if len(model.graph.input) != 1 or not model.graph.output:
-        yield "has several inputs, none, or no output"
+    outputs = [value.name for value in model.graph.output]
+    if len(model.graph.input) != 1 or not outputs or len(set(outputs)) < len(outputs):
+        yield "has several inputs, or outputs of one name, or none"
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:

@@ -184,9 +184,12 @@ def _try(student: Student) -> None:
     with torch.no_grad():
         with _Bounded():  # type: ignore[no-untyped-call]
             functional_call(student, shapes, (torch.empty(images_at_once(size), *size, device="meta"),))
-        logits = student.logits(torch.zeros(1, *size))
+        image = torch.zeros(1, *size)
+        logits, values = student.logits(image), student.returned(image)
     if logits.shape != (1, student.output.size):
         raise ValueError(f"its logits have shape {tuple(logits.shape)}")
+    if not all(isinstance(value, Tensor) for value in values):
+        raise ValueError("it returns a value that is no tensor")
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -228,8 +231,9 @@ class _Loader:
             self.nodes[entry.name] = node
         if self.unused:
             raise ValueError(f"no node uses the tensor {min(self.unused)!r}")
-        if len(self.made.answer.names) != len(returned_nodes(self.made.graph)):
-            raise ValueError("it returns another number of tensors than its structure has")
+        returned = returned_nodes(self.made.graph)
+        if len(self.made.answer.names) != len(returned) or not all(isinstance(node, fx.Node) for node in returned):
+            raise ValueError("it returns other tensors than its structure has")
         return self.made
 
     def _target(self, entry: NodeEntry) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 import sys
 import warnings
@@ -32,6 +33,7 @@ from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.runs.names import QUANTIZATION
 
+_MEMORY = 8 << 30
 KNOWN = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
 NETWORKS = ("residual", "shuffle", "unknown operator", "squeeze-excite")
 NUMBERS = (0, -1, 1, 2, 3, 7, 100, 2**31, -(2**31), 2**62, -(2**63), 0.5, float("1e38"), True, None, "x", [], [1, 2])
@@ -156,7 +158,8 @@ UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.cumsum(1), lambda x: x - x.mean((2, 3), keepdim=True), lambda x: x / (x.std(1, keepdim=True) + 1),
     lambda x: x.reshape(x.shape[0] * 2, -1).sin().view(x.shape), lambda x: torch.where(x > 0, x, 0.3 * x),
     lambda x: x[:, torch.arange(x.shape[1] - 1, -1, -1)], lambda x: F.interpolate(x[..., ::2, ::2], scale_factor=2.0),
-    lambda x: F.leaky_relu(x, 0.2), lambda x: x.sort(1).values, lambda x: torch.einsum("nchw->nhwc", x).permute(0, 3, 1, 2),
+    lambda x: F.leaky_relu(x, 0.2), lambda x: x.sort(1).values,
+    lambda x: torch.einsum("nchw->nhwc", x).permute(0, 3, 1, 2),
 )  # fmt: skip
 BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     torch.add, torch.sub, torch.mul, torch.maximum, lambda a, b: torch.cat((a[:, :3], b[:, 3:]), 1),
@@ -224,6 +227,7 @@ def quantized(rng: random.Random, folder: Path) -> str:
 
 def main(kind: str, count: int, seed: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))  # so that a case that takes too much is found
     warnings.simplefilter("ignore")
     found = {"folders": folders, "networks": networks}[kind](count, random.Random(seed), folder)
     print(json.dumps(found))

@@ -110,7 +110,7 @@ def test_an_operator_of_any_kind_means_the_same_in_the_file(kind: str, tmp_path:
     """Engines give the student's classes for batches of 32 and of 1, and layers around it run on integers."""
     found = compared(student_with(KINDS[kind]()), tmp_path)
     assert found.plain.agreement == 100
-    assert found.plain.equal >= 90  # a sum in another order may be rounded to the next level
+    assert found.plain.difference < 1e-3  # a sum in another order may be rounded to the next level
     assert found.optimised.agreement == 100
     assert found.integer >= 2
 

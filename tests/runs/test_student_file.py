@@ -200,7 +200,7 @@ def test_constants_and_any_names_travel_with_the_student(tmp_path: Path) -> None
     graph = trace(Shifted(), SIZE)
     student = build(graph, plan(graph, NumberFormat(4, 4)))
     calibrate(student, [images(8)])
-    assert [name for name, _ in student.layers()] == ["parts.conv-1x1"]
+    assert [name for name, _ in student.layers()] == ["add", "parts.conv-1x1"]
     same_after_loading(student, tmp_path)
 
 

@@ -5,9 +5,10 @@ Neither file holds code, and nothing is unpickled. ``docs/run-folder.md`` specif
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from acq.core.interpreter import KeepingInterpreter
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.files.atomic import write_atomically
@@ -179,17 +180,35 @@ def _try(student: Student) -> None:
     size = student.input_size
     if student.preprocessing is not None and student.preprocessing.input_size != size:
         raise ValueError(f"its images are {student.preprocessing.input_size} and its graph takes {size}")
-    state = [*student.named_parameters(), *student.named_buffers()]
-    shapes = {name: torch.empty_like(value, device="meta") for name, value in state}
+    twin = copy.deepcopy(student).to("meta")
     with torch.no_grad():
         with _Bounded():  # type: ignore[no-untyped-call]
-            functional_call(student, shapes, (torch.empty(images_at_once(size), *size, device="meta"),))
+            few, more, _ = (_shapes(twin, count) for count in (2, 3, images_at_once(size)))
+        _compare_shapes(student, few, more)
         image = torch.zeros(1, *size)
         logits, values = student.logits(image), student.returned(image)
     if logits.shape != (1, student.output.size):
         raise ValueError(f"its logits have shape {tuple(logits.shape)}")
     if not all(isinstance(value, Tensor) for value in values):
         raise ValueError("it returns a value that is no tensor")
+
+
+def _shapes(student: Student, images: int) -> dict[str, torch.Size]:
+    """The shapes of all tensors of a graph for a number of images, by the node's public name."""
+    run = KeepingInterpreter(student, student.graph, [node for node in student.graph.nodes if node.op != "output"])
+    run.run(torch.empty(images, *student.input_size, device="meta"))
+    return {name_of(node): value.shape for node, value in run.kept.items() if isinstance(value, Tensor)}
+
+
+def _compare_shapes(student: Student, few: Mapping[str, torch.Size], more: Mapping[str, torch.Size]) -> None:
+    """Refuse a node that declares another shape than it has: an exported file relies on these shapes."""
+    for node in student.graph.nodes:
+        name = name_of(node)
+        if name in few:
+            pairs = zip(few[name], more[name], strict=True)
+            found = tuple(-1 if two != three else two for two, three in pairs)
+            if found != node.meta["shape"]:
+                raise ValueError(f"{name} has the shape {found} and declares {node.meta['shape']}")
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -286,6 +286,19 @@ def made_of_numbers(operator: str, args: list[Any]) -> Edit:
     return edit
 
 
+def declares(index: int, *shape: int) -> Edit:
+    """A node declares another shape than it has."""
+    return lambda document: document["nodes"][index].update(shape=list(shape))
+
+
+@pytest.mark.parametrize("edit", [declares(4, -1, 2**40, 8, 8), declares(4, -1, -1, 8, 8)])
+def test_a_node_with_another_shape_than_it_declares_is_refused(edit: Edit, folder: Path) -> None:
+    """An exported file relies on declared shapes."""
+    change(folder, edit)
+    with pytest.raises(RequestError, match=r"has the shape .* and declares"):
+        load(folder)
+
+
 def layer_of(count: int) -> Edit:
     """The first layer has so many channels."""
     return lambda document: next(iter(document["layers"].values()))["shape"].__setitem__(0, count)

@@ -5,10 +5,9 @@ Neither file holds code, and nothing is unpickled. ``docs/run-folder.md`` specif
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,11 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from acq.core.interpreter import KeepingInterpreter
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.files.atomic import write_atomically
-from acq.files.limits import DOCUMENT_BYTES, VALUES_AT_ONCE, WEIGHTS_BYTES, images_at_once, read_bytes
+from acq.files.limits import DOCUMENT_BYTES, WEIGHTS_BYTES, read_bytes
 from acq.files.tensors import from_safetensors
 from acq.network.names import name_of
 from acq.network.outputs import returned_nodes
@@ -50,6 +46,7 @@ from acq.runs.student_format import (
     operator_named,
     quantizer_entries,
 )
+from acq.runs.trial import try_out
 
 
 def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
@@ -96,7 +93,7 @@ def load(folder: Path) -> Student:
     document = _read_document(folder)
     with _damage_reported(folder):
         student = _Loader(document, _read_tensors(folder, document)).student()
-        _try(student)
+        try_out(student)
     return student
 
 
@@ -170,59 +167,6 @@ def _read_tensors(folder: Path, document: Document) -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != document.sha256:
         raise RequestError(f"{folder / STUDENT} does not belong to its {QUANTIZATION}; quantize again")
     return from_safetensors(content)
-
-
-def _try(student: Student) -> None:
-    """Run the student once on a black image, so that a graph whose parts do not fit fails here.
-
-    First only shapes are computed, for as many images as are run together: a few lines may ask for terabytes.
-    """
-    size = student.input_size
-    if student.preprocessing is not None and student.preprocessing.input_size != size:
-        raise ValueError(f"its images are {student.preprocessing.input_size} and its graph takes {size}")
-    twin = copy.deepcopy(student).to("meta")
-    with torch.no_grad():
-        with _Bounded():  # type: ignore[no-untyped-call]
-            few, more, _ = (_shapes(twin, count) for count in (2, 3, images_at_once(size)))
-        _compare_shapes(student, few, more)
-        image = torch.zeros(1, *size)
-        logits, values = student.logits(image), student.returned(image)
-    if logits.shape != (1, student.output.size):
-        raise ValueError(f"its logits have shape {tuple(logits.shape)}")
-    if not all(isinstance(value, Tensor) for value in values):
-        raise ValueError("it returns a value that is no tensor")
-
-
-def _shapes(student: Student, images: int) -> dict[str, torch.Size]:
-    """The shapes of all tensors of a graph for a number of images, by the node's public name."""
-    run = KeepingInterpreter(student, student.graph, [node for node in student.graph.nodes if node.op != "output"])
-    run.run(torch.empty(images, *student.input_size, device="meta"))
-    return {name_of(node): value.shape for node, value in run.kept.items() if isinstance(value, Tensor)}
-
-
-def _compare_shapes(student: Student, few: Mapping[str, torch.Size], more: Mapping[str, torch.Size]) -> None:
-    """Refuse a node that declares another shape than it has: an exported file relies on these shapes."""
-    for node in student.graph.nodes:
-        name = name_of(node)
-        if name in few:
-            pairs = zip(few[name], more[name], strict=True)
-            found = tuple(-1 if two != three else two for two, three in pairs)
-            if found != node.meta["shape"]:
-                raise ValueError(f"{name} has the shape {found} and declares {node.meta['shape']}")
-
-
-class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses tensors that are larger than those of any network, before memory is taken for them."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
-            kwargs = {**kwargs, "device": "meta"}  # an operator that makes a tensor from numbers
-        values = func(*args, **kwargs)
-        for value in values if isinstance(values, tuple | list) else (values,):
-            if isinstance(value, Tensor) and value.numel() > VALUES_AT_ONCE:
-                raise ValueError(f"{func} returns {value.numel():,} values")
-        return values
 
 
 class _Loader:

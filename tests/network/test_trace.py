@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.errors import RequestError
+from acq.network.constants import constant, shape_of
 from acq.network.names import name_of
-from acq.network.trace import constant, is_depthwise, shape_of, trace, weights_hash
+from acq.network.trace import is_depthwise, trace, weights_hash
 
 
 class Contiguous(nn.Module):

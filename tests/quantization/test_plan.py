@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.errors import RequestError
+from acq.network.constants import shape_of
 from acq.network.names import name_of
 from acq.network.operators import Role
-from acq.network.trace import shape_of, trace
+from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat

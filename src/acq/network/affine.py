@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from acq.core.batchnorm import batch_norm_affine
+from acq.network.constants import constant, shape_of
 from acq.network.operators import BATCH_NORM, RELU, is_float, operator_of
-from acq.network.trace import constant, shape_of
 
 # f(k x) = k f(x) for each channel and k > 0
 HOMOGENEOUS = (RELU, "aten.leaky_relu.default", "aten.max_pool2d.default")

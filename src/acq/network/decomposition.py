@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from acq.errors import RequestError
 from acq.network.operators import VOCABULARY
+from acq.network.rewrites import LAYERS
 from acq.network.source import module_of, written_at
 
 aten = torch.ops.aten
@@ -29,7 +30,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     for operator in list(table):
         if str(operator) in VOCABULARY or torch.Tag.core in getattr(operator, "tags", ()):
             del table[operator]
-    own = get_decompositions([aten.unfold]) | _OWN  # torch has a rule for unfold, outside its table for exports
+    own = (
+        get_decompositions([aten.unfold]) | _OWN | LAYERS
+    )  # torch has a rule for unfold, outside its table for exports
     table.update({operator: rule for operator, rule in own.items() if str(operator) not in VOCABULARY})
     return table
 

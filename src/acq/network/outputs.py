@@ -10,9 +10,10 @@ from acq.core.interpreter import KeepingInterpreter
 from acq.core.outputs import Answer, Ending, Kind, Output
 from acq.core.structures import TENSOR, names_in
 from acq.errors import RequestError
+from acq.network.constants import shape_of
 from acq.network.names import name_of
 from acq.network.returned import RETURNED, Returned
-from acq.network.trace import aten, shape_of
+from acq.network.trace import aten
 
 _ENDINGS: dict[Any, Ending] = {
     aten.sigmoid.default: "sigmoid",

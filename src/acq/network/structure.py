@@ -9,8 +9,9 @@ from torch import fx
 
 from acq.core.outputs import Answer
 from acq.errors import RequestError
+from acq.network.constants import shape_of
 from acq.network.outputs import answer_of, logits_of
-from acq.network.trace import aten, is_depthwise, shape_of
+from acq.network.trace import aten, is_depthwise
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
 RESHAPES = (

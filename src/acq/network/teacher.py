@@ -16,10 +16,10 @@ from acq.core.values import Moments, TeacherOutput
 from acq.core.whole_batch_norm import whole_batch_norm
 from acq.errors import RequestError
 from acq.network.attention import centre_of, channel_energy, class_activation
+from acq.network.constants import constant
 from acq.network.names import name_of
 from acq.network.outputs import logits_from
 from acq.network.structure import NetworkStructure, structure_of
-from acq.network.trace import constant
 
 
 class Teacher(nn.Module):

@@ -19,9 +19,11 @@ from torch import Tensor, fx, nn
 from acq.core.evaluate import eval_mode
 from acq.core.outputs import Kind
 from acq.errors import RequestError, first_line
+from acq.network.constants import shape_of
 from acq.network.decomposition import decompositions, require_known_operators
 from acq.network.names import assign_names
 from acq.network.returned import RETURNED, flat_answers, returned
+from acq.network.rewrites import simplify
 
 aten = torch.ops.aten
 # versions after 2.8 add a check of the inputs to the graph unless told otherwise
@@ -60,17 +62,10 @@ def trace(
     _drop_copies(graph)
     graph.graph.eliminate_dead_code()
     require_known_operators(graph.graph)
+    simplify(graph)
     graph.recompile()
     assign_names(graph.graph)
     return graph
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's tensor, with -1 for the batch dimension; () where the value is not a tensor."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(size if isinstance(size, int) else -1 for size in value.shape)
 
 
 def is_depthwise(graph: fx.GraphModule) -> bool:
@@ -82,16 +77,6 @@ def is_depthwise(graph: fx.GraphModule) -> bool:
 def _groups(convolution: fx.Node) -> object:
     """The groups of a convolution; 1 where the call leaves them out."""
     return convolution.args[6] if len(convolution.args) > 6 else convolution.kwargs.get("groups", 1)
-
-
-def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
-    """The tensor of a ``get_attr`` node; None for any other node or argument."""
-    if not (isinstance(node, fx.Node) and node.op == "get_attr"):
-        return None
-    value: object = graph
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value if isinstance(value, Tensor) else None
 
 
 def weights_hash(network: nn.Module) -> str:

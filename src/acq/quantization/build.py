@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 
 from acq.core.values import Preprocessing
 from acq.network.affine import HOMOGENEOUS, Affine, affine_of, composed, folded, sizes
+from acq.network.constants import constant
 from acq.network.names import name_of
 from acq.network.operators import Role, operator_of, sole_user
 from acq.network.outputs import answer_of, returned_nodes
-from acq.network.trace import constant
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.plan import NodePlan, Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer

@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, fx
 
 from acq.errors import RequestError
+from acq.network.constants import shape_of
 from acq.network.names import name_of
 from acq.network.operators import Role, float_inputs, is_float, keeps_zero, operator_of
-from acq.network.trace import shape_of
 from acq.quantization.formats import FULL_BITS, REDUCED_BITS, NumberFormat
 from acq.quantization.roles import LAYERS, WEIGHTED, LayerWidth, Roles, assign_roles
 

@@ -12,6 +12,7 @@ from torch import fx
 
 from acq.errors import RequestError
 from acq.network.affine import Affine, affine_of
+from acq.network.constants import constant, shape_of
 from acq.network.names import name_of
 from acq.network.operators import (
     DIVIDE,
@@ -27,7 +28,6 @@ from acq.network.operators import (
     repeats,
     sole_user,
 )
-from acq.network.trace import constant, shape_of
 from acq.quantization.formats import WIDTHS
 
 LayerWidth = int | Literal["float"]

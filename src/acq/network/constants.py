@@ -1,0 +1,61 @@
+"""Shapes and constants of a traced graph."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from torch import Tensor, fx, nn
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor, with -1 for the batch dimension; () where the value is not a tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(size if isinstance(size, int) else -1 for size in value.shape)
+
+
+def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
+    """The tensor of a ``get_attr`` node; None for any other node or argument."""
+    if not (isinstance(node, fx.Node) and node.op == "get_attr"):
+        return None
+    value: object = attrgetter(str(node.target))(graph)
+    return value if isinstance(value, Tensor) else None
+
+
+def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Tensor) -> None:
+    """Give a node another constant as an argument, under the name of the one that it has.
+
+    Args:
+        graph: The traced network; it changes.
+        user: The node.
+        place: The argument's place: 1 for a layer's weight, 2 for its bias, which may be missing.
+        value: The constant.
+    """
+    weight = user.args[1]
+    assert isinstance(weight, fx.Node)
+    given = user.args[place] if len(user.args) > place else None
+    owner = str(weight.target).rpartition(".")[0]
+    leaf = str(given.target).rpartition(".")[2] if isinstance(given, fx.Node) else "bias"
+    others = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr" and set(node.users) != {user}}
+    taken = isinstance(given, fx.Node) and str(given.target) not in others
+    module = graph.get_submodule(owner)
+    while not taken and hasattr(module, leaf):  # another node has the old constant
+        owner += "_"
+        module = _made(graph, owner)
+    if hasattr(module, leaf):
+        delattr(module, leaf)
+    module.register_buffer(leaf, value.detach().clone())
+    with graph.graph.inserting_before(user):
+        made = graph.graph.create_node("get_attr", f"{owner}.{leaf}".lstrip("."))
+    made.meta = dict(given.meta if isinstance(given, fx.Node) else weight.meta)
+    user.args = (*user.args[:place], made, *user.args[place + 1 :])
+
+
+def _made(graph: fx.GraphModule, path: str) -> nn.Module:
+    """The module at a path, empty where there is none."""
+    parent, _, name = path.rpartition(".")
+    holder = graph.get_submodule(parent)
+    if not hasattr(holder, name):
+        holder.add_module(name, nn.Module())
+    return holder.get_submodule(name)

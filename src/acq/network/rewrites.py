@@ -1,0 +1,181 @@
+"""Canonical forms: operators for which engines have integer kernels, with the values of those that they replace.
+
+``LAYERS`` are rules for the decomposition of a trace. ``simplify`` changes the decomposed graph. The definitions are
+this project's own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from acq.network.affine import affine_of
+from acq.network.constants import constant, replace_constant, shape_of
+from acq.network.operators import PADS, ROLES, Role, keeps_zero, operator_of, sole_user
+
+aten = torch.ops.aten
+_PAIR = 2
+
+
+def simplify(graph: fx.GraphModule) -> None:
+    """Rewrite a decomposed graph whose constants are folded; it computes the same up to rounding.
+
+    Args:
+        graph: The graph; it changes.
+    """
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is aten.prelu.default:
+            _replace_slope(graph, node)
+        elif node.target is aten.unsqueeze.default:
+            _cancel_squeeze(node)
+        elif node.target is aten.linear.default:
+            _take_constants(graph, node)
+        elif node.target is aten.batch_norm.default:
+            _move_up(node, _removes_row)
+        elif ROLES.get(operator_of(node)) == Role.RECTIFIER:
+            _move_up(node, _passes_with_zero if keeps_zero(node) else _passes)
+    graph.graph.eliminate_dead_code()
+
+
+def _conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,),
+    padding: Sequence[int] | str = (0,), dilation: Sequence[int] = (1,), groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """A convolution of images with one row."""
+    images, kernels = x.unsqueeze(-2), weight.unsqueeze(-2)
+    strides, dilations = [1, *stride], [1, *dilation]
+    if isinstance(padding, str):
+        rows = aten.conv2d.padding(images, kernels, bias, strides, padding, dilations, groups)
+    else:
+        rows = aten.conv2d.default(images, kernels, bias, strides, [0, *padding], dilations, groups)
+    found: Tensor = rows.squeeze(-2)
+    return found
+
+
+def _conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,), padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,), groups: int = 1, dilation: Sequence[int] = (1,),
+) -> Tensor:  # fmt: skip
+    """A convolution whose channels are the places between two inputs, then a shuffle of these to their places.
+
+    An output at ``s * u + r`` takes the input at ``u - j`` times the weight at ``s * j + r``. So each phase ``r`` is a
+    convolution with ``ceil(kernel / s)`` weights in reversed order. One stride per axis and dilations stay as they are.
+    """
+    strides, pads, more, dilations = (_both(value) for value in (stride, padding, output_padding, dilation))
+    if strides[0] != strides[1] or dilations != [1, 1] or x.dim() != 4:
+        y: Tensor = aten.convolution.default(x, weight, bias, strides, pads, dilations, True, more, groups)
+        return y
+    step = strides[0]
+    kernel = list(weight.shape[2:])
+    taps = [-(-size // step) for size in kernel]
+    # rows of zeros behind the last input that an output padding reaches
+    extra = [max(0, -(-(m - p - step * t + k) // step)) for m, p, t, k in zip(more, pads, taps, kernel, strict=True)]
+    around = [t - 1 + e for t, e in zip(taps, extra, strict=True)]
+    phases = None if bias is None else bias.repeat_interleave(step * step)
+    y = aten.conv2d.default(x, _phases(weight, taps, step, groups), phases, [1, 1], around, [1, 1], groups)
+    y = aten.pixel_shuffle.default(y, step) if step > 1 else y
+    for axis, (p, e, m, k) in enumerate(zip(pads, extra, more, kernel, strict=True), 2):
+        start, size = p + step * e, (x.shape[axis] - 1) * step - 2 * p + k + m
+        if start or size != y.shape[axis]:
+            y = aten.slice.Tensor(y, axis, start, start + size)
+    return y
+
+
+def _phases(weight: Tensor, taps: Sequence[int], step: int, groups: int) -> Tensor:
+    """Weights [C, K / groups, H, W] of a transposed convolution as [K * step^2, C / groups, H / step, W / step]."""
+    inputs, outputs = weight.shape[:2]
+    missing = [step * count - size for count, size in zip(taps, weight.shape[2:], strict=True)]
+    padded = F.pad(weight, (0, missing[1], 0, missing[0]))
+    split = padded.reshape(groups, inputs // groups, outputs, taps[0], step, taps[1], step).flip((3, 5))
+    return split.permute(0, 2, 4, 6, 1, 3, 5).reshape(groups * outputs * step * step, inputs // groups, *taps)
+
+
+def _both(value: Sequence[int]) -> list[int]:
+    return [*value] if len(value) == _PAIR else [value[0], value[0]]
+
+
+LAYERS: dict[Any, Callable[..., Tensor]] = {
+    aten.conv1d.default: _conv1d,
+    aten.conv1d.padding: _conv1d,
+    aten.conv_transpose2d.input: _conv_transpose2d,
+}
+
+
+def _replace_slope(graph: fx.GraphModule, node: fx.Node) -> None:
+    """A rectifier with one learned slope is a leaky rectifier."""
+    slope = constant(graph, node.args[1])
+    if slope is not None and slope.numel() == 1:
+        node.target, node.args = aten.leaky_relu.default, (node.args[0], float(slope))
+
+
+def _cancel_squeeze(node: fx.Node) -> None:
+    """A row that is removed and put back, as between two convolutions over one axis."""
+    source, axis = node.args[:2]
+    if isinstance(source, fx.Node) and source.target is aten.squeeze.dim:
+        whole, removed = source.args[:2]
+        rank = len(shape_of(node))
+        assert isinstance(axis, int)
+        assert isinstance(removed, int)
+        if isinstance(whole, fx.Node) and len(shape_of(whole)) == rank and axis % rank == removed % rank:
+            node.replace_all_uses_with(whole)
+
+
+def _take_constants(graph: fx.GraphModule, layer: fx.Node) -> None:
+    """Constants of a linear layer's inputs, such as a batch norm: ``W (a x + b) + c = (W a) x + (W b + c)``."""
+    while True:
+        source: Any = layer.args[0]
+        affine = affine_of(graph, source) if isinstance(source, fx.Node) and sole_user(source) is layer else None
+        weight, bias = (constant(graph, value) for value in (*layer.args, None)[1:3])
+        if affine is None or weight is None or affine.axis not in (None, len(shape_of(source)) - 1):
+            return
+        shift = weight @ affine.shift.expand(weight.shape[1])
+        layer.args = (affine.source, *layer.args[1:])
+        replace_constant(graph, layer, 1, weight * affine.factor)
+        replace_constant(graph, layer, 2, shift if bias is None else bias + shift)
+
+
+def _move_up(node: fx.Node, passes: Callable[[fx.Node], bool]) -> None:
+    """Put an operator on single values before those that move values, and so behind the layer that computes them."""
+    last: Any = node.args[0]
+    first = last
+    while first.op == "call_function" and sole_user(first) is not None and passes(first):
+        first, source = first.args[0], first
+    if first is last or sole_user(first) is None:
+        return
+    node.replace_all_uses_with(last)
+    node.args = (first, *node.args[1:])
+    source.prepend(node)
+    source.replace_input_with(first, node)
+    node.meta["val"] = first.meta["val"]
+
+
+def _removes_row(move: fx.Node) -> bool:
+    """Whether an operator makes [N, C, L] of [N, C, 1, L]."""
+    source, axis = move.args[0], move.args[1] if len(move.args) > 1 else None
+    rank = len(shape_of(source)) if isinstance(source, fx.Node) else 0
+    return move.target is aten.squeeze.dim and isinstance(axis, int) and rank == 4 and axis % rank >= 2
+
+
+def _passes(move: fx.Node) -> bool:
+    """Whether an operator moves values in their order and adds none, so that bounds may be applied before it."""
+    return _passes_with_zero(move) and operator_of(move) not in PADS
+
+
+def _passes_with_zero(move: fx.Node) -> bool:
+    """The same for bounds that keep zero, which pads add."""
+    if (operator_of(move) in PADS and _fill(move)) or (move.target is operator.getitem and move.args[1] != 0):
+        return False
+    return ROLES.get(operator_of(move)) == Role.MOVE
+
+
+def _fill(pad: fx.Node) -> bool:
+    """Whether a pad adds numbers other than zero."""
+    numbers = [value for value in (*pad.args[2:], *pad.kwargs.values()) if isinstance(value, int | float)]
+    return any(numbers)

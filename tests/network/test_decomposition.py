@@ -164,3 +164,19 @@ def test_operators_without_a_fixed_result_and_unknown_ones_are_refused(part: nn.
         trace(Chain(part), SIZE)
     assert re.search(r"test_decomposition.py, line \d+\)", str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def by_hand(x: Tensor) -> Tensor:
+    """An instance norm as a batch norm of one image with all channels."""
+    n, c, h, w = x.shape
+    return F.batch_norm(x.reshape(1, n * c, h, w), None, None, training=True).reshape(n, c, h, w)
+
+
+def test_batch_norms_without_statistics_are_refused_by_name() -> None:
+    """All of them are named, whatever keeps its statistics; a norm within each image is none of them."""
+    layers = [nn.BatchNorm2d(8, track_running_stats=False) for _ in range(7)]
+    with pytest.raises(
+        RequestError, match=r"statistics: 'middle.0', .*'middle.4' and 2 more; .*track_running_stats=True"
+    ):
+        trace(Chain(*layers), SIZE)
+    assert trace(Chain(Applied(by_hand)), SIZE)(images(2)).shape == (2, 5)

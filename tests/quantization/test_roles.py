@@ -57,8 +57,10 @@ class Divides(nn.Module):
 
 
 class ComputedWeight(nn.Module):
+    """Its weight is computed from the images, although they do not change it."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, x.mean((0, 2, 3)).view(8, 1, 1, 1), groups=8)
+        return F.conv2d(x, (1 + 0 * x.mean((0, 2, 3))).view(8, 1, 1, 1), groups=8)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,68 @@ def test_a_wrong_callable_is_refused(folder: Path, model: str, arguments: dict[s
     assert "\n" not in str(caught.value)
 
 
+WRAPPED = """
+import torch
+from torch import nn
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, x):
+        return self.inner(x)
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+
+def parallel():
+    return nn.DataParallel(network())
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+def program():
+    batch = torch.export.Dim("batch")
+    return torch.export.export(network(), (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: batch},))
+
+def own():
+    return program().module()
+
+def scripted():
+    return torch.jit.trace(network(), torch.zeros(1, 3, 16, 16))
+
+ready = nn.DataParallel(network())
+"""
+
+
+@pytest.mark.parametrize("name", ["Frozen", "parallel", "lazy", "program", "own", "ready"])
+@pytest.mark.parametrize("with_checkpoint", [False, True])
+def test_modules_are_taken_as_they_come(folder: Path, name: str, with_checkpoint: bool) -> None:
+    """Wrappers, lazy layers, programs and an ``eval`` that returns nothing give a network, and take a checkpoint."""
+    (folder / "wrapped.py").write_text(WRAPPED)
+    prefix = "inner." if name == "Frozen" else ""
+    state = {f"{prefix}1.weight": torch.randn(10, 768), f"{prefix}1.bias": torch.zeros(10)}
+    torch.save(state, folder / "weights.pt")
+    file = folder / "weights.pt" if with_checkpoint else None
+    model = resolve(f"wrapped:{name}", checkpoint=file, input_size=SIZE).model
+    scores = model(torch.ones(2, *SIZE))
+    assert scores.shape == (2, 10)
+    if with_checkpoint:
+        torch.testing.assert_close(scores[0], state[f"{prefix}1.weight"].sum(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_no_network(folder: Path) -> None:
+    """A builder that returns a TorchScript program is refused with the way out, not as a builder that fails."""
+    (folder / "wrapped.py").write_text(WRAPPED)
+    with pytest.raises(RequestError, match=r"^the network is a TorchScript program"):
+        resolve("wrapped:scripted", input_size=SIZE)
+
+
 def test_torchvision_and_timm_load_their_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """They do so without a checkpoint; the user's arguments take precedence."""
     calls = libraries(monkeypatch)

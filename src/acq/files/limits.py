@@ -20,6 +20,7 @@ WEIGHTS_BYTES = 16 * GIB  # the largest public classifiers with batch norm take 
 IMAGES_BYTES = 8 * GIB  # ImageNet's 50,000 validation images at 224 x 224 take 7 GiB
 PIXELS = 64 * MIB  # per image file: 8,192 x 8,192
 VALUES_AT_ONCE = 1 << 29  # per graph node in one batch: 2 GiB of float32, ten times what ResNets need
+FOLDED_VALUES = 1 << 26  # by which all constants of a network may grow when they are computed once: 256 MiB of float32
 _BATCH_VALUES = 1_000_000  # values of all images in one batch
 
 

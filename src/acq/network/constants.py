@@ -42,7 +42,7 @@ def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Te
     module = graph.get_submodule(owner)
     while not taken and hasattr(module, leaf):  # another node has the old constant
         owner += "_"
-        module = _made(graph, owner)
+        module = module_at(graph, owner)
     if hasattr(module, leaf):
         delattr(module, leaf)
     module.register_buffer(leaf, value.detach().clone())
@@ -52,10 +52,11 @@ def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Te
     user.args = (*user.args[:place], made, *user.args[place + 1 :])
 
 
-def _made(graph: fx.GraphModule, path: str) -> nn.Module:
-    """The module at a path, empty where there is none."""
-    parent, _, name = path.rpartition(".")
-    holder = graph.get_submodule(parent)
-    if not hasattr(holder, name):
-        holder.add_module(name, nn.Module())
-    return holder.get_submodule(name)
+def module_at(graph: fx.GraphModule, path: str) -> nn.Module:
+    """The module at a path, with empty modules where there are none."""
+    found: nn.Module = graph
+    for name in filter(None, path.split(".")):
+        if not isinstance(getattr(found, name, None), nn.Module):
+            found.add_module(name, nn.Module())
+        found = getattr(found, name)
+    return found

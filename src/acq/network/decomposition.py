@@ -16,11 +16,17 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn import functional as F
 
 from acq.errors import RequestError
+from acq.network.names import module_of
 from acq.network.operators import VOCABULARY
 from acq.network.rewrites import LAYERS
-from acq.network.source import module_of, written_at
+from acq.network.source import written_at
 
 aten = torch.ops.aten
+_OF_THE_BATCH = (
+    aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit_functional.default,
+)  # fmt: skip
+_SHOWN = 5  # names in a message
 _DROPOUTS = (aten.native_dropout.default, aten.dropout.default)
 
 
@@ -30,9 +36,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     for operator in list(table):
         if str(operator) in VOCABULARY or torch.Tag.core in getattr(operator, "tags", ()):
             del table[operator]
-    own = (
-        get_decompositions([aten.unfold]) | _OWN | LAYERS
-    )  # torch has a rule for unfold, outside its table for exports
+    # torch has a rule for unfold, outside its table for exports
+    own = get_decompositions([aten.unfold]) | _OWN | LAYERS
     table.update({operator: rule for operator, rule in own.items() if str(operator) not in VOCABULARY})
     return table
 
@@ -46,11 +51,26 @@ def require_known_operators(graph: fx.Graph) -> None:
     Raises:
         RequestError: There is one; the message names it and the line of the network's code.
     """
+    unsteady = [node for node in graph.nodes if node.target in _OF_THE_BATCH and not _is_of_one_image(node)]
+    if unsteady:
+        names = ", ".join(repr(module_of(node)[0]) for node in unsteady[:_SHOWN])
+        more = f" and {len(unsteady) - _SHOWN} more" if len(unsteady) > _SHOWN else ""
+        raise RequestError(
+            f"batch norms without running statistics: {names}{more}; the answer for an image depends on the others "
+            "of its batch, so train the network with track_running_stats=True"
+        )
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OperatorBase):
             fault = _fault(node)
             if fault:
                 raise RequestError(fault)
+
+
+def _is_of_one_image(norm: fx.Node) -> bool:
+    """Whether a norm's input has the batch in its channels, as hand-written instance norms have it."""
+    source: Any = norm.args[0]
+    size = source.meta["val"].shape[0]
+    return isinstance(size, int) and size == 1
 
 
 def _fault(node: fx.Node) -> str:
@@ -64,7 +84,7 @@ def _fault(node: fx.Node) -> str:
         return f"{name} makes sizes or numbers of the network depend on the images' values{where}; leave it out"
     if name in VOCABULARY or torch.Tag.core in tags:
         return ""
-    module = module_of(node)
+    module, _ = module_of(node)
     inside = f" in {module}" if module else ""
     return (
         f"operator {name}{inside} is none of torch's core operators and cannot be written in terms of them{where}; "

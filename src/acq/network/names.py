@@ -39,7 +39,7 @@ def assign_names(graph: fx.Graph) -> None:
 
 def _owner(node: fx.Node) -> str:
     """The module that owns the weight of a layer; empty for other nodes."""
-    if node.op != "call_function" or _operator(node) not in ("conv2d", "linear"):
+    if node.op != "call_function" or packet_of(node) not in ("conv2d", "linear"):
         return ""
     weight = node.args[1]
     owner = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
@@ -51,14 +51,14 @@ def _wanted(node: fx.Node) -> str:
         return _IMAGE
     if node.op != "call_function":
         return str(node.target)
-    path, kind = _module(node)
-    operator = _operator(node)
+    path, kind = module_of(node)
+    operator = packet_of(node)
     if path and kind.startswith(_LEAVES) and not kind.startswith(f"{_LEAVES}container"):
         return path
     return f"{path}.{operator}" if path else operator
 
 
-def _module(node: fx.Node) -> tuple[str, str]:
+def module_of(node: fx.Node) -> tuple[str, str]:
     """Path and type of the innermost module that calls the node; empty where torch does not say."""
     stack = node.meta.get("nn_module_stack") or {}
     found = [entry for entry in stack.values() if isinstance(entry, tuple) and not entry[0].startswith(_NOWHERE)]
@@ -68,6 +68,7 @@ def _module(node: fx.Node) -> tuple[str, str]:
     return str(path).partition("@")[0], kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _operator(node: fx.Node) -> str:
+def packet_of(node: fx.Node) -> str:
+    """The name of a node's operator without its overload, such as ``relu``."""
     name = str(node.target)
     return name.split(".")[1] if name.startswith("aten.") else str(getattr(node.target, "__name__", name))

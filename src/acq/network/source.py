@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
 from pathlib import Path
 
 import torch
 from torch import fx
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-# frames of torch and of this package are not the network's own
+# frames of torch, of this package and of Python itself are not the network's own
 _OTHERS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+_PYTHON, _PACKAGES = (f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib"))
 
 
 def written_at(node: fx.Node) -> str:
@@ -29,7 +31,7 @@ def place(frames: list[tuple[str, int]]) -> str:
     Returns:
         Text such as `` (net.py, line 12)``; empty if every frame is torch's or this package's.
     """
-    own = [(file, line) for file, line in frames if not file.startswith(_OTHERS) and not file.startswith("<")]
+    own = [frame for frame in frames if _is_own(frame[0])]
     if not own:
         return ""
     file, line = own[-1]
@@ -38,8 +40,7 @@ def place(frames: list[tuple[str, int]]) -> str:
     return f" ({shown}, line {line})"
 
 
-def module_of(node: fx.Node) -> str:
-    """The path of the innermost module that calls a node; empty where torch does not say."""
-    stack = node.meta.get("nn_module_stack") or {}
-    found = [entry[0] for entry in stack.values() if isinstance(entry, tuple)]
-    return str(found[-1]).partition("@")[0] if found else ""
+def _is_own(file: str) -> bool:
+    if file.startswith(("<", *_OTHERS)):
+        return False
+    return not file.startswith(_PYTHON) or file.startswith(_PACKAGES)

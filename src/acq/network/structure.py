@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 
@@ -19,6 +20,15 @@ RESHAPES = (
     aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
     aten.unsqueeze.default, aten.split.Tensor, operator.getitem,
 )  # fmt: skip
+_MAKERS = (
+    aten.conv2d.default, aten.conv2d.padding, aten.convolution.default, aten.conv_transpose2d.input,
+    aten.batch_norm.default,
+)  # fmt: skip
+_REARRANGE = (
+    aten.flatten.using_ints, aten.unflatten.int, aten.reshape.default, aten.permute.default, aten.transpose.int,
+    aten.t.default,
+)  # fmt: skip
+_MIX = (aten.linear.default, aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default)
 _LEAST_CELLS = 4  # of a feature map in which attention has a position
 
 
@@ -53,12 +63,12 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     norms = tuple(n for n in nodes if n.target is aten.batch_norm.default and len(shape_of(n)) == 4)
     if not norms:
         raise RequestError(
-            "the network has no BatchNorm2d layer, whose statistics replace the training data; "
-            "use a network that was trained with batch normalization and not fused yet"
+            "the network has no BatchNorm2d layer, whose statistics replace the training data; use a network that was "
+            "trained with batch normalization, before its batch norms are folded or frozen as constants"
         )
     logits = logits_of(graph)
-    ancestors = _ancestors(logits)
-    spatial = [n for n in nodes if n in ancestors and n.op == "call_function" and _is_spatial(n)]
+    ancestors, maps = _ancestors(logits), _maps(nodes)
+    spatial = [node for node in maps if node in ancestors and math.prod(maps[node]) >= _LEAST_CELLS]
     if not spatial:
         raise RequestError(
             f"the network has no feature map [N, C, H, W] with at least {_LEAST_CELLS} cells before its logits; "
@@ -69,9 +79,29 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     return NetworkStructure(features, norms, head, logits, answer_of(graph), is_depthwise(graph))
 
 
-def _is_spatial(node: fx.Node) -> bool:
-    shape = shape_of(node)
-    return len(shape) == 4 and shape[2] * shape[3] >= _LEAST_CELLS
+def _maps(nodes: list[fx.Node]) -> dict[fx.Node, tuple[int, ...]]:
+    """The height and width of every node that is a map of features.
+
+    A convolution or a batch norm makes a map, and an operator on a map keeps it. An operator that rearranges or mixes
+    places, such as a reshape, gives a map again only if height and width are those of before. So a channel shuffle is
+    a map, and attention heads [N, heads, places, d] are none.
+    """
+    maps: dict[fx.Node, tuple[int, ...]] = {}
+    rearranged: dict[fx.Node, tuple[int, ...]] = {}
+    for node in nodes:
+        shape = shape_of(node)
+        places = [maps[source] for source in node.all_input_nodes if source in maps]
+        if node.op != "call_function":
+            continue
+        if len(shape) == 4 and (node.target in _MAKERS or (places and node.target not in (*_REARRANGE, *_MIX))):
+            maps[node] = shape[2:]
+        elif node.target in _REARRANGE:
+            places += [rearranged[source] for source in node.all_input_nodes if source in rearranged]
+            if len(shape) == 4 and shape[2:] in places:
+                maps[node] = shape[2:]
+            elif places:
+                rearranged[node] = places[0]
+    return maps
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

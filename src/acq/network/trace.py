@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import inspect
-import io
-import logging
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -18,19 +13,19 @@ from torch import Tensor, fx, nn
 
 from acq.core.evaluate import eval_mode
 from acq.core.outputs import Kind
-from acq.errors import RequestError, first_line
+from acq.errors import RequestError
 from acq.network.constants import shape_of
-from acq.network.decomposition import decompositions, require_known_operators
+from acq.network.decomposition import require_known_operators
+from acq.network.export import exported
+from acq.network.folding import fold_constants
+from acq.network.modules import answer, as_module, other_types, readable
 from acq.network.names import assign_names
 from acq.network.returned import RETURNED, flat_answers, returned
 from acq.network.rewrites import simplify
 
 aten = torch.ops.aten
-# versions after 2.8 add a check of the inputs to the graph unless told otherwise
-_GUARDS = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
-
-
-_ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg)
+_COPIES = (aten.clone.default, aten.alias.default, aten.dropout.default)
+_SAME = 1e-2  # of the largest score; batches of other sizes are rounded differently
 
 
 def trace(
@@ -38,32 +33,42 @@ def trace(
 ) -> fx.GraphModule:
     """Trace ``model`` in eval mode with torch.export, for any batch size.
 
-    The graph is functional: in-place operators and aliases are resolved. It has no dropout and one placeholder,
-    and returns a tuple of tensors (``acq.network.outputs``). It holds its own copies of the weights. Each node has its
-    shape in ``meta["val"]`` and its public name (``acq.network.names``). The model itself does not change.
+    The graph is functional: in-place operators and aliases are resolved. It has no dropout and one placeholder, and
+    returns a tuple of tensors (``acq.network.outputs``). It holds its own copies of the weights in float32 and computes
+    nothing from them alone. Each node has its shape in ``meta["val"]`` and its public name (``acq.network.names``).
+    The model itself does not change.
 
     Args:
-        model: A classifier with float32 weights.
+        model: A classifier, perhaps within a wrapper such as ``DataParallel``.
         input_size: Channels, height and width of its images.
         outputs: The name or index of the returned tensor that decides, if there are several.
         kind: How it decides, where that is not what its shape and its last operator say.
 
     Raises:
-        RequestError: The model rejects such images, cannot be exported, or returns no scores [N, K].
+        RequestError: The model rejects such images, cannot be exported, returns no scores [N, K], or answers
+            differently when an image comes in another batch.
     """
-    example = torch.zeros(2, *input_size)
-    with eval_mode(model), warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    network = as_module(model)
+    types = other_types(network)
+    if types:
+        warnings.warn(f"the network has weights of {', '.join(map(str, types))}; they become float32", stacklevel=2)
+    with eval_mode(network), warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        found = returned(_try(model, example), outputs, kind)
-        with flat_answers(model, found.structure):
-            graph = copy.deepcopy(_export(model, example)).requires_grad_(False)
+        with readable(network):
+            example = torch.zeros(2, *input_size, device=next(network.parameters(), torch.empty(0)).device)
+            found = returned(answer(network, example), outputs, kind)
+            with flat_answers(network, found.structure):
+                graph = exported(network, example)
     graph.meta[RETURNED] = found
     _restore_batch_norm(graph)
+    _keep_batch_axis(graph)
     _drop_copies(graph)
     graph.graph.eliminate_dead_code()
+    fold_constants(graph)
     require_known_operators(graph.graph)
     simplify(graph)
     graph.recompile()
+    _require_independent_images(graph, example)
     assign_names(graph.graph)
     return graph
 
@@ -88,49 +93,24 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _try(network: nn.Module, example: Tensor) -> Any:
-    """One plain forward pass, so that a wrong input size is not reported as a failed export."""
-    size = "x".join(map(str, example.shape[1:]))
-    parameter = next(network.parameters(), example)
-    if parameter.dtype != torch.float32:
-        raise RequestError(f"the network's weights are {parameter.dtype}; convert it with .float()")
-    try:
-        with torch.no_grad():
-            return network(example.to(parameter.device, parameter.dtype))
-    except Exception as error:
-        raise RequestError(
-            f"the network does not take images of {size}: {first_line(error)}; give its size with --input-size"
-        ) from error
+def _require_independent_images(graph: fx.GraphModule, example: Tensor) -> None:
+    """Refuse a network that answers differently when an image comes in another batch."""
+    wave = torch.arange(example.numel(), device=example.device).mul(0.7).sin().reshape(example.shape)
+    wave[1] = 3 * wave[1] + 1  # an image of another contrast and brightness
+    with torch.no_grad():
+        together, alone = (_tensors(graph(images)) for images in (wave, wave[:1]))
+    for several, one in zip(together, alone, strict=True):
+        if (several[:1] - one).abs().max() > _SAME * one.abs().max():
+            raise RequestError(
+                "the network's answer for an image depends on the other images of its batch; "
+                "compute it within each image, without sums or norms over the batch axis"
+            )
 
 
-def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
-    parameter = next(network.parameters(), example)
-    arguments = (example.to(parameter.device, parameter.dtype),)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
-    try:
-        with _quietly():
-            exported = torch.export.export(network, arguments, dynamic_shapes=shapes)
-            exported = exported.run_decompositions(decompositions())
-            module = exported.module(check_guards=False) if _GUARDS else exported.module()
-    except Exception as error:
-        raise RequestError(
-            f"the network cannot be traced by torch.export with a free batch size: {first_line(error)}; "
-            "its forward must not depend on the values or the number of the images"
-        ) from error
-    assert isinstance(module, fx.GraphModule)
-    return module
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress what ``torch.export`` prints and logs about networks that it cannot trace: the error says it."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
+def _tensors(answers: Any) -> tuple[Tensor, ...]:
+    """The returned tensors of floats with a row per image."""
+    found = (answers,) if isinstance(answers, Tensor) else tuple(answers)
+    return tuple(tensor for tensor in found if tensor.is_floating_point() and tensor.dim() and tensor.numel())
 
 
 def _restore_batch_norm(graph: fx.GraphModule) -> None:
@@ -151,13 +131,33 @@ def _restore_batch_norm(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
+def _keep_batch_axis(graph: fx.GraphModule) -> None:
+    """Name the axes that ``squeeze()`` removes, so that it keeps the batch axis of a single image."""
+    for node in list(graph.graph.nodes):
+        if node.target is aten.squeeze.default:
+            source: Any = node.args[0]
+            axes = [axis for axis, size in enumerate(shape_of(source)) if size == 1]
+            node.target, node.args = aten.squeeze.dims, (source, axes)
+            if not axes:
+                node.replace_all_uses_with(source)
+                graph.graph.erase_node(node)
+
+
 def _drop_copies(graph: fx.GraphModule) -> None:
-    """Remove copies (dropout in eval mode, ``contiguous``). Views become reshapes, which do not rely on the layout."""
+    """Remove copies (dropout in eval mode, ``contiguous``, conversions to the same type) and checks.
+
+    Views become reshapes, which do not rely on the layout.
+    """
     for node in list(graph.graph.nodes):
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
-        if node.target in _ASSERTIONS:  # they hold for every image of this size
-            graph.graph.erase_node(node)
-        if node.target in (aten.clone.default, aten.alias.default, aten.dropout.default):
+        if node.target in _COPIES or (node.target is aten._to_copy.default and _keeps_type(node)):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        elif isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
+            graph.graph.erase_node(node)
+
+
+def _keeps_type(conversion: fx.Node) -> bool:
+    source: Any = conversion.args[0]
+    return bool(source.meta["val"].dtype == conversion.meta["val"].dtype)

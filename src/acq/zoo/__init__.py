@@ -12,6 +12,7 @@ from torch import nn
 
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, nearest
+from acq.network.modules import initialise, switch_to_eval
 from acq.zoo.checkpoints import SUFFIXES, apply_state, load_state
 from acq.zoo.loaders import build, from_callable, from_timm, from_torchvision
 from acq.zoo.preprocessing import preprocessing_of, require_both_or_neither
@@ -115,8 +116,10 @@ def resolve(
     module, known = _build(model, entry, arguments or {}, checkpoint)
     preprocessing = preprocessing_of(input_size, mean, std, known)
     if checkpoint is not None:
+        initialise(module, preprocessing.input_size)
         apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
-    return Network(module.eval(), preprocessing, model, mean is not None or known is not None)
+    switch_to_eval(module)
+    return Network(module, preprocessing, model, mean is not None or known is not None)
 
 
 def _entry(model: str) -> Builtin | None:

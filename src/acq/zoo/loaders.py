@@ -16,6 +16,7 @@ from torch import nn
 
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line, nearest
+from acq.network.modules import as_module
 
 Arguments = Mapping[str, Any]
 
@@ -80,7 +81,7 @@ def from_callable(reference: str, arguments: Arguments) -> nn.Module:
     if not hasattr(module, attribute):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise RequestError(f"{path!r} has no {attribute!r}{nearest(attribute, known)}; {_REFERENCE}")
-    builder = getattr(module, attribute)
+    builder = as_module(getattr(module, attribute))
     if isinstance(builder, nn.Module) and not arguments:
         return builder
     if isinstance(builder, nn.Module) or not callable(builder):
@@ -89,7 +90,7 @@ def from_callable(reference: str, arguments: Arguments) -> nn.Module:
 
 
 def build(name: str, builder: Callable[..., Any], arguments: Arguments) -> nn.Module:
-    """Call ``builder`` with ``--model-args``.
+    """Call ``builder`` with ``--model-args``, and take what it builds out of wrappers such as ``DataParallel``.
 
     Args:
         name: The network's name, for messages.
@@ -102,7 +103,9 @@ def build(name: str, builder: Callable[..., Any], arguments: Arguments) -> nn.Mo
     _check_arguments(name, builder, arguments)
     try:
         with redirect_stdout(sys.stderr):  # output of the network's code must not mix with JSON results
-            model = builder(**arguments)
+            model = as_module(builder(**arguments))
+    except RequestError:
+        raise
     except (Exception, SystemExit) as error:
         raise RequestError(f"{name} failed: {first_line(error, typed=True)}") from error
     if not isinstance(model, nn.Module):

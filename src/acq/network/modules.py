@@ -1,0 +1,129 @@
+"""Modules as their owners have them, made readable for a trace and put back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.optim.swa_utils import AveragedModel
+
+from acq.core.evaluate import eval_mode
+from acq.errors import RequestError, first_line
+from acq.network.frozen_norm import as_batch_norm
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
+def as_module(value: Any) -> Any:
+    """The module within a program of torch.export or a wrapper for training; any other value as it is.
+
+    Raises:
+        RequestError: It is a TorchScript program.
+    """
+    if isinstance(value, torch.export.ExportedProgram):
+        return value.module()
+    if isinstance(value, torch.jit.ScriptModule):
+        raise RequestError(
+            "the network is a TorchScript program, which no longer has the network's code; "
+            "name the code that built it, and give the program's state_dict() as --checkpoint"
+        )
+    return _unwrapped(value) if isinstance(value, nn.Module) else value
+
+
+def switch_to_eval(module: nn.Module) -> None:
+    """Put a module in eval mode, whatever its own ``eval`` returns or refuses."""
+    with suppress(NotImplementedError):  # programs of torch.export have one mode
+        module.eval()
+    for part in module.modules():
+        part.training = False
+
+
+def initialise(module: nn.Module, input_size: tuple[int, ...]) -> None:
+    """Give lazy layers their weights by one pass of black images; other modules do not change.
+
+    Raises:
+        RequestError: The module does not take such images.
+    """
+    if any(isinstance(part, LazyModuleMixin) and part.has_uninitialized_params() for part in module.modules()):
+        with eval_mode(module):
+            answer(module, torch.zeros(2, *input_size))
+
+
+def answer(module: nn.Module, images: Tensor) -> Any:
+    """What a module returns for images, computed without compiled code.
+
+    Raises:
+        RequestError: It does not take such images.
+    """
+    size = "x".join(map(str, images.shape[1:]))
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return module(images)
+    except Exception as error:
+        raise RequestError(
+            f"the network does not take images of {size}: {first_line(error)}; give its size with --input-size"
+        ) from error
+
+
+def other_types(module: nn.Module) -> list[torch.dtype]:
+    """The floating-point types of a module's weights other than float32."""
+    found = {tensor.dtype for tensor in _tensors(module) if tensor.is_floating_point()}
+    return sorted(found - {torch.float32}, key=str)
+
+
+@contextmanager
+def readable(module: nn.Module) -> Iterator[None]:
+    """Within the block a module has weights of float32, no wrappers inside, and batch norms in place of frozen ones.
+
+    On exit its weights, its parts and its own tensors are those from before. No weight is copied that has float32.
+    """
+    data = [(tensor, tensor.data) for tensor in _tensors(module) if tensor.is_floating_point()]
+    own = [(part.__dict__, key, value) for part in module.modules() for key, value in part.__dict__.items()]
+    own = [entry for entry in own if isinstance(entry[2], Tensor)]
+    parts = [(part._modules, name, child) for part in module.modules() for name, child in part._modules.items()]
+    try:
+        for tensor, values in data:
+            if values.dtype != torch.float32:
+                tensor.data = values.float()
+        for place, key, value in own:
+            if value.is_floating_point():
+                place[key] = value.float()
+        made: dict[int, nn.Module] = {}  # a part that is used twice stays one part
+        for children, name, child in parts:
+            if child is not None:
+                children[name] = made.setdefault(id(child), _plain(child))
+        yield
+    finally:
+        for children, name, child in parts:
+            children[name] = child
+        for place, key, value in own:
+            place[key] = value
+        for tensor, values in data:
+            tensor.data = values
+
+
+def _plain(part: nn.Module) -> nn.Module:
+    inner = _unwrapped(part)
+    return as_batch_norm(inner) or inner
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module that wrappers hold, for several processes, for averages and for compiled code."""
+    while True:
+        if isinstance(module, _WRAPPERS):
+            module = module.module
+        elif isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):  # torch.compile
+            module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return module
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, once each, without those that lazy layers still lack."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not torch.nn.parameter.is_lazy(tensor):
+            yield tensor

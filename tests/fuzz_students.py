@@ -33,7 +33,7 @@ from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.runs.names import QUANTIZATION
 
-_MEMORY = 8 << 30
+_MEMORY = 20 << 30
 KNOWN = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
 NETWORKS = ("residual", "shuffle", "unknown operator", "squeeze-excite")
 NUMBERS = (0, -1, 1, 2, 3, 7, 100, 2**31, -(2**31), 2**62, -(2**63), 0.5, float("1e38"), True, None, "x", [], [1, 2])

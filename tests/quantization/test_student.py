@@ -10,14 +10,18 @@ from helpers import (
     CLASSES,
     NETWORKS,
     SIZE,
+    Chain,
     Scores,
     answering,
+    conv,
     images,
     network,
     student_from,
     student_of,
     traced,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from acq.core.structures import flattened
 from acq.network.names import name_of
@@ -149,7 +153,32 @@ def test_layers_in_float_count_with_32_bits() -> None:
     weights, biases = 768 * 12 + 12 * 5, 17
     assert float_bytes(student) == 4 * (weights + biases)
     assert quantized_bytes(student) == 768 * 12 // 2 + 8 * 12 + 4 * 12 * 5 + 4 * 5 + 5
-    assert mean_weight_bits(student) == pytest.approx((4 * 768 * 12 + 32 * 60) / weights)
+    assert mean_weight_bits(student) == pytest.approx((4 * 768 * 12 + 32 * 65) / (weights + 5))
+
+
+class Normalised(nn.Module):
+    """A table of places, a norm over channels, and a layer whose weight is computed from its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.places = nn.LayerNorm([8, 16, 16]), nn.Parameter(torch.rand(1, 8, 16, 1))
+        self.mixer = nn.Parameter(torch.rand(8, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.norm(x) + self.places, self.mixer * x.mean())
+
+
+def test_every_weight_counts_where_it_is_used_in_float() -> None:
+    """Constants of any operator are in both sizes and in the mean, so nothing that the file holds is left out."""
+    model = Chain(Normalised(), nn.ReLU(), conv(8, 8))
+    graph = trace(model.eval(), SIZE)
+    student = build(graph, plan(graph, NumberFormat(4, 4)))
+    layers = sum(4 * (layer.weight.numel() + len(layer.weight)) for _, layer in student.layers())
+    constants = 2 * 8 * 16 * 16 + 8 * 16 + 64
+    assert float_bytes(student) == layers + 4 * constants
+    assert quantized_bytes(student) > 4 * constants
+    weights = sum(layer.weight.numel() for _, layer in student.layers())
+    assert mean_weight_bits(student) == pytest.approx((4 * weights + 32 * constants) / (weights + constants))
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -13,12 +13,10 @@ from acq.core.outputs import Answer, Output
 from acq.core.values import Preprocessing
 from acq.errors import nearest
 from acq.network.names import name_of
-from acq.network.operators import ROLES, operator_of
 from acq.network.outputs import returned_nodes
 from acq.quantization.layers import QuantLayer
 from acq.quantization.plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
-from acq.quantization.roles import LAYERS
 
 _FLOAT_BITS = 32
 _QUANTIZER_BYTES = 5  # a float32 scale and a zero point of one byte
@@ -162,9 +160,9 @@ def quantized_bytes(student: Student) -> int:
 
 
 def mean_weight_bits(student: Student) -> float:
-    """Mean bits per weight over all layers; a weight in floating point has 32."""
+    """Mean bits per weight over all layers; a constant that is used in floating point has 32."""
     counts = [(layer.weight.numel(), layer.weight_quantizer.bits) for _, layer in student.layers()]
-    counts += [(student.get_buffer(name).numel(), _FLOAT_BITS) for name in _float_weights(student)]
+    counts += [(value.numel(), _FLOAT_BITS) for value in _constants(student) if value.is_floating_point()]
     return sum(count * bits for count, bits in counts) / sum(count for count, _ in counts)
 
 
@@ -173,13 +171,13 @@ def _bias_count(layer: QuantLayer) -> int:
 
 
 def _constant_bytes(student: Student) -> int:
-    constants = [student.get_buffer(str(node.target)) for node in student.graph.nodes if node.op == "get_attr"]
-    return sum(value.numel() * value.element_size() for value in constants)
+    return sum(value.numel() * value.element_size() for value in _constants(student))
 
 
-def _float_weights(student: Student) -> Iterator[str]:
-    """The buffers with weights of layers that are kept in floating point."""
-    for node in student.graph.nodes:
-        is_layer = node.op == "call_function" and ROLES.get(operator_of(node)) in LAYERS
-        if is_layer and node.args[1].op == "get_attr":
-            yield str(node.args[1].target)
+def _constants(student: Student) -> Iterator[Tensor]:
+    """What operators that are no quantized layers take from the network: weights of layers in floating point, and more.
+
+    A constant that several nodes name counts once.
+    """
+    for target in {str(node.target) for node in student.graph.nodes if node.op == "get_attr"}:
+        yield student.get_buffer(target)

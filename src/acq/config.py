@@ -31,7 +31,10 @@ class Config(Section):
     """The settings of one run. ``Config.create`` makes them from a preset and what differs from it."""
 
     preset: Preset = Field("default", description="what the settings below differ from")
-    bits: str = Field("w4a4", description="bits of weights and activations, 2 to 8; auto chooses bits per layer")
+    bits: str = Field(
+        "w4a4",
+        description="bits of weights and activations, 2 to 8, or of weights alone as in w4; auto: bits per layer",
+    )
     budget: float | None = Field(
         None, ge=2, le=8, description="mean bits of weights where bits are auto; null: 4 there"
     )
@@ -94,17 +97,19 @@ class Config(Section):
         """The bit-widths of the student.
 
         Raises:
-            RequestError: The bits are not of the form w4a4, or out of range.
+            RequestError: The bits are not of the form w4a4 or w4, or out of range.
         """
         parsed = NumberFormat.parse(self.bits, self.first_last_bits, self.add_bits)
         powers_of_two = self.power_of_two_scales and self.placement == "deployable" and parsed.activation == 8
-        return replace(parsed, reduce_range=self.reduce_range, power_of_two_scales=powers_of_two)
+        reduce_range = self.reduce_range and not parsed.weights_alone  # products of floats do not overflow
+        return replace(parsed, reduce_range=reduce_range, power_of_two_scales=powers_of_two)
 
     def headline(self) -> dict[str, Any]:
         """The settings that a summary shows."""
         shown = {"bits", "placement", "first_last_bits", "add_bits", "preset", "precision", "seed"}
         figures = self.model_dump(mode="json", include=shown)
-        return figures if self.placement == "deployable" else {**figures, "add_bits": None}  # sums are not quantized
+        has_sums = self.placement == "deployable" and not self.format.weights_alone
+        return figures if has_sums else {**figures, "add_bits": None}  # sums are not quantized
 
     def with_layers(self, layers: Mapping[str, int | Literal["float"]]) -> Self:
         """The same settings with the bits of single layers."""

@@ -73,6 +73,20 @@ def test_layers_in_float_mean_the_same_in_the_file(name: str, tmp_path: Path) ->
     assert found.integer <= len(list(student.layers()))
 
 
+@pytest.mark.parametrize("bits", ["w4", "w8"])
+@pytest.mark.parametrize("name", ["resnet", "squeeze-excite", "two linears"])
+def test_weights_alone_make_a_smaller_file_of_floats(name: str, bits: str, tmp_path: Path) -> None:
+    """Weights are stored in their bits, nothing else is rounded, and no layer of ONNX Runtime runs on integers."""
+    student = integer_student(name, bits)
+    found = compared(student, tmp_path)
+    assert found.optimised.agreement == 100
+    assert found.optimised.difference < 1e-4
+    assert found.integer == 0
+    kinds = {node.op_type for node in onnx_model(student).graph.node}
+    assert "QuantizeLinear" not in kinds
+    assert "DequantizeLinear" in kinds
+
+
 def test_names_in_the_file_are_the_networks() -> None:
     """Constants have names of layers and tensors, and none of torch.fx."""
     student = integer_student("resnet", "w4a4", layers={"layer2.0.conv1": "float"})

@@ -15,11 +15,22 @@ from acq.quantization.formats import NumberFormat
         ("wautoa3", "same", NumberFormat(4, 3)),
         ("W3A5", "same", NumberFormat(3, 5)),
         (" w8a8 ", 4, NumberFormat(8, 8, 4)),
+        ("w4", "8", NumberFormat(4, None, 8)),
+        ("W8", "same", NumberFormat(8, None)),
+        ("wauto", "same", NumberFormat(4, None)),
     ],
 )
 def test_formats_are_parsed(text: str, first_last_bits: str | int, wanted: NumberFormat) -> None:
     """Weights and activations are read in either case, and the first and last layers' bits as a number or same."""
     assert NumberFormat.parse(text, first_last_bits) == wanted
+
+
+@pytest.mark.parametrize("text", ["w2", "w8", "w3a5", "w8a8"])
+def test_a_format_has_the_name_from_which_it_is_parsed(text: str) -> None:
+    """A format without activations names none."""
+    found = NumberFormat.parse(text)
+    assert found.name == text
+    assert found.weights_alone == ("a" not in text)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +48,7 @@ def test_bits_of_additions_are_parsed(add_bits: str | int, wanted: NumberFormat)
         ("4", "8", "bits not understood: '4'; write .* w4a4"),
         ("w4a", "8", "w4a4"),
         ("w1a4", "8", "bits out of range: weight 1; give 2 to 8"),
+        ("w9", "8", "bits out of range: weight 9; give 2 to 8"),
         ("w4a9", "8", "bits out of range: activation 9"),
         ("w4a4", "16", "bits out of range: first_last_bits 16"),
         ("w4a4", "none", "first_last_bits not understood: 'none'; give a bit-width such as 8, or same"),

@@ -21,7 +21,6 @@ from helpers import (
     traced,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from acq.core.structures import flattened
 from acq.network.names import name_of
@@ -157,15 +156,15 @@ def test_layers_in_float_count_with_32_bits() -> None:
 
 
 class Normalised(nn.Module):
-    """A table of places, a norm over channels, and a layer whose weight is computed from its input."""
+    """A table of places, a norm over channels, and a matrix that is no layer's."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.places = nn.LayerNorm([8, 16, 16]), nn.Parameter(torch.rand(1, 8, 16, 1))
-        self.mixer = nn.Parameter(torch.rand(8, 8, 1, 1))
+        self.mixer = nn.Parameter(torch.rand(8, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.norm(x) + self.places, self.mixer * x.mean())
+        return ((self.norm(x) + self.places).movedim(1, 3) @ self.mixer).movedim(3, 1)
 
 
 def test_every_weight_counts_where_it_is_used_in_float() -> None:

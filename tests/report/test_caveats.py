@@ -57,6 +57,14 @@ def test_the_relu_only_placement_is_for_comparison() -> None:
     assert not any("operator" in caveat or "addition" in caveat for caveat in found)
 
 
+@pytest.mark.parametrize("bits", ["w4", "w8"])
+def test_weights_alone_bring_no_speed(bits: str) -> None:
+    """The page says so once, and counts no operators."""
+    found = caveats(SUMMARY, replace(PLAN, format=NumberFormat.parse(bits)))
+    assert any("a smaller file, and no more speed" in caveat for caveat in found)
+    assert not any("operator" in caveat or "addition" in caveat for caveat in found)
+
+
 @pytest.mark.parametrize(
     ("bits", "add", "there"), [("w4a4", 8, True), ("w4a4", 5, True), ("w4a4", "same", False), ("w8a8", 8, False)]
 )

@@ -53,8 +53,9 @@ Std = Annotated[
 Bits = Annotated[
     str | None,
     typer.Option(
-        metavar="wNaM|auto",
-        help="bits of weights and activations, 2 to 8 (default w4a4); auto chooses bits per layer",
+        metavar="wNaM|wN|auto",
+        help="bits of weights and activations, 2 to 8 (default w4a4), or of weights alone as in w4; auto chooses bits "
+        "per layer",
         rich_help_panel=STUDENT,
     ),
 ]

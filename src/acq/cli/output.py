@@ -67,8 +67,11 @@ def print_plan(plan: Plan, rehearsal: Rehearsal) -> None:
     """Print a plan with what engines run on integers, and why the other operators stay in floating point."""
     kept = plan.float_nodes
     print_lines([plan.table({node.name: rehearsal.place_of(node) for node in plan.nodes}), ""])
-    print_lines([f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
-    print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)
+    if plan.format.weights_alone:
+        print_lines(["weights alone are quantized: engines compute in floating point, from a smaller file"])
+    else:
+        print_lines([f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
+        print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)
     engines = f"the file was written from the untrained student and opened on {', '.join(rehearsal.engines)}"
     print_lines(["", *([engines] if rehearsal.engines else []), *rehearsal.notes()])
 

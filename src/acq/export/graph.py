@@ -200,7 +200,7 @@ def _padded_for_convolutions(student: Student) -> set[fx.Node]:
 def _metadata(student: Student, raw_images: bool) -> dict[str, Any]:
     format, known = student.plan.format, student.preprocessing
     found = {
-        "bits": f"w{format.weight}a{format.activation}",
+        "bits": format.name,
         "placement": student.plan.placement,
         "images": RAW if raw_images else NORMALISED,
     }

@@ -78,8 +78,7 @@ class _Builder:
     def __init__(self, graph: fx.GraphModule, plan: Plan, preprocessing: Preprocessing | None) -> None:
         self.source = graph
         self.plans = {node.name: node for node in plan.nodes}
-        self.power_of_two_scales = plan.format.power_of_two_scales
-        self.activation_bits = plan.format.activation
+        self.format = plan.format
         self.graph = fx.Graph()
         self.built = Student(self.graph, plan, answer_of(graph), preprocessing)
         self.names = {name_of(node) for node in graph.graph.nodes}
@@ -144,16 +143,18 @@ class _Builder:
 
     def _quantizer(self, copy: fx.Node, plan: NodePlan) -> fx.Node:
         assert plan.output_bits is not None
-        quantizer = ActivationQuantizer(plan.output_bits, plan.name, power_of_two_scales=self.power_of_two_scales)
+        quantizer = ActivationQuantizer(
+            plan.output_bits, plan.name, power_of_two_scales=self.format.power_of_two_scales
+        )
         return self._run(quantizer, copy, self._unused(f"{plan.name}_quantizer"))
 
     def _requantizer(self, copy: fx.Node, plan: NodePlan) -> fx.Node:
         name = self._unused(f"{plan.name}_requantizer")
         has_channels = len(plan.shape) in (2, 4) and plan.shape[1] > 0  # [N, C] or [N, C, H, W]
         quantizer = ActivationQuantizer(
-            self.activation_bits,
+            self.format.multiplied,
             name,
-            power_of_two_scales=self.power_of_two_scales,
+            power_of_two_scales=self.format.power_of_two_scales,
             channels=plan.shape[1] if has_channels else None,
         )
         return self._run(quantizer, copy, name)
@@ -218,7 +219,7 @@ class _Builder:
             weight, bias = folded(weight, bias, taken_over, torch.zeros_like(taken_over))
         assert plan.weight_range_bits is not None
         quantizer = WeightQuantizer(
-            len(weight), plan.weight_range_bits, plan.name, power_of_two_scales=self.power_of_two_scales
+            len(weight), plan.weight_range_bits, plan.name, power_of_two_scales=self.format.power_of_two_scales
         )
         if plan.role == Role.LINEAR:
             return QuantLinear(weight, bias, quantizer)

@@ -52,6 +52,8 @@ def calibrate(
         layer.weight_quantizer.set_qparams(weight_scale(layer.weight, layer.weight_quantizer))
     rng = rng if rng is not None else torch.Generator().manual_seed(0)
     quantizers = [quantizer for _, quantizer in student.activations()]
+    if not quantizers:
+        return  # weights alone are quantized
     try:
         _observe(student, images, quantizers, rng, progress)
         for quantizer in quantizers:

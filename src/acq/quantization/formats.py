@@ -11,7 +11,7 @@ WIDTHS = range(2, 9)  # bit-widths that quantizers support
 AUTO_WEIGHT_BITS = 4  # width at which layers are compared while their own widths are still open
 FULL_BITS, REDUCED_BITS = 8, 7  # with ``reduce_range``, weights of the former width use the range of the latter
 SAME = "same"
-_BITS = re.compile(r"w(auto|\d+)a(\d+)")
+_BITS = re.compile(r"w(auto|\d+)(?:a(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class NumberFormat:
 
     Attributes:
         weight: Bits of weights.
-        activation: Bits of activations.
+        activation: Bits of activations; None quantizes weights alone, so that no tensor has a quantizer.
         first_last: Bits of the first and last layers' weights; None means ``weight``.
         image: Bits of the image.
         nonlinearity: Bits of the input of a smooth nonlinearity. Engines evaluate it as a table of 256 entries.
@@ -36,7 +36,7 @@ class NumberFormat:
     """
 
     weight: int
-    activation: int
+    activation: int | None
     first_last: int | None = None
     image: int = 8
     nonlinearity: int = 8
@@ -55,19 +55,36 @@ class NumberFormat:
         }.items():
             if width is not None and width not in WIDTHS:
                 raise RequestError(f"bits out of range: {setting} {width}; give 2 to 8, for example w4a4")
-        if self.add is not None and self.add < self.activation:
+        if self.add is not None and self.activation is not None and self.add < self.activation:
             raise RequestError(
                 f"add_bits {self.add} is below the activations' {self.activation} bits; "
                 f"give at least {self.activation}, or {SAME}"
             )
+
+    @property
+    def weights_alone(self) -> bool:
+        """Whether no activation is quantized."""
+        return self.activation is None
+
+    @property
+    def multiplied(self) -> int:
+        """Bits of what layers multiply; only for a format with activations."""
+        assert self.activation is not None
+        return self.activation
+
+    @property
+    def name(self) -> str:
+        """Such as ``w4a4``, or ``w4``."""
+        return f"w{self.weight}" if self.activation is None else f"w{self.weight}a{self.activation}"
 
     @classmethod
     def parse(cls, text: str, first_last_bits: str | int = SAME, add_bits: str | int = 8) -> NumberFormat:
         """Read a format from its settings.
 
         Args:
-            text: Bits of weights and activations, such as ``w4a4``. With ``wauto`` each layer gets its own width later
-                (``acq.quantization.allocation``); until then weights have 4 bits.
+            text: Bits of weights and activations, such as ``w4a4``, or of weights alone, such as ``w4``. With
+                ``wauto`` each layer gets its own width later (``acq.quantization.allocation``); until then weights
+                have 4 bits.
             first_last_bits: A bit-width, or ``same``.
             add_bits: A bit-width, or ``same``.
 
@@ -80,13 +97,13 @@ class NumberFormat:
         match = _BITS.fullmatch(text.strip().lower())
         if match is None:
             raise RequestError(
-                f"bits not understood: {text!r}; write weights and activations as in w4a4, or wautoa4 for automatic "
-                "weight bits"
+                f"bits not understood: {text!r}; write weights and activations as in w4a4, weights alone as in w4, or "
+                "wautoa4 for automatic weight bits"
             )
         weight, activation = match.groups()
         return cls(
             weight=AUTO_WEIGHT_BITS if weight == "auto" else int(weight),
-            activation=int(activation),
+            activation=None if activation is None else int(activation),
             first_last=_width_or_same("first_last_bits", first_last_bits),
             add=_width_or_same("add_bits", add_bits),
         )

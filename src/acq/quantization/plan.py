@@ -119,7 +119,7 @@ def plan(
     ``deployable`` quantizes every tensor that an integer engine computes: the image, and the output of each operator
     after its batch norm and rectifier. Operators that only move values need no quantizer. ``relu-only`` is the setting
     of the data-free literature: it quantizes the outputs of rectifiers only. Weights are quantized in both placements,
-    the logits in neither.
+    the logits in neither. A format of weights alone has no quantizers of tensors in either.
 
     Args:
         graph: The traced network.
@@ -146,10 +146,12 @@ def plan(
 def _wanted_bits(roles: Roles, format: NumberFormat) -> dict[fx.Node, int]:
     """Second pass, backwards: the most bits that a consumer of each node wants, also behind operators that move."""
     wanted: dict[fx.Node, int] = {}
+    if format.weights_alone:
+        return wanted
     for node in reversed(roles.nodes):
         users = [user for user in node.users if roles.of(user) not in (Role.SHAPE, Role.CONSTANT)]
         widths = [wanted[user] if roles.keeps_levels(user) else _input_bits(roles, user, format) for user in users]
-        wanted[node] = max(widths, default=format.activation)
+        wanted[node] = max(widths, default=format.multiplied)
     return wanted
 
 
@@ -159,10 +161,10 @@ def _input_bits(roles: Roles, node: fx.Node, format: NumberFormat) -> int:
     if role in (Role.RESCALE, Role.FLOAT) or (role in (Role.ADD, Role.PRODUCT) and _takes_number(node)):
         return FULL_BITS  # what no multiplication of integers needs narrow is rounded once, behind it
     if role == Role.NONLINEARITY or (role == Role.PRODUCT and any(map(roles.is_gate_of_own_input, inputs))):
-        return max(format.nonlinearity, format.activation)
+        return max(format.nonlinearity, format.multiplied)
     if role == Role.ADD:
-        return max(format.add or 0, format.activation)
-    return format.activation
+        return max(format.add or 0, format.multiplied)
+    return format.multiplied
 
 
 def _takes_number(node: fx.Node) -> bool:
@@ -199,7 +201,7 @@ class _Placer:
             self.sources[node] = (node, output.bits) if output.bits else self._common_source(node)
             consumers = tuple(name_of(user) for user in self._requantizing_consumers(node))
             requantized = (
-                f"requantized to {self.format.activation} bits for {', '.join(consumers)}" if consumers else ""
+                f"requantized to {self.format.multiplied} bits for {', '.join(consumers)}" if consumers else ""
             )
             yield NodePlan(
                 name=name_of(node),
@@ -223,6 +225,9 @@ class _Placer:
             return _Output(None, "returns several tensors")
         if node in self.logits:
             return _Output(None, "logits are not quantized")
+        if self.format.weights_alone:
+            is_read = self.roles.of(node) not in (Role.IMAGE, Role.MOVE)
+            return _Output(None, "weights alone are quantized", floating=is_read)
         consumer = self._joined(node)
         if consumer is not None:
             return _Output(None, f"belongs to {name_of(consumer)}")
@@ -260,9 +265,9 @@ class _Placer:
         if node in self.images:
             return self.format.image
         if self.relu_only:
-            return self.format.activation
+            return self.format.multiplied
         if self.roles.is_gate_of_own_input(node):
-            return max(self.format.nonlinearity, self.format.activation)
+            return max(self.format.nonlinearity, self.format.multiplied)
         return self.wanted[node]
 
     def _needs_no_quantizer(self, node: fx.Node) -> bool:
@@ -288,9 +293,11 @@ class _Placer:
     def _requantizing_consumers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Consumers that multiply a node's values and take fewer bits than these have. The image keeps its bits."""
         source, bits = self.sources.get(node) or (node, 0)
+        if not bits:
+            return
         for user in node.users if source not in self.images else ():
             multiplies = self.roles.of(user) in _MULTIPLYING
-            if multiplies and _input_bits(self.roles, user, self.format) == self.format.activation < bits:
+            if multiplies and _input_bits(self.roles, user, self.format) == self.format.multiplied < bits:
                 yield user
 
     def _weight_bits(self, node: fx.Node) -> int | None:

@@ -55,11 +55,14 @@ def _on_training(losses: Mapping[str, Any]) -> Iterator[str]:
 
 def _on_plan(plan: Plan) -> Iterator[str]:
     count = len(plan.float_nodes)
+    if plan.format.weights_alone:
+        yield "Weights alone are quantized. Engines then compute in floating point: a smaller file, and no more speed."
+        return
     if plan.placement == "relu-only":
         yield "The relu-only placement is for comparison with papers. Parts of the student stay in floating point."
     elif count:
         subject = "1 operator stays" if count == 1 else f"{count} operators stay"
         yield f"{subject} in floating point. The notes of the plan say why."
-    activation, add = plan.format.activation, plan.format.add or 0
+    activation, add = plan.format.multiplied, plan.format.add or 0
     if plan.placement == "deployable" and add > activation:
         yield f"Tensors that enter an addition have {add} bits. Inputs of layers have {activation} bits."

@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a network without batch norms": (quantize(network=of("without_norms")), "BatchNorm2d"),
     "a network without feature maps": (quantize(network=of("without_space")), "no feature map"),
     "a network without scores": (quantize(network=of("without_scores")), "no classifier output"),
-    "a network with two paths": (quantize(network=of("Undecided")), "must not depend on the values"),
+    "a network with two paths": (quantize(network=of("Undecided")), "depends on the values of its images"),
     # the student
     "one bit": (quantize("--bits", "w1a4"), "bits out of range"),
     "nine bits": (quantize("--bits", "w4a9"), "bits out of range"),

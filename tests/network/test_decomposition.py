@@ -180,3 +180,20 @@ def test_batch_norms_without_statistics_are_refused_by_name() -> None:
     ):
         trace(Chain(*layers), SIZE)
     assert trace(Chain(Applied(by_hand)), SIZE)(images(2)).shape == (2, 5)
+
+
+class Trains(nn.Module):
+    """Puts its batch norm back into training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm.train()(x)
+
+
+def test_batch_norms_in_training_mode_are_refused_by_name() -> None:
+    """They have statistics and do not use them, so the way out is another."""
+    with pytest.raises(RequestError, match=r"in training mode: 'middle.0.norm'; .* leave them in eval mode"):
+        trace(Chain(Trains()), SIZE)

@@ -140,6 +140,30 @@ def test_what_no_image_changes_is_computed_once(kind: str) -> None:
             torch.testing.assert_close(graph(images(count)), model(images(count)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: x + torch.ones(x.shape[0], 8, 1, 1),
+        lambda x: x + x.new_full(x.shape, 0.5),
+        lambda x: x + torch.full_like(x, 2.0),
+        lambda x: torch.where(torch.zeros(len(x), 1, 1, 1, dtype=torch.bool), 0, x),
+    ],
+)
+def test_filled_tensors_of_the_batch_are_one_number(part: Callable[[Tensor], Tensor]) -> None:
+    """A tensor that is filled in every pass is an expanded constant, so that it is where the network is."""
+
+    class Filled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return part(x)
+
+    model = Chain(nn.ReLU(), Filled()).eval()
+    graph = trace(model, SIZE)
+    assert not [node for node in graph.graph.nodes if str(node.target).startswith("aten.full")]
+    for count in (1, 3):
+        with torch.no_grad():
+            torch.testing.assert_close(graph(images(count)), model(images(count)))
+
+
 def test_only_what_is_read_is_kept() -> None:
     """The parameters behind a folded weight are gone, all others stay."""
     model = Chain(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))).eval()

@@ -115,6 +115,73 @@ def test_torchscript_is_refused(made: Callable[[nn.Module], nn.Module]) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_parts_of_torchscript_are_traced_or_named() -> None:
+    """A traced part is computed like any other; a scripted one, which torch.export does not take, is named."""
+    model, x = network(), images(3)
+    with torch.no_grad():
+        wanted = model(x)
+    model.stem = torch.jit.trace(model.stem, images(2))
+    torch.testing.assert_close(trace(model, SIZE)(x), wanted)
+    model = network()
+    model.middle = torch.jit.script(model.middle)
+    with pytest.raises(RequestError, match="part 'middle' of the network is a TorchScript program"):
+        trace(model, SIZE)
+
+
+class Called(nn.Module):
+    """Takes its images by name, beside a flag, or within a dictionary."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind = network(), kind
+
+    def forward(self, x: Any, flag: bool = False) -> Tensor:
+        return self.inner(x["image"] if self.kind == "dictionary" else x)
+
+
+class Named(Called):
+    def forward(self, *, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "fact"),
+    [
+        (Named("name"), "does not take images alone: .*; wrap it"),
+        (Called("dictionary"), r"does not take images of 3x16x16: .*test_modules.py, line \d+\)"),
+        (torch.export.export(network(), (images(4),)), r"one number of images .*dynamic_shapes="),
+    ],
+)
+def test_other_inputs_are_refused_with_the_way_out(model: nn.Module, fact: str) -> None:
+    """A forward that takes something else is not blamed on the size of the images alone."""
+    with pytest.raises(RequestError, match=fact) as caught:
+        trace(model, SIZE)
+    assert "\n" not in str(caught.value)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, as some people's statistics do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(x)
+
+
+def test_buffers_that_forward_changes_stay() -> None:
+    """The graph changes no buffer, and gives the scores of the module."""
+    model = Counting()
+    graph = trace(model, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(images(2)), model.inner(images(2)))
+    assert not [node for node in graph.graph.nodes if "calls" in str(node.target)]
+
+
 def test_other_values_pass() -> None:
     """A value that is no module is the caller's to refuse."""
     assert as_module(3) == 3

@@ -22,7 +22,7 @@ from acq.network.rewrites import LAYERS
 from acq.network.source import written_at
 
 aten = torch.ops.aten
-_OF_THE_BATCH = (
+_BATCH_STATISTICS = (
     aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default,
     aten._native_batch_norm_legit_functional.default,
 )  # fmt: skip
@@ -51,19 +51,24 @@ def require_known_operators(graph: fx.Graph) -> None:
     Raises:
         RequestError: There is one; the message names it and the line of the network's code.
     """
-    unsteady = [node for node in graph.nodes if node.target in _OF_THE_BATCH and not _is_of_one_image(node)]
-    if unsteady:
-        names = ", ".join(repr(module_of(node)[0]) for node in unsteady[:_SHOWN])
-        more = f" and {len(unsteady) - _SHOWN} more" if len(unsteady) > _SHOWN else ""
-        raise RequestError(
-            f"batch norms without running statistics: {names}{more}; the answer for an image depends on the others "
-            "of its batch, so train the network with track_running_stats=True"
-        )
+    norms = [node for node in graph.nodes if node.target in _BATCH_STATISTICS and not _is_of_one_image(node)]
+    if norms:
+        raise RequestError(_of_the_batch(norms))
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OperatorBase):
             fault = _fault(node)
             if fault:
                 raise RequestError(fault)
+
+
+def _of_the_batch(norms: list[fx.Node]) -> str:
+    """Why batch norms that use the batch's own statistics are refused, and the way out."""
+    names = ", ".join(repr(module_of(node)[0]) for node in norms[:_SHOWN])
+    names += f" and {len(norms) - _SHOWN} more" if len(norms) > _SHOWN else ""
+    without = any(node.target is aten._native_batch_norm_legit.no_stats for node in norms)
+    kind = "without running statistics" if without else "in training mode"
+    way_out = "train the network with track_running_stats=True" if without else "leave them in eval mode"
+    return f"batch norms {kind}: {names}; the answer for an image depends on the others of its batch, so {way_out}"
 
 
 def _is_of_one_image(norm: fx.Node) -> bool:
@@ -127,6 +132,19 @@ def _vector_norm(
     return (x * x).sum(axes, keepdim).sqrt() if ord == 2 else x.pow(ord).sum(axes, keepdim).pow(1 / ord)
 
 
+def _traced_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int, *_: bool,
+) -> Tensor:  # fmt: skip
+    """A convolution as torch.jit.trace writes it."""
+    if x.dim() == 4 and not transposed:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    found: Tensor = aten.convolution.default(
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    )
+    return found
+
+
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
@@ -146,6 +164,8 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.linalg_vector_norm.default: _vector_norm,
     aten.scaled_dot_product_attention.default: _attention,
     aten.var_mean.correction: _var_mean,
+    aten._convolution.default: _traced_convolution,
+    aten._convolution.deprecated: _traced_convolution,
     aten.max.default: torch.amax,
     aten.min.default: torch.amin,
 }

@@ -80,9 +80,15 @@ def _refusal(network: nn.Module, images: Tensor, error: Exception) -> RequestErr
             f"the network's forward takes the number of its images as a plain number{_specialised(network, images)}, "
             "so its graph would fit that number only; use x.shape[0] as it is, without int(), range() or a loop"
         )
+    scripts = [name for name, part in network.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripts:
+        return RequestError(
+            f"part {scripts[0]!r} of the network is a TorchScript program, which torch.export cannot trace; "
+            "use the Python module that it was made from"
+        )
     return RequestError(
         f"the network cannot be traced by torch.export with a free batch size: {first_line(error)}{where}; "
-        "its forward must not depend on the values or the number of the images"
+        "its forward must use operators of torch alone, whatever the values and the number of the images"
     )
 
 

@@ -17,6 +17,7 @@ _LAYERS = (
     aten.conv2d.default, aten.conv2d.padding, aten.linear.default, aten.convolution.default,
     aten.conv1d.default, aten.conv1d.padding, aten.conv_transpose2d.input,
 )  # fmt: skip
+_FILLS = (aten.full.default, aten.full_like.default)
 _LAYER_INPUTS = {1: "weight", 2: "bias"}
 
 
@@ -30,14 +31,17 @@ def fold_constants(graph: fx.GraphModule) -> None:
     Args:
         graph: A traced network, decomposed; it changes in place.
     """
+    made: dict[str, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.target in _FILLS:
+            _spread(graph, node, made)
     values = _values(graph)
     borders = [node for node in values if node.op == "call_function" and any(user not in values for user in node.users)]
     _forget(graph, [node for node in values if node.op == "get_attr" and all(user in values for user in node.users)])
-    made: dict[str, Tensor] = {}
     for node in borders:
         value = values[node]
         if isinstance(value, Tensor):
-            _store(graph, node, value, made)
+            node.replace_all_uses_with(_stored(graph, node, value, made))
         else:
             _write_out(node, value)
     for node in reversed(values):
@@ -84,8 +88,32 @@ def _forget(graph: fx.GraphModule, nodes: list[fx.Node]) -> None:
         delattr(graph.get_submodule(path), name)
 
 
-def _store(graph: fx.GraphModule, node: fx.Node, value: Tensor, made: dict[str, Tensor]) -> None:
-    """Put a constant in the place of an operator; equal ones are stored once, because a layer may be called twice."""
+def _spread(graph: fx.GraphModule, fill: fx.Node, made: dict[str, Tensor]) -> None:
+    """Expand one stored number to the batch, in place of a tensor that is made on one device in every pass."""
+    shape, number = fill.meta["val"].shape, fill.args[1]
+    if all(isinstance(size, int) for size in shape) or not isinstance(number, bool | int | float):
+        return
+    given: Any = fill.args[0]
+    with graph.graph.inserting_before(fill):
+        if fill.target is aten.full_like.default:
+            given = [
+                size if isinstance(size, int) else _size_node(graph, given, axis) for axis, size in enumerate(shape)
+            ]
+        value = torch.full((), number, dtype=fill.meta["val"].dtype, device=fill.meta["val"].device)
+        spread = graph.graph.call_function(aten.expand.default, (_stored(graph, fill, value, made), list(given)))
+    spread.meta = dict(fill.meta)
+    fill.replace_all_uses_with(spread)
+    graph.graph.erase_node(fill)
+
+
+def _size_node(graph: fx.GraphModule, source: fx.Node, axis: int) -> fx.Node:
+    node = graph.graph.call_function(aten.sym_size.int, (source, axis))
+    node.meta = {"val": source.meta["val"].shape[axis]}
+    return node
+
+
+def _stored(graph: fx.GraphModule, node: fx.Node, value: Tensor, made: dict[str, Tensor]) -> fx.Node:
+    """A constant for the place of an operator; equal ones are stored once, because a layer may be called twice."""
     value = value.detach().clone(memory_format=torch.contiguous_format)
     target = next((name for name, there in made.items() if _is_equal(there, value)), None)
     if target is None:
@@ -95,8 +123,8 @@ def _store(graph: fx.GraphModule, node: fx.Node, value: Tensor, made: dict[str, 
         made[target] = value
     with graph.graph.inserting_before(node):
         stored = graph.graph.create_node("get_attr", target)
-    stored.meta = {"val": node.meta.get("val")}
-    node.replace_all_uses_with(stored)
+    stored.meta = {"val": value}
+    return stored
 
 
 def _is_equal(a: Tensor, b: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from acq.core.evaluate import eval_mode
 from acq.errors import RequestError, first_line
 from acq.network.frozen_norm import as_batch_norm
+from acq.network.source import place
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
@@ -59,14 +62,31 @@ def answer(module: nn.Module, images: Tensor) -> Any:
     Raises:
         RequestError: It does not take such images.
     """
-    size = "x".join(map(str, images.shape[1:]))
+    try:
+        inspect.signature(module.forward).bind(images)
+    except TypeError as error:
+        raise RequestError(
+            f"the network's forward does not take images alone: {error}; wrap it in a module whose forward does"
+        ) from error
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return module(images)
     except Exception as error:
-        raise RequestError(
-            f"the network does not take images of {size}: {first_line(error)}; give its size with --input-size"
-        ) from error
+        raise _refusal(images, error) from error
+
+
+def _refusal(images: Tensor, error: Exception) -> RequestError:
+    reason = first_line(error)
+    if reason.startswith("Guard failed"):
+        return RequestError(
+            f"the program was exported for one number of images ({reason}); "
+            "export it with dynamic_shapes=({0: torch.export.Dim('batch')},)"
+        )
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    size = "x".join(map(str, images.shape[1:]))
+    return RequestError(
+        f"the network does not take images of {size}: {reason}{place(frames)}; give its size with --input-size"
+    )
 
 
 def other_types(module: nn.Module) -> list[torch.dtype]:
@@ -84,14 +104,15 @@ def readable(module: nn.Module) -> Iterator[None]:
     data = [(tensor, tensor.data) for tensor in _tensors(module) if tensor.is_floating_point()]
     own = [(part.__dict__, key, value) for part in module.modules() for key, value in part.__dict__.items()]
     own = [entry for entry in own if isinstance(entry[2], Tensor)]
-    parts = [(part._modules, name, child) for part in module.modules() for name, child in part._modules.items()]
+    plain = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    parts = [(part._modules, name, child) for part in plain for name, child in part._modules.items()]
     try:
         for tensor, values in data:
             if values.dtype != torch.float32:
                 tensor.data = values.float()
-        for place, key, value in own:
+        for holder, key, value in own:
             if value.is_floating_point():
-                place[key] = value.float()
+                holder[key] = value.float()
         made: dict[int, nn.Module] = {}  # a part that is used twice stays one part
         for children, name, child in parts:
             if child is not None:
@@ -100,8 +121,8 @@ def readable(module: nn.Module) -> Iterator[None]:
     finally:
         for children, name, child in parts:
             children[name] = child
-        for place, key, value in own:
-            place[key] = value
+        for holder, key, value in own:
+            holder[key] = value
         for tensor, values in data:
             tensor.data = values
 
@@ -116,8 +137,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, _WRAPPERS):
             module = module.module
-        elif isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):  # torch.compile
-            module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        elif isinstance(inner := dict(module.named_children()).get("_orig_mod"), nn.Module):  # torch.compile
+            module = inner
         else:
             return module
 

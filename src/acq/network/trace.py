@@ -144,7 +144,7 @@ def _keep_batch_axis(graph: fx.GraphModule) -> None:
 
 
 def _drop_copies(graph: fx.GraphModule) -> None:
-    """Remove copies (dropout in eval mode, ``contiguous``, conversions to the same type) and checks.
+    """Remove copies (dropout in eval mode, ``contiguous``, conversions to the same type), checks and new buffer values.
 
     Views become reshapes, which do not rely on the layout.
     """
@@ -154,8 +154,12 @@ def _drop_copies(graph: fx.GraphModule) -> None:
         if node.target in _COPIES or (node.target is aten._to_copy.default and _keeps_type(node)):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-        elif isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns:
+        elif not node.users and (node.target is aten.copy_.default or _only_checks(node)):
             graph.graph.erase_node(node)
+
+
+def _only_checks(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns
 
 
 def _keeps_type(conversion: fx.Node) -> bool:

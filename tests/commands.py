@@ -44,6 +44,14 @@ def without_scores():
 def of_one_size():
     return layers(4, nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
 
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.age = network(), nn.Linear(5, 3)
+    def forward(self, x):
+        x = self.inner(x)
+        return {"seen": x.sigmoid(), "age": self.age(x).softmax(1)}
+
 class Undecided(nn.Module):
     def __init__(self):
         super().__init__()
@@ -116,12 +124,12 @@ def of(model: str) -> list[str]:
 
 
 def refusal(*arguments: str) -> str:
-    """The one line with which a wrong request is refused; nothing else is written anywhere."""
+    """The line with which a wrong request is refused; nothing but lines of code may follow, or be written anywhere."""
     before = contents(Path())
     answer = acq(*arguments)
     assert answer.code == 2, answer.err
     assert answer.out == ""
-    assert len(answer.notes) == 1, answer.err
+    assert all(line.startswith("    ") for line in answer.notes[1:]), answer.err
     assert answer.notes[0].startswith("error: ")
     assert contents(Path()) == before
     return answer.notes[0]

@@ -13,6 +13,7 @@ from helpers import SIZE, network, traced
 from torch import fx, nn
 
 from acq.config import Config
+from acq.core.outputs import Kind
 from acq.core.processes import ALONE, Processes
 from acq.core.values import Preprocessing, Record
 from acq.network.trace import trace, weights_hash
@@ -38,11 +39,13 @@ SETTINGS: dict[str, Any] = {
 TRACES: dict[object, fx.GraphModule] = {}
 
 
-def traced_once(model: nn.Module, size: tuple[int, int, int]) -> fx.GraphModule:
+def traced_once(
+    model: nn.Module, size: tuple[int, int, int], outputs: str | None = None, kind: Kind | None = None
+) -> fx.GraphModule:
     """Trace a network, unless an equal one was traced before: tracing takes longer than a small run."""
-    key = weights_hash(model), size, str(model)
+    key = weights_hash(model), size, str(model), outputs, kind
     if key not in TRACES:
-        TRACES[key] = trace(model, size)
+        TRACES[key] = trace(model, size, outputs, kind)
     return TRACES[key]
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, answering, student_from, student_of
+from answers import answering
+from helpers import SIZE, student_from, student_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

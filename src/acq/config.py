@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from acq.core.device import Device
+from acq.core.outputs import Kind
 from acq.core.settings import Section
 from acq.errors import RequestError, nearest
 from acq.quantization.formats import NumberFormat
@@ -45,6 +46,15 @@ class Config(Section):
     )
     placement: Literal["deployable", "relu-only"] = Field(
         "deployable", description="deployable: what integer engines run; relu-only: outputs of ReLU, as in papers"
+    )
+    outputs: str | None = Field(
+        None,
+        coerce_numbers_to_str=True,
+        description="name or index of the returned tensor that decides, if there are several; null: the only one",
+    )
+    output_kind: Kind | None = Field(
+        None,
+        description="class: the largest score decides; multilabel: yes or no to each; null: as shape and end say",
     )
     reduce_range: bool = Field(True, description="keep 8-bit weights in a 7-bit range, for CPUs without VNNI")
     power_of_two_scales: bool = Field(

@@ -76,7 +76,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     """Trace the network, plan the student and line up the phases; RequestError where the network lacks something."""
     clock, config, known = time.perf_counter(), request.config, request.preprocessing
     device, made = choose_device(config.device), config.generator
-    graph = trace(request.model, known.input_size)
+    graph = trace(request.model, known.input_size, config.outputs, config.output_kind)
     if config.budget is not None:
         chosen = automatic_bits(graph, known, config.format, config.placement, config.layers, config.budget)
         config = config.with_layers(chosen)

@@ -74,7 +74,7 @@ def test_help_gives_every_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each option with a value says its default, unless nothing is its default or the network knows the value."""
     monkeypatch.setenv("COLUMNS", "1000")
     nothing = {"--checkpoint", "--model-args", "--exclude", "--config", "--set", "--data", "--limit", "--html"}
-    known = {"--input-size", "--mean", "--std"}
+    known = {"--input-size", "--mean", "--std", "--outputs", "--output-kind"}
     for name, command in commands():
         lines = acq(name, "--help").text().splitlines()
         for option in command.params:

@@ -27,7 +27,8 @@ def test_a_plan_is_printed() -> None:
     assert out.splitlines()[0].split() == ["node", "operator", "role", "weights", "output", "shape", "file", "note"]
     assert "batch_norm" in out
     assert "0 operators stay in floating point" in out.splitlines()
-    assert out.splitlines()[-1].endswith("opened on onnxruntime, openvino")
+    assert out.splitlines()[-2].endswith("opened on onnxruntime, openvino")
+    assert out.splitlines()[-1] == "it answers with 5 classes"
 
 
 def test_facts_of_the_network_are_in_json() -> None:

@@ -54,6 +54,7 @@ def test_a_run_ends_with_three_lines(folder: Path) -> None:
 def test_the_first_line_is_accuracy_where_it_is_known() -> None:
     """With labelled images the line has both accuracies, their difference and the number of images."""
     figures = {
+        "output": {"kind": "class", "size": 5},
         "bits": "w4a4", "top1": 90.9, "teacher_top1": 91.8, "test_images": 1000, "agreement": 97.0,
         "float_bytes": 1_076_136, "quantized_bytes": 142_208, "seconds": 90.2, "run": "runs/first", "report": None,
         "file": None,
@@ -157,7 +158,7 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert re.search(r"^time: about \d+:\d\d min \(generator \d+ s, images \d+ s, calibration ", out, re.MULTILINE)
     assert out.splitlines()[-1] == "would write run; nothing was written"
     described = acq(*quantize("--dry-run", "--json", "--seed", "5")).json()
-    assert described.keys() == {"run", "config", "plan", "seconds"}
+    assert described.keys() == {"run", "config", "output", "plan", "seconds"}
     assert described["config"]["seed"] == 5
     assert described["plan"][0]["role"] == "image"
     assert list(described["seconds"]) == ["generator", "images", "calibration", "student", "conversion"]

@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a damaged checkpoint": (quantize("--checkpoint", "damaged.safetensors"), "damaged.safetensors"),
     "a network without batch norms": (quantize(network=of("without_norms")), "BatchNorm2d"),
     "a network without feature maps": (quantize(network=of("without_space")), "no feature map"),
-    "a network without scores": (quantize(network=of("without_scores")), "no classifier output"),
+    "a network without scores": (quantize(network=of("without_scores")), "a tensor [N, 4, 8, 8], not class scores"),
     "a network with two paths": (quantize(network=of("Undecided")), "depends on the values of its images"),
     # the student
     "one bit": (quantize("--bits", "w1a4"), "bits out of range"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Pair, Scores
+from answers import Pair, Scores
 from hypothesis import given
 from hypothesis import strategies as st
 

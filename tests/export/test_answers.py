@@ -6,7 +6,8 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from helpers import ANSWERS, CLASSES, SIZE, Answering, answering, images, settled, student_from
+from answers import ANSWERS, Answering, answering
+from helpers import CLASSES, SIZE, images, settled, student_from
 from torch import nn
 
 from acq.core.outputs import Output

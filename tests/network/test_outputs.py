@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ANSWERS, CLASSES, SIZE, Answering, answering, images, settled
+from answers import ANSWERS, Answering, answering
+from helpers import CLASSES, SIZE, images, settled
 from torch import Tensor
 
 from acq.core.outputs import Kind, Output

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Pair, Scores
+from answers import Pair, Scores
 from torch import Tensor, nn
 
 from acq.core.structures import TENSOR

@@ -87,9 +87,16 @@ def _figures() -> dict[str, Any]:
     generated = Conditioning(correlation=0.85, spread=0.19, label_agreement=0.9, eval_train_similarity=0.97)
     cost = {"device": "cpu", "threads": 1, "torch": "2.8", "seconds": 65.0, "peak_memory_mb": 1234, "steps": {}}
     size = {"float_bytes": 1_000_000, "quantized_bytes": 150_000, "mean_weight_bits": 4.2, "float_operators": 0}
-    accuracy = {"test_images": 1000, "teacher_top1": 91.5, "top1": 90.0}
+    accuracy = {
+        "test_images": 1000,
+        "teacher_top1": 91.5,
+        "top1": 90.0,
+        "teacher_label_accuracy": None,
+        "label_accuracy": None,
+    }
     quality = quality_figures(selection, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0))
-    return {**cost, **size, **accuracy, **quality}
+    output = {"kind": "class", "size": 5, "counted": "logits", "returned": "logits"}
+    return {"output": output, **cost, **size, **accuracy, **quality}
 
 
 def _diagnostics(rng: np.random.Generator) -> dict[str, Any]:

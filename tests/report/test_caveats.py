@@ -10,6 +10,8 @@ from acq.quantization.formats import NumberFormat
 from acq.report.caveats import caveats
 
 SUMMARY: dict[str, Any] = {
+    "output": {"kind": "class", "size": 5},
+    "teacher_top1": 91.0,
     "top1": 90.0,
     "attention": {"label_agreement": 0.99},
     "student_loss": {"calibrated": 0.2, "trained": 0.1, "selected": "trained"},
@@ -79,6 +81,8 @@ def test_wider_additions_are_named(bits: str, add: int | str, there: bool) -> No
 def test_sentences_are_short() -> None:
     """At most 25 words each, as the guide for texts says."""
     worst = {
+        "output": {"kind": "class", "size": 5},
+        "teacher_top1": None,
         "top1": None,
         "attention": {"label_agreement": 0.1},
         "student_loss": {"calibrated": 0.2, "trained": 5.0, "selected": "calibrated"},

@@ -7,6 +7,7 @@ import pytest
 from acq.report.headline import Figure, headline, margin
 
 SUMMARY = {
+    "output": {"kind": "class", "size": 5},
     "bits": "w4a4", "teacher_top1": 91.5, "top1": 90.0, "test_images": 1000, "agreement": 98.5, "device": "cpu",
     "threads": 1, "float_bytes": 1_000_000, "quantized_bytes": 150_000, "seconds": 65.4,
 }  # fmt: skip

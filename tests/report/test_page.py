@@ -114,7 +114,7 @@ def test_examples_show_what_was_requested_and_what_came_of_it(folder: Path) -> N
     """A legend in words; the class in the caption; centres for those who cannot see them."""
     page = Page(page_of(folder))
     assert "Left to right: proposal, start of refinement, finished image, its attention (red)." in page.text
-    assert "class 0, seen as 3" in page.text
+    assert "class 0, seen as class 3" in page.text
     labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
     label = next(label for label in labels if label.startswith("Example 1,"))
     assert "requested class 0, seen as class 3: proposal, start, finished, attention" in label

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import ANSWERS, NETWORKS, SIZE, answering, images, student_from, student_of
+from answers import ANSWERS, answering
+from helpers import NETWORKS, SIZE, images, student_from, student_of
 from torch import nn
 
 from acq.core.values import Preprocessing

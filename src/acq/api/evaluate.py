@@ -13,7 +13,7 @@ from torch import fx, nn
 from acq.api.files import engine, load
 from acq.core.device import choose_device
 from acq.core.evaluate import Classifier, accuracy
-from acq.core.outputs import Output
+from acq.core.outputs import Kind, Output
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
@@ -63,6 +63,8 @@ def evaluate(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    outputs: str | None = None,
+    output_kind: Kind | None = None,
     device: str = "auto",
 ) -> float:
     """Accuracy in percent on labelled images: top-1 of classes, or the mean over labels.
@@ -72,12 +74,14 @@ def evaluate(
         data: An ``.npz`` file or a folder of classes.
         preprocessing: Of the network's images; a classifier of your own needs it.
         limit: Evaluate only the first images.
+        outputs: The name or index of the tensor that decides, if a network returns several.
+        output_kind: How it decides, where that is not what its shape and its end say.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
         RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
     """
-    found = target(network, preprocessing=preprocessing, device=device)
+    found = target(network, preprocessing=preprocessing, outputs=outputs, output_kind=output_kind, device=device)
     return found.accuracy(Path(data), limit)[0]
 
 
@@ -85,6 +89,8 @@ def target(
     network: nn.Module | str | Path,
     *,
     preprocessing: Preprocessing | None = None,
+    outputs: str | None = None,
+    output_kind: Kind | None = None,
     device: str = "auto",
     **options: Any,
 ) -> Target:
@@ -93,6 +99,8 @@ def target(
     Args:
         network: As for ``evaluate``.
         preprocessing: Of a classifier of your own.
+        outputs: As for ``evaluate``.
+        output_kind: As for ``evaluate``.
         device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU.
         **options: Of ``acq.zoo.resolve``, for the name of a network alone.
 
@@ -104,11 +112,11 @@ def target(
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
-        graph = trace(network, preprocessing.input_size)
+        graph = trace(network, preprocessing.input_size, outputs, output_kind)
         return _of_graph(graph, preprocessing, "", next(network.parameters()).device)
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx"
-    if (is_file or path.is_dir()) and any(value is not None for value in options.values()):
+    if (is_file or path.is_dir()) and any(value is not None for value in (outputs, output_kind, *options.values())):
         kind = "an ONNX file" if is_file else "a run folder"
         raise RequestError(f"{network} is {kind}, which has its own weights and sizes; leave out the other options")
     if is_file:
@@ -118,7 +126,8 @@ def target(
         facts = student_file.load_facts(path)
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
     named = resolve(str(network), **options)
-    return _of_graph(trace(named.model, named.preprocessing.input_size), named.preprocessing, str(network), place)
+    graph = trace(named.model, named.preprocessing.input_size, outputs, output_kind)
+    return _of_graph(graph, named.preprocessing, str(network), place)
 
 
 def _of_graph(graph: fx.GraphModule, known: Preprocessing, model: str, device: torch.device) -> Target:

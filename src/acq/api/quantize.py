@@ -29,6 +29,8 @@ def quantize(
     out: str | Path | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
+    outputs: str | int | None = None,
+    output_kind: str | None = None,
     seed: int | None = None,
     device: str | None = None,
     data: str | Path | None = None,
@@ -51,6 +53,8 @@ def quantize(
         out: The run folder; nothing is written without it.
         preset: ``fast``, ``default``, ``best`` or ``gdfq``.
         settings: Nested as in a configuration file, such as ``{"student": {"steps": 1000}}``.
+        outputs: The name or index of the returned tensor that decides, if the network returns several.
+        output_kind: ``class`` or ``multilabel``, where that is not what its shape and its end say.
         seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         data: Labelled images, an ``.npz`` file or a folder of classes. They only report accuracy, at the end.
@@ -68,7 +72,10 @@ def quantize(
     Raises:
         RequestError: The request cannot be carried out; nothing was written.
     """
-    request = _request(model, input_size, mean, std, preset, settings, bits=bits, seed=seed, device=device)
+    request = _request(
+        model, input_size, mean, std, preset, settings,
+        bits=bits, outputs=outputs, output_kind=output_kind, seed=seed, device=device,
+    )  # fmt: skip
     with watching(Console(stderr=True)) if progress else nullcontext() as bars:
         watches = tuple(each for each in (bars, watch) if each is not None)
         folder = None if out is None else Path(out)
@@ -88,6 +95,8 @@ def inspect(
     bits: str | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
+    outputs: str | int | None = None,
+    output_kind: str | None = None,
 ) -> Plan:
     """What ``quantize`` would make of every operator of a network. Nothing is trained.
 
@@ -99,6 +108,8 @@ def inspect(
         bits: Such as ``"w4a4"``, the default.
         preset: ``fast``, ``default``, ``best`` or ``gdfq``.
         settings: Nested as in a configuration file.
+        outputs: The name or index of the returned tensor that decides.
+        output_kind: ``class`` or ``multilabel``.
 
     Returns:
         The plan; ``print`` shows it as a table.
@@ -106,7 +117,10 @@ def inspect(
     Raises:
         RequestError: The network cannot be quantized.
     """
-    request = _request(model, input_size, mean, std, preset, settings, bits=bits, device="cpu")
+    request = _request(
+        model, input_size, mean, std, preset, settings,
+        bits=bits, outputs=outputs, output_kind=output_kind, device="cpu",
+    )  # fmt: skip
     return prepare(request).training.context.student.plan
 
 

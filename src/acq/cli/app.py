@@ -98,5 +98,8 @@ def _fail(message: str, code: int) -> int:
     process = started_by_torchrun()
     who = "" if process.is_main else f"process {process.rank} of {process.size}: "
     kind = {1: "failed: ", 2: "error: "}.get(code, "")
-    print(f"{who}{kind}{' '.join(message.split())}", file=sys.stderr)
+    first, *rest = message.splitlines() or [""]
+    code_lines = [line for line in rest if line.startswith("    ")]  # of a module that would help
+    words = " ".join([first, *(line for line in rest if line not in code_lines)])
+    print("\n".join([f"{who}{kind}{' '.join(words.split())}", *code_lines]), file=sys.stderr)
     return code

@@ -35,10 +35,19 @@ def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, e
     seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}
     plan, config = context.student.plan, prepared.config
     if as_json:
-        settings = config.model_dump(mode="json")
-        print_json({"run": str(out), "config": settings, "plan": plan_rows(plan, rehearsal), "seconds": seconds})
+        settings, answer = config.model_dump(mode="json"), context.student.answer.figures()
+        print_json(
+            {
+                "run": str(out),
+                "config": settings,
+                "output": answer,
+                "plan": plan_rows(plan, rehearsal),
+                "seconds": seconds,
+            }
+        )
         return
     print_plan(plan, rehearsal)
+    print_lines([f"it answers with {context.student.answer}"])
     parts = ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items())
     steps = prepared.training.phases
     print_lines(

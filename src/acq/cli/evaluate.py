@@ -10,7 +10,7 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
-from acq.cli.requests import data_path, network_options
+from acq.cli.requests import data_path, kind_of, network_options
 
 
 @command(
@@ -26,18 +26,25 @@ def evaluate(
     input_size: o.InputSize = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    outputs: o.Outputs = None,
+    output_kind: o.OutputKind = None,
     device: o.DeviceName = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="evaluate only the first N images")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Top-1 accuracy of a run's student, an exported file or a network on labelled images."""
+    """Top-1 accuracy, or accuracy of labels, of a run's student, an exported file or a network on labelled images."""
     found = api.target(
         target,
+        outputs=outputs,
+        output_kind=kind_of(output_kind),
         device=device or "auto",
         **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std),
     )
-    top1, count = found.accuracy(data_path(data, found.model), limit)
+    percent, count = found.accuracy(data_path(data, found.model), limit)
     if as_json:
-        print_json({"target": target, "data": data, "test_images": count, "top1": round(top1, 2)})
+        figures = {"test_images": count, found.output.accuracy: round(percent, 2)}
+        print_json({"target": target, "data": data, **figures})
+    elif found.output.kind == "class":
+        print_lines([f"top-1  {percent:.2f} %  ({count:,} images)"])
     else:
-        print_lines([f"top-1  {top1:.2f} %  ({count:,} images)"])
+        print_lines([f"accuracy  {percent:.2f} %  ({found.output}, {count:,} images)"])

@@ -24,6 +24,8 @@ def inspect(
     input_size: o.InputSize = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    outputs: o.Outputs = None,
+    output_kind: o.OutputKind = None,
     bits: o.Bits = None,
     budget: o.Budget = None,
     first_last_bits: o.FirstLastBits = None,
@@ -38,7 +40,7 @@ def inspect(
     """Print what becomes of every operator of MODEL, and what stays in floating point."""
     settings = config_of(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
-        placement=placement, device="cpu",
+        placement=placement, device="cpu", outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
     network = network_of(model, checkpoint, checkpoint_key, model_args, input_size, mean, std)
     context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
@@ -46,11 +48,13 @@ def inspect(
     structure, plan = context.teacher.structure, context.student.plan
     if not as_json:
         print_plan(plan, rehearsal)
+        print_lines([f"it answers with {structure.answer}"])
         return
     print_json(
         {
             "model": model,
             "classes": structure.answer.output.size,
+            "output": structure.answer.figures(),
             "features": context.teacher.features,
             "batch_norms": len(structure.norms),
             "attention": "class activation" if structure.head else "channel energy",

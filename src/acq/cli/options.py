@@ -49,6 +49,20 @@ Std = Annotated[
     str | None,
     typer.Option(metavar="A,B,C", help="standard deviation per channel", rich_help_panel=NETWORK),
 ]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|INDEX", help="the returned tensor that decides, if MODEL returns several", rich_help_panel=NETWORK
+    ),
+]
+OutputKind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="class|multilabel",
+        help="whether the largest score decides or each says yes or no, where that is not found",
+        rich_help_panel=NETWORK,
+    ),
+]
 
 Bits = Annotated[
     str | None,

@@ -21,6 +21,7 @@ from acq.recipe import quantize as run_recipe
 from acq.runs.folder import free_folder, require_free
 from acq.runs.progress import watching
 from acq.runs.session import Session
+from acq.runs.summary import accuracies
 
 if TYPE_CHECKING:
     from acq.export.onnx_file import Exported
@@ -35,6 +36,7 @@ def quantize(
     model: o.Model, out: o.Out = None,
     checkpoint: o.Checkpoint = None, checkpoint_key: o.CheckpointKey = None, model_args: o.ModelArgs = None,
     input_size: o.InputSize = None, mean: o.Mean = None, std: o.Std = None,
+    outputs: o.Outputs = None, output_kind: o.OutputKind = None,
     bits: o.Bits = None, budget: o.Budget = None, first_last_bits: o.FirstLastBits = None, add_bits: o.AddBits = None,
     exclude: o.Exclude = None, placement: o.Placement = None,
     preset: o.Preset = None, config: o.ConfigFile = None, set_: o.Set = None, data: o.TestData = None,
@@ -53,7 +55,7 @@ def quantize(
     place = None if data is None else data_path(data, model)
     settings = config_of(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
-        placement=placement, device=device, seed=seed,
+        placement=placement, device=device, seed=seed, outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
     network = network_of(model, checkpoint, checkpoint_key, model_args, input_size, mean, std, quiet)
     folder = out or free_folder(model, settings.bits)
@@ -104,14 +106,17 @@ def _show(figures: dict[str, Any], exported: Exported | None, as_json: bool, qui
 
 def finished_lines(figures: dict[str, Any]) -> list[str]:
     """The figures of a finished run in three lines: quality, cost, and the file or what to run next."""
-    bits = figures["bits"]
-    if figures["top1"] is not None:
-        float_, low = figures["teacher_top1"], figures["top1"]
-        quality = f"top-1      float {float_:.2f} %  ->  {bits} {low:.2f} %  ({low - float_:+.2f}, "
-        quality += f"{figures['test_images']:,} test images)"
-    else:
+    bits, is_class, measured = figures["bits"], figures["output"]["kind"] == "class", accuracies(figures)
+    if measured is not None:
+        float_, low = measured
+        quality = f"{'top-1 ' if is_class else 'labels'}     float {float_:.2f} %  ->  {bits} {low:.2f} %  "
+        quality += f"({low - float_:+.2f}, {figures['test_images']:,} test images)"
+    elif is_class:
         quality = f"agreement  {bits} student and float network name the same class for {figures['agreement']:.1f} % "
         quality += "of augmented synthetic images"
+    else:
+        quality = f"agreement  {bits} student and float network say the same to {figures['agreement']:.1f} % "
+        quality += "of labels of augmented synthetic images"
     size = f"{in_kilobytes(figures['float_bytes'])}  ->  {in_kilobytes(figures['quantized_bytes'])}"
     report = f"    (report: {figures['report']})" if figures["report"] else ""
     file = f"next       acq export {figures['run']}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from acq import zoo
 from acq.cli.output import note
 from acq.config import Config
+from acq.core.outputs import Kind
 from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
 
@@ -79,6 +80,17 @@ def data_path(data: str, model: str) -> Path:
 def names_of(text: str | None) -> tuple[str, ...]:
     """The names in a list with commas; none where it is not given."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def kind_of(text: str | None) -> Kind | None:
+    """The value of ``--output-kind``; RequestError if it is none."""
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    for kind in kinds:
+        if kind == text:
+            return kind
+    if text is not None:
+        raise RequestError(f"--output-kind {text!r} is not known; give {' or '.join(kinds)}")
+    return None
 
 
 def json_object(text: str) -> dict[str, Any]:

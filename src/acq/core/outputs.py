@@ -45,6 +45,18 @@ class Output:
         return "one yes-or-no answer" if self.size == 1 else f"{self.size} labels, yes or no each"
 
     @property
+    def accuracy(self) -> str:
+        """The name of the accuracy that is measured: ``top1`` of classes, ``label_accuracy`` the mean over labels."""
+        return "top1" if self.kind == "class" else "label_accuracy"
+
+    def named(self, answer: int) -> str:
+        """An answer in words, such as ``class 3`` or ``label 3: no``."""
+        if self.kind == "class":
+            return f"class {answer}"
+        word = "yes" if answer < self.size else "no"
+        return word if self.size == 1 else f"label {answer % self.size}: {word}"
+
+    @property
     def answers(self) -> int:
         """A, the answers that an image can be asked for: the classes, or yes to each label and then no to each."""
         return self.size if self.kind == "class" else 2 * self.size
@@ -139,10 +151,24 @@ class Answer:
     logits: str
     output: Output
 
+    def __str__(self) -> str:
+        if len(self.names) == 1:
+            return str(self.output)
+        return f"{self.output} in {self.counted}, which decides; returned: {', '.join(self.names)}"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The name of each returned tensor."""
         return names_in(self.structure)
+
+    def figures(self) -> dict[str, Any]:
+        """What a summary shows of it, as JSON values."""
+        return {
+            "kind": self.output.kind,
+            "size": self.output.size,
+            "counted": self.counted,
+            "returned": ", ".join(self.names),
+        }
 
     def rebuilt(self, tensors: Sequence[Any]) -> Any:
         """What the network returns, from its tensors in order."""

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from acq.quantization.plan import Plan
+from acq.runs.summary import accuracies
 
+_SEES = {"class": "sees the requested class in", "multilabel": "gives the requested answer to"}
 _ENOUGH = 0.9  # share of images of the requested class, below which agreement says little
 
 
@@ -27,7 +29,7 @@ _ON_SENSITIVITY = (
 
 
 def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
-    if summary["top1"] is None:
+    if accuracies(summary) is None:
         yield (
             "No real images were given, so the accuracy is unknown. Agreement is measured on synthetic images. "
             "It is usually higher there than on real images."
@@ -40,7 +42,7 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
     share = summary["attention"]["label_agreement"]
     if share < _ENOUGH:
         yield (
-            f"The teacher sees the requested class in only {100 * share:.0f} % of the finished images. "
+            f"The teacher {_SEES[summary['output']['kind']]} only {100 * share:.0f} % of the finished images. "
             "Agreement then says little about real images. More images.steps may help."
         )
 

@@ -51,18 +51,19 @@ def scatter(centres: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "scatter")
 
 
-def spreads(spread: Mapping[str, float]) -> str:
-    """Bars of the standard deviation of realised centres within each class.
+def spreads(spread: Mapping[str, float], answer: str = "class") -> str:
+    """Bars of the standard deviation of realised centres within each requested answer.
 
     Args:
-        spread: In halves of the image's side, by class.
+        spread: In halves of the image's side, by answer.
+        answer: What an answer is called.
     """
     with _figure(2.2) as figure:
         axes = figure.add_subplot()
         axes.bar(range(len(spread)), list(spread.values()), color=FIRST)
         every = max(1, len(spread) // _TICKS)
         axes.set_xticks(range(0, len(spread), every), [_plain(name) for name in spread][::every])
-        axes.set(ylabel="spread", xlabel="class")
+        axes.set(ylabel="spread", xlabel=answer)
         return _svg(figure, "spreads")
 
 

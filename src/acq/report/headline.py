@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acq.core.units import in_kilobytes, in_minutes
+from acq.runs.summary import accuracies
 
 _CONFIDENCE = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
 
@@ -33,7 +34,9 @@ def headline(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]])
         Figure(
             "Agreement",
             f"{summary['agreement']:.2f} %",
-            "of augmented synthetic images get the same class from student and teacher",
+            "of augmented synthetic images get the same class from student and teacher"
+            if summary["output"]["kind"] == "class"
+            else "of labels of augmented synthetic images get the same answer from student and teacher",
         ),
         Figure(
             "Size",
@@ -60,14 +63,16 @@ def margin(percent: float, count: int) -> float:
 
 
 def _accuracy(summary: Mapping[str, Any]) -> Figure:
-    if summary["top1"] is None:
-        return Figure("Top-1 accuracy", "not measured", "give labelled real images with --data to measure it")
-    before, after, count = summary["teacher_top1"], summary["top1"], summary["test_images"]
+    is_class, measured = summary["output"]["kind"] == "class", accuracies(summary)
+    name = "Top-1 accuracy" if is_class else "Accuracy of labels"
+    if measured is None:
+        return Figure(name, "not measured", "give labelled real images with --data to measure it")
+    (before, after), count = measured, summary["test_images"]
     detail = f"float → {summary['bits']}, {_change(after - before)} on {count:,} test images"
-    interval = margin(after, count)
+    interval = margin(after, count) if is_class else 0.0  # labels of one image are not drawn by themselves
     if interval:  # the approximation says nothing about 0 and 100 %
         detail += f"; 95 % interval of one accuracy: ±{interval:.1f} points"
-    return Figure("Top-1 accuracy", f"{before:.2f} → {after:.2f} %", detail)
+    return Figure(name, f"{before:.2f} → {after:.2f} %", detail)
 
 
 def _change(points: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from acq.core.outputs import Output
 from acq.quantization.plan import Plan
 from acq.report import figures
 from acq.report.caveats import caveats
@@ -45,6 +46,7 @@ def render(run: Path, plan: Plan, command: str) -> str:
 def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
     """Headline, tables and texts."""
     rows = layer_rows(files.diagnostics["layers"], plan)
+    output = Output(files.summary["output"]["kind"], int(files.summary["output"]["size"]))
     return {
         "summary": files.summary,
         "headline": headline(files.summary, files.latencies),
@@ -55,6 +57,8 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
         "agreement_differs": len({row["agreement"] for row in rows}) > 1,
         "advice": advice(rows, plan),
         "caveats": caveats(files.summary, plan),
+        "answer": "class" if output.kind == "class" else "answer",
+        "output": output,
         "settings": yaml.safe_dump(files.settings, sort_keys=False),
     }
 

@@ -42,7 +42,8 @@ def write_samples(
     label, centre = asked.label, asked.centre
     with torch.no_grad():
         output = teacher.read(stages["finished"], label)
-    seen = teacher.output.answered(output.logits)
+    came_true = teacher.output.came_true(output.logits, label)
+    seen = torch.where(came_true, label, teacher.output.answered(output.logits))
     pixels = {stage: to_bytes(images, preprocessing) for stage, images in stages.items()}
     rows = []
     for index in range(len(label)):

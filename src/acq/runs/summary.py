@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_co
 from acq.analysis.diagnostics import diagnose
 from acq.core.evaluate import Classifier, accuracy
 from acq.core.memory import peak_memory_mb
+from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
 from acq.network.teacher import Teacher
@@ -43,12 +45,20 @@ def measure(
     diagnostics = diagnose(graph, student.plan, context.teacher, context.dataset.images, centres)
     training.seconds += time.perf_counter() - clock
     figures = {
+        "output": student.answer.figures(),
         **cost_figures(training),
         **quality_figures(context.selection, conditioning, generator),
         **size_figures(student),
         **accuracy_figures(context.teacher, student, context.preprocessing, labelled),
     }
     return figures, diagnostics
+
+
+def accuracies(summary: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The accuracy of teacher and student in a summary, in percent; None where it is not known."""
+    name = Output(summary["output"]["kind"], summary["output"]["size"]).accuracy
+    before, after = summary[f"teacher_{name}"], summary[name]
+    return None if before is None or after is None else (before, after)
 
 
 def cost_figures(training: Training) -> dict[str, Any]:
@@ -95,17 +105,20 @@ def size_figures(student: Student) -> dict[str, Any]:
 def accuracy_figures(
     teacher: Teacher, student: Student, preprocessing: Preprocessing, images: LabelledImages | None
 ) -> dict[str, Any]:
-    """Top-1 accuracy in percent of teacher and student on labelled images; None where there are none."""
+    """Accuracy in percent of teacher and student on labelled images: top-1, or the mean over labels; else None."""
 
-    def top1(network: Classifier, device: torch.device) -> float | None:
+    def measured(network: Classifier, device: torch.device) -> float | None:
         if images is None:
             return None
         return round(accuracy(network, batches(images, preprocessing), teacher.output, device), 2)
 
+    name = teacher.output.accuracy
+
     return {
         "test_images": None if images is None else len(images),
-        "teacher_top1": top1(teacher, next(teacher.parameters()).device),
-        "top1": top1(student.logits, next(student.parameters()).device),
+        **{f"{whose}{other}": None for other in ("top1", "label_accuracy") for whose in ("teacher_", "")},
+        f"teacher_{name}": measured(teacher, next(teacher.parameters()).device),
+        name: measured(student.logits, next(student.parameters()).device),
     }
 
 

@@ -57,7 +57,8 @@ ANSWERS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "tuple": lambda z, one, x: (x, [z, None], 3),
     "object": lambda z, one, x: Scores(z, x),
     "named": lambda z, one, x: Pair(z.softmax(1), x),
-    "guesses": lambda z, one, x: (z, z.argmax(1)),
+    "guesses": lambda z, one, x: (z, z.argmax(1), z > 0),
+    "constant": lambda z, one, x: {"z": z.unsqueeze(2), "means": torch.full((3, 1), 0.5)},
 }
 
 

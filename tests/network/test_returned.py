@@ -22,6 +22,7 @@ MAP, STEPS, GUESSES = torch.zeros(2, 5, 8, 8), torch.zeros(2, 7, 5), torch.zeros
         (ONE, 0),
         (SCORES[:, :, None, None], 0),
         ((MAP, SCORES), 1),
+        ((torch.zeros(4, 3), SCORES, torch.tensor(1.0)), 1),
         ((SCORES, GUESSES), 0),
         ({"map": MAP, "deep": [None, {"scores": SCORES}]}, 1),
         (Scores(SCORES, OTHER), 0),
@@ -30,7 +31,7 @@ MAP, STEPS, GUESSES = torch.zeros(2, 5, 8, 8), torch.zeros(2, 7, 5), torch.zeros
 )
 def test_the_tensor_that_decides_is_found(value: Any, place: int) -> None:
     """It is the only one that holds scores of floats, or the one that is called logits."""
-    assert returned(value).place == place
+    assert returned(value, 2).place == place
 
 
 @pytest.mark.parametrize(
@@ -46,18 +47,18 @@ def test_the_tensor_that_decides_is_found(value: Any, place: int) -> None:
 )
 def test_the_user_chooses_by_name_or_index(outputs: str, value: Any, place: int) -> None:
     """Names win over indices, and a choice wins over what is called logits."""
-    assert returned(value, outputs).place == place
+    assert returned(value, 2, outputs).place == place
 
 
 def test_several_tensors_are_listed_with_the_option() -> None:
     """The line has every name and shape, and an option that works."""
     with pytest.raises(RequestError) as caught:
-        returned({"age": SCORES, "sex": [OTHER]})
+        returned({"age": SCORES, "sex": [OTHER]}, 2)
     text = str(caught.value)
     assert "age [N, 5], sex.0 [N, 3]" in text
     assert "--outputs age" in text
     with pytest.raises(RequestError, match=r"no 'agee' \(did you mean 'age'\?\).*age \[N, 5\]"):
-        returned({"age": SCORES, "sex": OTHER}, "agee")
+        returned({"age": SCORES, "sex": OTHER}, 2, "agee")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_several_tensors_are_listed_with_the_option() -> None:
 def test_the_message_shows_the_module_that_helps(value: Any, fact: str, code: str) -> None:
     """Maps, sequences, guesses and other objects are refused with three lines of code that can be filled in."""
     with pytest.raises(RequestError) as caught:
-        returned(value)
+        returned(value, 2)
     first, *lines = str(caught.value).splitlines()
     assert fact in first
     assert code in lines[-1]
@@ -93,7 +94,7 @@ class Nested(nn.Module):
 def test_answers_are_flat_while_a_module_is_traced() -> None:
     """Within the block a module returns a tuple of tensors; afterwards it is as it was."""
     model = Nested()
-    structure = returned(model(OTHER), "a").structure
+    structure = returned(model(OTHER), 2, "a").structure
     with flat_answers(model, structure):
         one, two = model(OTHER)
         assert torch.equal(two, one + 1)

@@ -5,21 +5,8 @@ import copy
 
 import pytest
 import torch
-from helpers import (
-    ANSWERS,
-    CLASSES,
-    NETWORKS,
-    SIZE,
-    Chain,
-    Scores,
-    answering,
-    conv,
-    images,
-    network,
-    student_from,
-    student_of,
-    traced,
-)
+from answers import ANSWERS, Scores, answering
+from helpers import CLASSES, NETWORKS, SIZE, Chain, conv, images, network, student_from, student_of, traced
 from torch import Tensor, nn
 
 from acq.core.structures import flattened

@@ -32,11 +32,12 @@ class Returned:
     kind: Kind | None
 
 
-def returned(value: Any, outputs: str | None = None, kind: Kind | None = None) -> Returned:
+def returned(value: Any, images: int, outputs: str | None = None, kind: Kind | None = None) -> Returned:
     """Read what a network returned for a batch.
 
     Args:
         value: What it returned.
+        images: Number of images of the batch.
         outputs: The name or the index of the tensor that decides, if the user chose one.
         kind: How it decides, if the user says so.
 
@@ -50,8 +51,9 @@ def returned(value: Any, outputs: str | None = None, kind: Kind | None = None) -
     names = names_in(structure)
     if len(set(names)) < len(names):
         raise RequestError(f"the network returns two tensors of one name among {_listed(names, tensors)}; {_WRAPPER}")
-    place = _chosen(names, tensors, outputs) if outputs is not None else _found(names, tensors)
-    if not _decides(tensors[place]):
+    fit = [place for place, tensor in enumerate(tensors) if _decides(tensor, images)]
+    place = _found(names, tensors, fit) if outputs is None else _chosen(names, tensors, outputs)
+    if place not in fit:
         raise _refusal(names, tensors, place)
     return Returned(structure, place, kind)
 
@@ -79,9 +81,8 @@ def flat_answers(model: nn.Module, structure: Structure) -> Iterator[None]:
             model.__dict__["forward"] = own
 
 
-def _found(names: Sequence[str], tensors: Sequence[Tensor]) -> int:
-    """The place of the only tensor that can decide, or of the one that is called logits."""
-    fit = [place for place, tensor in enumerate(tensors) if _decides(tensor)]
+def _found(names: Sequence[str], tensors: Sequence[Tensor], fit: Sequence[int]) -> int:
+    """The place of the only tensor that fits, or of the one among those that is called logits."""
     called = [place for place in fit if names[place].rpartition(".")[2] == ALONE]
     for choice in (fit, called):
         if len(choice) == 1:
@@ -105,9 +106,9 @@ def _chosen(names: Sequence[str], tensors: Sequence[Tensor], outputs: str) -> in
     )
 
 
-def _decides(tensor: Tensor) -> bool:
+def _decides(tensor: Tensor, images: int) -> bool:
     """Whether a tensor has floats [N], [N, K] or [N, K, 1, 1]."""
-    flat = tensor.dim() > 0 and all(size == 1 for size in tensor.shape[2:])
+    flat = tensor.shape[:1] == (images,) and all(size == 1 for size in tensor.shape[2:])
     return flat and tensor.is_floating_point() and tensor.numel() > 0
 
 

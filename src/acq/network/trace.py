@@ -56,7 +56,7 @@ def trace(
         warnings.simplefilter("ignore")
         with readable(network):
             example = torch.zeros(2, *input_size, device=next(network.parameters(), torch.empty(0)).device)
-            found = returned(answer(network, example), outputs, kind)
+            found = returned(answer(network, example), len(example), outputs, kind)
             with flat_answers(network, found.structure):
                 graph = exported(network, example)
     graph.meta[RETURNED] = found

@@ -13,7 +13,7 @@ from acq.errors import RequestError
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
 from acq.quantization.integers import convert_to_integers
-from acq.quantization.plan import Placement
+from acq.quantization.node_plan import Placement
 from acq.quantization.student import Student
 
 PLACEMENTS: tuple[Placement, Placement] = ("deployable", "relu-only")

@@ -24,7 +24,8 @@ from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
 from acq.quantization.integers import convert_to_integers
-from acq.quantization.plan import Placement, plan
+from acq.quantization.node_plan import Placement
+from acq.quantization.plan import plan
 from acq.quantization.student import Student
 
 SHAPE = (3, 8, 12)

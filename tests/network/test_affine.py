@@ -17,7 +17,8 @@ from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
-from acq.quantization.plan import Plan, plan
+from acq.quantization.node_plan import Plan
+from acq.quantization.plan import plan
 from acq.quantization.student import quantizers_off
 
 

@@ -12,7 +12,8 @@ from acq.network.trace import trace
 from acq.quantization.build import attach, build
 from acq.quantization.formats import NumberFormat
 from acq.quantization.layers import QuantLayer
-from acq.quantization.plan import Placement, plan
+from acq.quantization.node_plan import Placement
+from acq.quantization.plan import plan
 from acq.quantization.student import quantizers_off
 
 FLOAT_LAYERS = {

@@ -17,7 +17,8 @@ from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
 from acq.quantization.layers import QuantLayer
-from acq.quantization.plan import NodePlan, Placement, Plan, plan
+from acq.quantization.node_plan import NodePlan, Placement, Plan
+from acq.quantization.plan import plan
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import quantizers_off
 

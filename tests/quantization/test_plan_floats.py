@@ -13,7 +13,8 @@ from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
 from acq.quantization.formats import NumberFormat
-from acq.quantization.plan import NodePlan, Plan, plan
+from acq.quantization.node_plan import NodePlan, Plan
+from acq.quantization.plan import plan
 
 
 class PowerMean(nn.Module):

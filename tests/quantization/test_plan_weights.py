@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from acq.quantization.build import build
 from acq.quantization.formats import NumberFormat
-from acq.quantization.plan import NodePlan, Plan, plan
+from acq.quantization.node_plan import NodePlan, Plan
+from acq.quantization.plan import plan
 from acq.quantization.roles import LayerWidth
 
 

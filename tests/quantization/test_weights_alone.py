@@ -14,7 +14,8 @@ from acq.quantization.calibration import calibrate
 from acq.quantization.equalization import equalize
 from acq.quantization.formats import NumberFormat
 from acq.quantization.integers import convert_to_integers
-from acq.quantization.plan import Placement, plan
+from acq.quantization.node_plan import Placement
+from acq.quantization.plan import plan
 from acq.quantization.quantizers import WeightQuantizer
 from acq.quantization.rounding import round_layers
 from acq.runs import student_file

@@ -16,7 +16,7 @@ from acq.analysis.sensitivity import Sensitivity
 from acq.config import Config
 from acq.network.operators import Role
 from acq.quantization.formats import NumberFormat
-from acq.quantization.plan import NodePlan, Plan
+from acq.quantization.node_plan import NodePlan, Plan
 from acq.runs.samples import STAGES
 from acq.runs.summary import quality_figures
 from acq.training.selection import Selection, StudentQuality

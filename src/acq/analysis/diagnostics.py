@@ -16,7 +16,7 @@ from acq.network.names import name_of
 from acq.network.teacher import Teacher
 from acq.quantization.build import build
 from acq.quantization.calibration import calibrate
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.synthesis.losses import unit_variance
 
 _IMAGES, _PIXELS, _PIXELS_AT_ONCE = 256, 1 << 21, 1 << 18

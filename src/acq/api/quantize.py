@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from acq.config import Config
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.recipe import Request, Result, prepare
 from acq.recipe import quantize as run_recipe
 from acq.runs.progress import watching

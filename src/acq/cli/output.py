@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.runs.rehearsal import Rehearsal
 
 if TYPE_CHECKING:

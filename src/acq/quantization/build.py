@@ -14,7 +14,7 @@ from acq.network.names import name_of
 from acq.network.operators import Role, operator_of, sole_user
 from acq.network.outputs import answer_of, returned_nodes
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
-from acq.quantization.plan import NodePlan, Plan
+from acq.quantization.node_plan import NodePlan, Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.roles import LAYERS, WEIGHTED
 from acq.quantization.student import Student

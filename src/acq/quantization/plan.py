@@ -8,9 +8,9 @@ Definitions are this project's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from torch import Tensor, fx
 
@@ -18,94 +18,12 @@ from acq.errors import RequestError
 from acq.network.constants import shape_of
 from acq.network.names import name_of
 from acq.network.operators import Role, float_inputs, is_float, keeps_zero, operator_of
-from acq.quantization.formats import FULL_BITS, REDUCED_BITS, NumberFormat
+from acq.quantization.formats import FULL_BITS, NumberFormat
+from acq.quantization.node_plan import NodePlan, Placement, Plan
 from acq.quantization.roles import LAYERS, WEIGHTED, LayerWidth, Roles, assign_roles
 
-Placement = Literal["deployable", "relu-only"]
 _IMAGE_DIMENSIONS = 4  # [N, C, H, W]
 _MULTIPLYING = (*WEIGHTED, Role.PRODUCT)
-
-
-@dataclass(frozen=True)
-class NodePlan:
-    """What becomes of one node.
-
-    Attributes:
-        name: The node's public name (``acq.network.names``).
-        operator: Its operator, such as ``aten.relu.default``.
-        role: Its role.
-        weight_bits: Bits of its weights; None where it has none.
-        output_bits: Bits of the quantizer of its output; None where it has none.
-        shape: Its shape; -1 stands for the batch size.
-        note: Why, in words.
-        floating: Whether an engine computes it in floating point.
-        requantize_for: Consumers that multiply its values. For them the values, which are stored in more bits, are
-            requantized to the activations' bits.
-        reduced_range: Whether 8-bit weights use the range of 7 bits only.
-    """
-
-    name: str
-    operator: str
-    role: Role
-    weight_bits: int | None
-    output_bits: int | None
-    shape: tuple[int, ...]
-    note: str
-    floating: bool = False
-    requantize_for: tuple[str, ...] = ()
-    reduced_range: bool = False
-
-    @property
-    def weight_range_bits(self) -> int | None:
-        """Bits of the weights' quantizer: 7 for 8-bit weights with a reduced range, otherwise ``weight_bits``."""
-        return REDUCED_BITS if self.reduced_range else self.weight_bits
-
-    @property
-    def weights(self) -> str:
-        """The weights' bits in words, such as ``4`` or ``8 (7-bit range)``; empty where there are none."""
-        if self.weight_bits is None:
-            return ""
-        return (
-            f"{self.weight_bits} ({self.weight_range_bits}-bit range)" if self.reduced_range else f"{self.weight_bits}"
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The plan of a student. Printing it gives a table.
-
-    Attributes:
-        format: The number format.
-        placement: Where quantizers are placed.
-        nodes: One entry per node, in order of execution.
-    """
-
-    format: NumberFormat
-    placement: Placement
-    nodes: tuple[NodePlan, ...]
-
-    @property
-    def float_nodes(self) -> tuple[NodePlan, ...]:
-        """The nodes that an engine computes in floating point; each has a note that says why."""
-        return tuple(node for node in self.nodes if node.floating)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The nodes as dictionaries of JSON values; ``weights`` is the text of the printed table."""
-        return [
-            {**asdict(node), "shape": [*node.shape], "requantize_for": [*node.requantize_for], "weights": node.weights}
-            for node in self.nodes
-        ]
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def table(self, files: Mapping[str, str] = MappingProxyType({})) -> str:
-        """The plan as a table; ``files`` adds a column: how a file computes each node, by its name."""
-        head = ("node", "operator", "role", "weights", "output", "shape", *(["file"] if files else []), "note")
-        cells = ((_cells(node), [files.get(node.name, "")] if files else []) for node in self.nodes)
-        rows = [head, *((*left, *file, note) for (*left, note), file in cells)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def plan(
@@ -364,9 +282,3 @@ def _reached(
         if any(near in roles.layers or near in found for near in neighbours(node)):
             found.add(node)
     return found
-
-
-def _cells(node: NodePlan) -> tuple[str, ...]:
-    shape = "x".join("N" if size == -1 else str(size) for size in node.shape)
-    output = str(node.output_bits) if node.output_bits else "float" if node.floating else ""
-    return node.name, node.operator.removeprefix("aten."), node.role, node.weights, output, shape, node.note

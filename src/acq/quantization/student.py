@@ -15,7 +15,7 @@ from acq.errors import nearest
 from acq.network.names import name_of
 from acq.network.outputs import returned_nodes
 from acq.quantization.layers import QuantLayer
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 
 _FLOAT_BITS = 32

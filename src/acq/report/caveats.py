@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.runs.summary import accuracies
 
 _SEES = {"class": "sees the requested class in", "multilabel": "gives the requested answer to"}

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 
 SHOWN = 10  # rows that are not folded
 

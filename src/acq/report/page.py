@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from acq.core.outputs import Output
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.report import figures
 from acq.report.caveats import caveats
 from acq.report.headline import headline

@@ -15,7 +15,7 @@ from acq.errors import RequestError
 from acq.network.operators import Role
 from acq.quantization.calibration import calibrate
 from acq.quantization.integers import convert_to_integers
-from acq.quantization.plan import NodePlan
+from acq.quantization.node_plan import NodePlan
 from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.synthesis.scenes import normalised_scenes

@@ -26,8 +26,8 @@ from acq.network.names import name_of
 from acq.network.outputs import returned_nodes
 from acq.quantization.build import attach
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
+from acq.quantization.node_plan import Plan
 from acq.quantization.packing import pack, unpack
-from acq.quantization.plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student
 from acq.runs.names import QUANTIZATION, STUDENT

@@ -21,7 +21,7 @@ from acq.errors import RequestError
 from acq.network.names import name_of
 from acq.network.operators import VOCABULARY, operator_of
 from acq.quantization.layers import QuantConv2d, QuantLayer
-from acq.quantization.plan import Plan
+from acq.quantization.node_plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 

@@ -14,7 +14,8 @@ from acq.errors import RequestError
 from acq.quantization.allocation import allocate, costs
 from acq.quantization.build import build
 from acq.quantization.formats import NumberFormat
-from acq.quantization.plan import Placement, plan
+from acq.quantization.node_plan import Placement
+from acq.quantization.plan import plan
 from acq.synthesis.scenes import normalised_scenes
 
 _BATCH, _PIXELS = 8, 1 << 17  # scenes per forward pass, and pixels of all scenes together

@@ -18,7 +18,7 @@ _INSTEAD = "give a file from acq export"
 _PLAIN = {AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.STRING}
 _BITS = {
     TensorProto.FLOAT: 32, TensorProto.INT64: 64, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.INT4: 4,
-    TensorProto.INT32: 32, TensorProto.BOOL: 8, TensorProto.DOUBLE: 64,
+    TensorProto.INT32: 32, TensorProto.BOOL: 8,
 }  # fmt: skip
 _NAME_LENGTH = 40  # characters of a name in a message
 

@@ -107,3 +107,48 @@ def test_batches_cover_the_data_once_and_in_order(size: int) -> None:
     assert torch.equal(torch.cat(images), from_bytes(data.images[:], COLOUR))
     assert torch.cat(labels).tolist() == list(range(7))
     assert max(map(len, images)) <= size
+
+
+@pytest.mark.parametrize(
+    ("labels", "output"),
+    [
+        (np.eye(3, 4, dtype=np.uint8), Output("multilabel", 4)),
+        (np.eye(3, 4, dtype=bool), Output("multilabel", 4)),
+        (np.array([0, 1, 1]), Output("multilabel", 1)),
+        (np.array([[0], [1], [1]]), Output("multilabel", 1)),
+    ],
+)
+def test_labels_of_yes_and_no_are_read(labels: np.ndarray, output: Output, tmp_path: Path) -> None:
+    """A row per image, or one number where there is one label."""
+    np.savez(tmp_path / "d.npz", images=pixels(3), labels=labels)
+    data = read(tmp_path / "d.npz", input_size=(3, 8, 10), output=output)
+    assert np.array_equal(data.labels, labels.astype(int))
+    ((_, found),) = batches(data, COLOUR)
+    assert torch.equal(found, torch.from_numpy(labels.astype(int)))
+
+
+def test_two_folders_answer_no_and_yes(tmp_path: Path) -> None:
+    """They are the classes of one label; for several labels folders are refused."""
+    for name, image in zip(("ham", "spam"), pixels(2), strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "0.png")
+    data = read(tmp_path, input_size=(3, 8, 10), output=Output("multilabel", 1))
+    assert data.labels.tolist() == [0, 1]
+    with pytest.raises(RequestError, match=r"yes or no to 4 labels; give a \.npz file .*\[N, 4\]"):
+        read(tmp_path, input_size=(3, 8, 10), output=Output("multilabel", 4))
+
+
+@pytest.mark.parametrize(
+    ("labels", "output", "fact"),
+    [
+        (np.arange(3), Output("multilabel", 4), r"are \[3\]; the network takes 0 and 1, \[N, 4\]"),
+        (np.eye(3, dtype=int), Output("multilabel", 4), r"are \[3, 3\]; the network takes 0 and 1, \[N, 4\]"),
+        (np.eye(3, dtype=int), THREE, r"are \[3, 3\]; the network takes class indices, \[N\]"),
+        (2 * np.eye(3, 4, dtype=int), Output("multilabel", 4), "go from 0 to 2 but the network says no or yes; give 0"),
+    ],
+)
+def test_labels_of_another_shape_are_refused(labels: np.ndarray, output: Output, fact: str, tmp_path: Path) -> None:
+    """The line has the shape, or the values, and what is wanted."""
+    np.savez(tmp_path / "d.npz", images=pixels(3), labels=labels)
+    with pytest.raises(RequestError, match=fact):
+        read(tmp_path / "d.npz", input_size=(3, 8, 10), output=output)

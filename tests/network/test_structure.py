@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from answers import ANSWERS, answering
 from helpers import CLASSES, SIZE, Head, conv, network, traced
 from torch import Tensor, nn
 
@@ -114,3 +115,12 @@ def test_missing_parts_are_named(make: Callable[[], nn.Module], fact: str) -> No
     with pytest.raises(RequestError, match=fact) as caught:
         structure_of(trace(make().eval(), SIZE))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_head_is_found_behind_the_end_of_a_network(name: str) -> None:
+    """A softmax, a sigmoid, a shape and other outputs do not hide the linear layer of the logits."""
+    graph = trace(answering(name), SIZE)
+    head = structure_of(graph).head
+    assert head is not None
+    assert str(head.target) == ("side.weight" if "one" in name or name == "flat" else "head.weight")

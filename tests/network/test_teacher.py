@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from answers import answering
 from helpers import CLASSES, SIZE, Head, conv, images, network, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.network.attention import centre_of, channel_energy, class_activation
+from acq.network.constants import constant
 from acq.network.teacher import Teacher
 from acq.network.trace import trace
 
@@ -249,3 +251,16 @@ def test_mixed_precision_is_close(name: str, batch_statistics: bool) -> None:
         assert torch.cosine_similarity(full, mixed, dim=0) > 0.99
         assert (mixed.norm() / full.norm()).item() == pytest.approx(1, abs=0.03)
     assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_attention_for_no_is_that_of_the_negated_row() -> None:
+    """Asked for no to a label, the teacher looks where the evidence against it is."""
+    teacher, x = Teacher(trace(answering("sigmoid"), SIZE)), images(3)
+    weight = constant(teacher.graph, teacher.structure.head)
+    assert weight is not None
+    label = torch.tensor([0, 2, 4])
+    with torch.no_grad():
+        yes, no = teacher.read(x, label), teacher.read(x, label + 5)
+    torch.testing.assert_close(yes.attention, class_activation(yes.features, weight, label))
+    torch.testing.assert_close(no.attention, class_activation(no.features, -weight, label))
+    assert not torch.allclose(yes.attention, no.attention)

@@ -35,7 +35,9 @@ def render(run: Path, plan: Plan, command: str) -> str:
     """
     files, strips, made_by = read_run(run), read_strips(run), version("acquant")
     with damage_reported(run):
-        values = {**_figures(files), **_tables(files, plan)}
+        output = Output(files.summary["output"]["kind"], int(files.summary["output"]["size"]))
+        answer = "class" if output.kind == "class" else "answer"
+        values = {**_figures(files, answer), **_tables(files, plan), "output": output, "answer": answer}
         return (
             environment()
             .get_template("run.html")
@@ -46,7 +48,6 @@ def render(run: Path, plan: Plan, command: str) -> str:
 def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
     """Headline, tables and texts."""
     rows = layer_rows(files.diagnostics["layers"], plan)
-    output = Output(files.summary["output"]["kind"], int(files.summary["output"]["size"]))
     return {
         "summary": files.summary,
         "headline": headline(files.summary, files.latencies),
@@ -57,20 +58,18 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
         "agreement_differs": len({row["agreement"] for row in rows}) > 1,
         "advice": advice(rows, plan),
         "caveats": caveats(files.summary, plan),
-        "answer": "class" if output.kind == "class" else "answer",
-        "output": output,
         "settings": yaml.safe_dump(files.settings, sort_keys=False),
     }
 
 
-def _figures(files: RunFiles) -> dict[str, Any]:
-    """Drawings, and the numbers that describe them in words."""
+def _figures(files: RunFiles, answer: str) -> dict[str, Any]:
+    """Drawings, and the numbers that describe them in words; ``answer`` is what an answer is called."""
     found = files.diagnostics
     return {
         "centres": len(found["centres"]),
         "scatter": figures.scatter(found["centres"]),
         "spread": found["spread"],
-        "spreads": figures.spreads(found["spread"]) if found["spread"] else "",
+        "spreads": figures.spreads(found["spread"], answer) if found["spread"] else "",
         "statistics": figures.statistics(found["statistics"]),
         "norms": len(found["statistics"]),
         "farthest": max(found["statistics"], key=lambda row: float(row["mean"] + row["deviation"])),

@@ -90,9 +90,9 @@ VOCABULARY = WHOLE.union(ROLES)
 
 
 def operator_of(node: fx.Node) -> str:
-    """The name of a node's operator, such as ``aten.relu.default``; ``image`` for the placeholder."""
-    if node.op == "placeholder":
-        return "image"
+    """The name of a node's operator, such as ``aten.relu.default``, ``image`` or ``constant``."""
+    if node.op in ("placeholder", "get_attr"):
+        return "image" if node.op == "placeholder" else "constant"
     target: Any = node.target
     name = str(target)
     return name if name.startswith("aten.") else f"{target.__module__}.{target.__name__}"

@@ -20,6 +20,13 @@ from acq.network.operators import PADS, ROLES, Role, keeps_zero, operator_of, so
 
 aten = torch.ops.aten
 _PAIR = 2
+# operators of two tensors, and the operator in which a number is the first operand
+_ARITHMETIC: dict[Any, Any] = {
+    aten.add.Tensor: aten.add.Tensor,
+    aten.mul.Tensor: aten.mul.Tensor,
+    aten.sub.Tensor: aten.rsub.Scalar,
+    aten.div.Tensor: None,
+}
 
 
 def simplify(graph: fx.GraphModule) -> None:
@@ -33,6 +40,8 @@ def simplify(graph: fx.GraphModule) -> None:
             continue
         if node.target is aten.prelu.default:
             _replace_slope(graph, node)
+        elif node.target in _ARITHMETIC:
+            _take_number(graph, node)
         elif node.target is aten.unsqueeze.default:
             _cancel_squeeze(node)
         elif node.target is aten.linear.default:
@@ -113,6 +122,23 @@ def _replace_slope(graph: fx.GraphModule, node: fx.Node) -> None:
     slope = constant(graph, node.args[1])
     if slope is not None and slope.numel() == 1:
         node.target, node.args = aten.leaky_relu.default, (node.args[0], float(slope))
+
+
+def _take_number(graph: fx.GraphModule, node: fx.Node) -> None:
+    """A constant of one value is a number."""
+    constants = [constant(graph, value) for value in node.args[:2]]
+    for place, value in enumerate(constants):
+        other: Any = node.args[1 - place]
+        if value is None or value.numel() != 1 or not isinstance(other, fx.Node) or constants[1 - place] is not None:
+            continue
+        if not value.is_floating_point() or shape_of(other) != shape_of(node):
+            continue
+        swapped = _ARITHMETIC[node.target]
+        if place == 1:
+            node.args = (other, float(value), *node.args[2:])
+        elif swapped is not None and not node.kwargs and len(node.args) == _PAIR:
+            node.target, node.args = swapped, (other, float(value))
+        return
 
 
 def _cancel_squeeze(node: fx.Node) -> None:

@@ -138,7 +138,9 @@ class _Builder:
             value = constant(self.source, node)
             assert value is not None
             path = attach(self.built, str(node.target), value.detach().clone())
-            self.copies[node] = self._add("get_attr", path, (), name_of(node), tuple(value.shape))
+            copy = self._add("get_attr", path, (), name_of(node), tuple(value.shape))
+            plan = self.plans.get(name_of(node))
+            self.copies[node] = copy if plan is None or not plan.output_bits else self._quantizer(copy, plan)
         return self.copies[node]
 
     def _quantizer(self, copy: fx.Node, plan: NodePlan) -> fx.Node:

@@ -7,7 +7,7 @@ Definitions are this project's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import get_args
@@ -20,9 +20,9 @@ from acq.network.names import name_of
 from acq.network.operators import Role, float_inputs, is_float, keeps_zero, operator_of
 from acq.quantization.formats import FULL_BITS, NumberFormat
 from acq.quantization.node_plan import NodePlan, Placement, Plan
-from acq.quantization.roles import LAYERS, WEIGHTED, LayerWidth, Roles, assign_roles
+from acq.quantization.roles import WEIGHTED, LayerWidth, Roles, assign_roles
+from acq.quantization.surroundings import images_of, input_bits, reached, read_in_float, unquantized_logits, wanted_bits
 
-_IMAGE_DIMENSIONS = 4  # [N, C, H, W]
 _MULTIPLYING = (*WEIGHTED, Role.PRODUCT)
 
 
@@ -57,36 +57,8 @@ def plan(
     if placement not in known:
         raise RequestError(f"placement {placement!r} is unknown; give one of {', '.join(known)}")
     roles = assign_roles(graph, layers)
-    wanted = _wanted_bits(roles, format)
+    wanted = wanted_bits(roles, format)
     return Plan(format, placement, tuple(_Placer(roles, wanted, format, relu_only=placement == "relu-only").nodes()))
-
-
-def _wanted_bits(roles: Roles, format: NumberFormat) -> dict[fx.Node, int]:
-    """Second pass, backwards: the most bits that a consumer of each node wants, also behind operators that move."""
-    wanted: dict[fx.Node, int] = {}
-    if format.weights_alone:
-        return wanted
-    for node in reversed(roles.nodes):
-        users = [user for user in node.users if roles.of(user) not in (Role.SHAPE, Role.CONSTANT)]
-        widths = [wanted[user] if roles.keeps_levels(user) else _input_bits(roles, user, format) for user in users]
-        wanted[node] = max(widths, default=format.multiplied)
-    return wanted
-
-
-def _input_bits(roles: Roles, node: fx.Node, format: NumberFormat) -> int:
-    """The bits in which an operator takes its inputs if they have as many."""
-    role, inputs = roles.of(node), float_inputs(node)
-    if role in (Role.RESCALE, Role.FLOAT) or (role in (Role.ADD, Role.PRODUCT) and _takes_number(node)):
-        return FULL_BITS  # what no multiplication of integers needs narrow is rounded once, behind it
-    if role == Role.NONLINEARITY or (role == Role.PRODUCT and any(map(roles.is_gate_of_own_input, inputs))):
-        return max(format.nonlinearity, format.multiplied)
-    if role == Role.ADD:
-        return max(format.add or 0, format.multiplied)
-    return format.multiplied
-
-
-def _takes_number(node: fx.Node) -> bool:
-    return not all(isinstance(value, fx.Node) for value in node.args[:2])
 
 
 @dataclass(frozen=True)
@@ -107,11 +79,11 @@ class _Placer:
         self.format = format
         self.relu_only = relu_only
         self.sources: dict[fx.Node, tuple[fx.Node, int] | None] = {}
-        self.logits = _logits(roles)
-        self.images = _images(roles)
-        self.read_in_float = set() if relu_only else _read_in_float(roles)
-        self.behind_layers = _reached(roles, roles.nodes, lambda node: node.all_input_nodes)
-        self.before_layers = _reached(roles, reversed(roles.nodes), lambda node: node.users)
+        self.logits = unquantized_logits(roles)
+        self.images = images_of(roles)
+        self.read_in_float = set() if relu_only else read_in_float(roles)
+        self.behind_layers = reached(roles, roles.nodes, lambda node: node.all_input_nodes)
+        self.before_layers = reached(roles, reversed(roles.nodes), lambda node: node.users)
 
     def nodes(self) -> Iterator[NodePlan]:
         for node in self.roles.nodes:
@@ -143,6 +115,9 @@ class _Placer:
             return _Output(None, "returns several tensors")
         if node in self.logits:
             return _Output(None, "logits are not quantized")
+        if self.roles.of(node) == Role.CONSTANT:
+            read = not (self.relu_only or self.format.weights_alone or node in self.read_in_float)
+            return _Output(FULL_BITS if read else None)
         if self.format.weights_alone:
             is_read = self.roles.of(node) not in (Role.IMAGE, Role.MOVE)
             return _Output(None, "weights alone are quantized", floating=is_read)
@@ -172,12 +147,14 @@ class _Placer:
 
     def _ends_convolution(self, node: fx.Node) -> bool:
         """Whether a node is a convolution with what belongs to it, which engines run on integers to a grid alone."""
-        while self.roles.of(node) in (Role.FOLD, Role.RECTIFIER):
-            (source,) = float_inputs(node)
-            if self._joined(source) is not node:
-                return False
-            node = source
-        return self.roles.of(node) in (Role.CONVOLUTION, Role.RESCALE)
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if self.roles.of(node) in (Role.CONVOLUTION, Role.RESCALE):
+                return True
+            if self.roles.of(node) in (Role.FOLD, Role.RECTIFIER, Role.MAXIMUM):
+                waiting += [source for source in float_inputs(node) if self._joined(source) is node]
+        return False
 
     def _output_bits(self, node: fx.Node) -> int:
         if node in self.images:
@@ -205,17 +182,17 @@ class _Placer:
         """The quantized node, and its bits, that all inputs of a node come from which keeps their levels."""
         if self.roles.of(node) not in (Role.MOVE, Role.RECTIFIER, Role.CONCAT, Role.MAXIMUM):
             return None
-        sources = {self.sources.get(value) for value in float_inputs(node)}
+        sources = {self.sources.get(value) for value in self.roles.operands(node)}
         return sources.pop() if len(sources) == 1 else None
 
     def _requantizing_consumers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Consumers that multiply a node's values and take fewer bits than these have. The image keeps its bits."""
+        """Consumers that multiply a node's values and take fewer bits. Images and tables keep their bits."""
         source, bits = self.sources.get(node) or (node, 0)
-        if not bits:
+        if not bits or source in self.images or self.roles.of(source) == Role.CONSTANT:
             return
-        for user in node.users if source not in self.images else ():
+        for user in node.users:
             multiplies = self.roles.of(user) in _MULTIPLYING
-            if multiplies and _input_bits(self.roles, user, self.format) == self.format.multiplied < bits:
+            if multiplies and input_bits(self.roles, user, self.format) == self.format.multiplied < bits:
                 yield user
 
     def _weight_bits(self, node: fx.Node) -> int | None:
@@ -231,54 +208,3 @@ class _Placer:
         takes_images = source is not None and source[0] in self.images
         is_inner = node in self.behind_layers and node in self.before_layers and not takes_images
         return self.format.weight if is_inner else self.format.first_last or self.format.weight
-
-
-def _logits(roles: Roles) -> set[fx.Node]:
-    """The output and the nodes it is moved from, back to the operator that computes the class scores."""
-    found: set[fx.Node] = set()
-
-    def ends_in_logits(user: fx.Node) -> bool:
-        moves = roles.of(user) in (Role.MOVE, Role.NONLINEARITY, Role.FLOAT) and user not in roles.kept
-        return user.op == "output" or (user in found and moves)
-
-    for node in reversed(roles.nodes):
-        if node.users and all(map(ends_in_logits, node.users)):
-            found.add(node)
-    return found
-
-
-def _images(roles: Roles) -> set[fx.Node]:
-    """The image, and what is computed from it alone before the first layer: normalised, or resampled in float."""
-    found: set[fx.Node] = set()
-    for node in roles.nodes:
-        role, inputs = roles.of(node), float_inputs(node)
-        from_images = bool(inputs) and (inputs[0] in found if role == Role.FLOAT else found.issuperset(inputs))
-        is_image = from_images and role not in LAYERS and len(shape_of(node)) == _IMAGE_DIMENSIONS
-        if role == Role.IMAGE or (is_image and node not in roles.kept):
-            found.add(node)
-    return found
-
-
-def _read_in_float(roles: Roles) -> set[fx.Node]:
-    """The nodes whose values only operators in floating point read, directly or through operators without weights."""
-    found: set[fx.Node] = set()
-    for node in reversed(roles.nodes):
-        users = [user for user in node.users if roles.of(user) != Role.SHAPE]
-
-        def reads_floats(user: fx.Node) -> bool:
-            return roles.of(user) == Role.FLOAT or (user in found and roles.of(user) not in (*WEIGHTED, Role.FOLD))
-
-        if users and all(map(reads_floats, users)):
-            found.add(node)
-    return found
-
-
-def _reached(
-    roles: Roles, nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]
-) -> set[fx.Node]:
-    """The nodes that reach a layer through their neighbours, which come first in ``nodes``."""
-    found: set[fx.Node] = set()
-    for node in nodes:
-        if any(near in roles.layers or near in found for near in neighbours(node)):
-            found.add(node)
-    return found

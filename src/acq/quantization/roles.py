@@ -35,6 +35,7 @@ FLOAT: Literal["float"] = "float"
 KEPT = "kept in floating point"
 LAYERS = (Role.CONVOLUTION, Role.LINEAR)
 WEIGHTED = (*LAYERS, Role.RESCALE)
+_TAKING_TABLES = (Role.ADD, Role.PRODUCT, Role.CONCAT)
 _SUGGESTIONS = 3  # layer names in an error
 
 
@@ -51,13 +52,14 @@ class Roles:
     """The nodes of a traced network and what the settings say of each one.
 
     Attributes:
-        nodes: The placeholder and the operators, in order of execution.
+        nodes: The placeholder, the operators and the tables, in order of execution.
         by_node: The role of each of them.
         notes: Why a node has its role; empty where the operator alone decides.
         layers: Convolutions and linear layers with constant weights, those kept in floating point included.
         widths: Bit-widths that the settings give to single layers.
         kept: Layers that the settings keep in floating point.
         float_norms: The batch norms that belong to them.
+        tables: Constants that are added, multiplied or joined to values as tensors, and what only moves them.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -67,10 +69,16 @@ class Roles:
     widths: Mapping[fx.Node, int]
     kept: frozenset[fx.Node]
     float_norms: frozenset[fx.Node]
+    tables: frozenset[fx.Node]
 
     def of(self, node: fx.Node) -> Role:
         """The role of a node; ``CONSTANT`` for a parameter, a buffer and the output."""
         return self.by_node.get(node, Role.CONSTANT)
+
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """The floating-point inputs of a node that may have a quantizer: tables, and no other constants."""
+        inputs = float_inputs(node)
+        return [*inputs, *(value for value in node.all_input_nodes if value in self.tables and value not in inputs)]
 
     def keeps_levels(self, node: fx.Node) -> bool:
         """Whether a node's values are its inputs' values, or zero: quantized inputs give quantized outputs."""
@@ -115,18 +123,22 @@ def assign_roles(graph: fx.GraphModule, layers: Mapping[str, LayerWidth]) -> Rol
     Raises:
         RequestError: A key matches no layer with weights, or a value is neither 2 to 8 nor ``float``.
     """
-    nodes = tuple(node for node in graph.graph.nodes if node.op in ("placeholder", "call_function"))
     roles: dict[fx.Node, Role] = {}
     notes: dict[fx.Node, str] = {}
     hosts: dict[fx.Node, Host] = {}
-    for node in nodes:
+    for node in graph.graph.nodes:
+        if node.op not in ("placeholder", "call_function"):
+            continue
         roles[node], notes[node] = _role(graph, node, hosts)
         host = _host(node, roles[node], hosts)
         if host is not None:
             hosts[node] = host
-    weighted = {name_of(node): node for node in nodes if roles[node] in WEIGHTED}
+    tables = _tables(graph, roles)
+    notes |= {node: "" for node in tables if node not in roles}
+    nodes = tuple(node for node in graph.graph.nodes if node in notes)
+    weighted = {name_of(node): node for node in nodes if roles.get(node) in WEIGHTED}
     settings = {weighted[name]: width for name, width in _matched(layers, weighted).items()}
-    constant_layers = frozenset(node for node in nodes if roles[node] in LAYERS)
+    constant_layers = frozenset(node for node in nodes if roles.get(node) in LAYERS)
     kept = frozenset(node for node, width in settings.items() if width == FLOAT)
     norms = []
     for layer in kept:
@@ -137,7 +149,7 @@ def assign_roles(graph: fx.GraphModule, layers: Mapping[str, LayerWidth]) -> Rol
             norms.append(user)
             user = sole_user(user)
     widths = {node: width for node, width in settings.items() if isinstance(width, int)}
-    return Roles(nodes, roles, notes, constant_layers, widths, kept, frozenset(norms))
+    return Roles(nodes, roles, notes, constant_layers, widths, kept, frozenset(norms), tables)
 
 
 def _matched(layers: Mapping[str, LayerWidth], names: Iterable[str]) -> dict[str, LayerWidth]:
@@ -173,8 +185,11 @@ def _role(graph: fx.GraphModule, node: fx.Node, hosts: Mapping[fx.Node, Host]) -
         return Role.PAD, ""
     if repeats(node):
         return Role.MOVE, "each window has one value"
-    if role in (Role.ADD, Role.PRODUCT, Role.CONCAT, Role.MAXIMUM) and any(map(is_constant, node.all_input_nodes)):
-        return Role.FLOAT, "one of its operands is a floating-point constant"
+    if role in (*_TAKING_TABLES, Role.MAXIMUM) and any(map(is_constant, node.all_input_nodes)):
+        if affine is not None and affine.axis in (1, len(shape_of(node)) - 1):
+            return Role.FLOAT, "its constants, one per channel, follow no layer"
+        if role == Role.MAXIMUM:
+            return Role.FLOAT, "one of its operands is a floating-point constant"
     if operator == DIVIDE and isinstance(node.args[1], fx.Node):
         return Role.FLOAT, "it divides by computed values"
     return role, ""
@@ -200,6 +215,21 @@ def _host(node: fx.Node, role: Role, hosts: Mapping[fx.Node, Host]) -> Host | No
     if role not in WEIGHTED:
         return None
     return Host(node, len(shape_of(node)) - 1 if role == Role.LINEAR else 1)
+
+
+def _tables(graph: fx.GraphModule, roles: Mapping[fx.Node, Role]) -> frozenset[fx.Node]:
+    """Constants that engines add, multiply or join to values, such as maps of coordinates, and what moves them."""
+    moved: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        inputs = [value for value in node.all_input_nodes if is_float(value)]
+        moves = roles.get(node) == Role.MOVE and bool(inputs) and moved.issuperset(inputs)
+        if is_float(node) and (node.op == "get_attr" or moves):
+            moved.add(node)
+    found: set[fx.Node] = set()
+    for node in reversed(list(graph.graph.nodes)):
+        if node in moved and any(user in found or roles.get(user) in _TAKING_TABLES for user in node.users):
+            found.add(node)
+    return frozenset(found)
 
 
 def _why_float(norm: Affine | None) -> str:

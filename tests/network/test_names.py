@@ -183,3 +183,21 @@ def test_keys_of_containers_are_names() -> None:
             return self.head(self.parts["3"][0](self.parts["a-b"](x)))  # type: ignore[index]
 
     assert names_in(Kept(), "conv2d") == ["parts.a-b", "parts.3.0"]
+
+
+def test_a_module_of_several_operators_names_each() -> None:
+    """A norm of places between two permutations, attention and a padded convolution are modules of many operators."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.pad = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).transpose(1, 2)
+            return self.pad(x + self.mix(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape))
+
+    found = names_in(Chain(nn.ReLU(), Attention()))
+    assert {"middle.0", "middle.1.mix.bmm", "middle.1.pad.pad", "middle.1.pad"} <= set(found)
+    assert not [name for name in found if name.startswith("middle.1.mix_")]

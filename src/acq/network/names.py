@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import fx
 
 _IMAGE = "image"
-_LEAVES = "torch.nn.modules."  # modules of torch itself: one operator each, so the module's name is enough
+_LEAVES = "torch.nn.modules."  # modules of torch itself: most have one operator, so the module's name is enough
 _WEIGHT = ".weight"
 _NOWHERE = "_empty_nn_module_stack"  # torch's own mark for nodes that it added itself
 
@@ -23,12 +25,15 @@ def assign_names(graph: fx.Graph) -> None:
     """Give every node of a traced graph its public name.
 
     A layer has the name of the module that owns its weight. Another operator has the name of its module of
-    ``torch.nn``, or the name of the block that calls it and the operator: ``layer1.0.add``. A name that is taken
-    gets a number: ``layer1.0.relu_2``. Layers choose first, because settings name them.
+    ``torch.nn``, if that has no other operators, or the name of the block that calls it and the operator:
+    ``layer1.0.add``. A name that is taken gets a number: ``layer1.0.relu_2``. Layers choose first, because settings
+    name them.
     """
     taken: set[str] = set()
+    kinds = {(module_of(node)[0], packet_of(node)) for node in graph.nodes if _is_operator(node)}
+    counts = Counter(path for path, _ in kinds)
     for node in sorted(graph.nodes, key=lambda node: not _owner(node)):
-        wanted = name = _owner(node) or _wanted(node)
+        wanted = name = _owner(node) or _wanted(node, alone=counts[module_of(node)[0]] <= 1)
         count = 1
         while name in taken:
             count += 1
@@ -46,14 +51,19 @@ def _owner(node: fx.Node) -> str:
     return owner.removesuffix(_WEIGHT) if owner.endswith(_WEIGHT) else ""
 
 
-def _wanted(node: fx.Node) -> str:
+def _is_operator(node: fx.Node) -> bool:
+    """Whether a node computes something; sizes and items of tuples only serve others."""
+    return node.op == "call_function" and packet_of(node) not in ("getitem", "sym_size")
+
+
+def _wanted(node: fx.Node, alone: bool) -> str:
     if node.op == "placeholder":
         return _IMAGE
     if node.op != "call_function":
         return str(node.target)
     path, kind = module_of(node)
     operator = packet_of(node)
-    if path and kind.startswith(_LEAVES) and not kind.startswith(f"{_LEAVES}container"):
+    if alone and path and kind.startswith(_LEAVES) and not kind.startswith(f"{_LEAVES}container"):
         return path
     return f"{path}.{operator}" if path else operator
 

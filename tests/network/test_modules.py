@@ -96,6 +96,15 @@ def test_other_types_become_float32(kind: torch.dtype) -> None:
     assert all(value.dtype != kind for value in graph.state_dict().values())
 
 
+def test_buffers_of_another_type_stay_as_they_are() -> None:
+    """A number in double precision beside weights of float32 is meant so."""
+    model = network()
+    model.register_buffer("factor", torch.tensor(0.1, dtype=torch.float64))
+    model.stem.register_forward_hook(lambda module, inputs, output: output * model.factor)
+    graph = trace(model, SIZE)
+    assert graph.get_buffer("factor").dtype == torch.float64
+
+
 def test_tensors_that_a_module_sets_itself_stay_plain() -> None:
     """An attribute that forward assigns, as the old weight norm does, is no tensor of torch.export afterwards."""
     with pytest.warns(FutureWarning):

@@ -90,17 +90,19 @@ def _refusal(images: Tensor, error: Exception) -> RequestError:
 
 
 def other_types(module: nn.Module) -> list[torch.dtype]:
-    """The floating-point types of a module's weights other than float32."""
-    found = {tensor.dtype for tensor in _tensors(module) if tensor.is_floating_point()}
+    """The floating-point types of a module's parameters other than float32."""
+    found = {tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()}
     return sorted(found - {torch.float32}, key=str)
 
 
 @contextmanager
 def readable(module: nn.Module) -> Iterator[None]:
-    """Within the block a module has weights of float32, no wrappers inside, and batch norms in place of frozen ones.
+    """Within the block a module has float32, no wrappers inside, and batch norms in place of frozen ones.
 
-    On exit its weights, its parts and its own tensors are those from before. No weight is copied that has float32.
+    On exit its weights, its parts and its own tensors are those from before. Nothing is converted where all parameters
+    have float32, because buffers of another type are then meant so.
     """
+    converts = bool(other_types(module))
     data = [(tensor, tensor.data) for tensor in _tensors(module) if tensor.is_floating_point()]
     own = [(part.__dict__, key, value) for part in module.modules() for key, value in part.__dict__.items()]
     own = [entry for entry in own if isinstance(entry[2], Tensor)]
@@ -108,10 +110,10 @@ def readable(module: nn.Module) -> Iterator[None]:
     parts = [(part._modules, name, child) for part in plain for name, child in part._modules.items()]
     try:
         for tensor, values in data:
-            if values.dtype != torch.float32:
+            if converts and values.dtype != torch.float32:
                 tensor.data = values.float()
         for holder, key, value in own:
-            if value.is_floating_point():
+            if converts and value.is_floating_point():
                 holder[key] = value.float()
         made: dict[int, nn.Module] = {}  # a part that is used twice stays one part
         for children, name, child in parts:

@@ -167,7 +167,7 @@ def test_both_checkpoints_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("acq.runs.folder.RunFolder.save_state", 4),
         ("acq.runs.folder.RunFolder.log", 2),
         ("acq.runs.session.write_samples", 1),
-        ("acq.runs.student_file.save", 1),
+        ("acq.runs.student_file.save", 2),
         ("acq.runs.folder.RunFolder.write_summary", 1),
     ],
 )

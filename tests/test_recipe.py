@@ -104,5 +104,6 @@ def test_a_layer_can_stay_in_floating_point() -> None:
     """The bits ``float`` keep a layer and the batch norm behind it as they are, and the plan says why."""
     plan = student_of("resnet", {"layers": {"layer2.*": "float"}}).plan
     kept = {node.name: node.note for node in plan.float_nodes}
-    assert kept.keys() == {f"layer2.0.{kind}{index}" for kind in ("conv", "bn") for index in (1, 2)}
+    layers = {f"layer2.0.{kind}{index}" for kind in ("conv", "bn") for index in (1, 2)}
+    assert kept.keys() == {*layers, "layer2.0.relu"}  # between two layers in floating point
     assert "float" in kept["layer2.0.conv1"]

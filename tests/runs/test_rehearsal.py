@@ -68,6 +68,17 @@ def test_an_operator_without_equal_in_onnx_refuses_the_run() -> None:
     rehearse(student, KNOWN, export=False).require_file()
 
 
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way out is another folder for temporary files."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("acq.runs.student_file.save", full)
+    with pytest.raises(RequestError, match=r"No space left on device\); set TMPDIR to another folder"):
+        rehearse(untrained(traced("resnet")), KNOWN)
+
+
 def test_a_file_that_is_not_wanted_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra the note says so."""
     student = untrained(traced(next(iter(NETWORKS))))

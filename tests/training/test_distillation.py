@@ -35,7 +35,8 @@ def results(phase: Distillation) -> list[StepResult]:
 @torch.no_grad()
 def error(phase: Distillation) -> float:
     dataset = phase.context.dataset
-    return logit_match(phase.context.student(dataset.images), dataset.batch.logits).item()
+    output = phase.context.teacher.output
+    return logit_match(phase.context.student.logits(dataset.images), dataset.batch.logits, output).item()
 
 
 def test_the_student_learns() -> None:

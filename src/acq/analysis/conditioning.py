@@ -68,7 +68,7 @@ class GeneratorQuality:
 def generator_quality(
     generator: nn.Module,
     teacher: Teacher,
-    student: Student,
+    student: Student | Teacher,
     conditions: ConditionSampler,
     count: int,
     rng: torch.Generator,

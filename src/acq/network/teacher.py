@@ -54,6 +54,10 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] with running statistics."""
+        return self.logits(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [N, K] with running statistics; a student has the same method."""
         return logits_from(self.graph, images)
 
     def read(

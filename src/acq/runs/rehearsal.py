@@ -89,15 +89,20 @@ def rehearse(student: Student, preprocessing: Preprocessing, *, export: bool = T
         export: Whether to write a file.
 
     Raises:
-        RequestError: The student cannot be calibrated or saved.
+        RequestError: The student cannot be calibrated or saved, or temporary files cannot be written.
     """
     trial = copy.deepcopy(student).cpu()
     calibrate(trial, [normalised_scenes(_SCENES, preprocessing, torch.Generator().manual_seed(0))])
     convert_to_integers(trial)
-    with tempfile.TemporaryDirectory() as folder:
-        student_file.save(trial, Path(folder), {})
-        trial = student_file.load(Path(folder)).eval()
-        return _exported(trial, Path(folder)) if export else Rehearsal(untried=NOT_WANTED)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            student_file.save(trial, Path(folder), {})
+            trial = student_file.load(Path(folder)).eval()
+            return _exported(trial, Path(folder)) if export else Rehearsal(untried=NOT_WANTED)
+    except OSError as error:
+        raise RequestError(
+            f"the folder for temporary files cannot be written ({error.strerror}); set TMPDIR to another folder"
+        ) from error
 
 
 def _exported(student: Student, folder: Path) -> Rehearsal:

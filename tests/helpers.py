@@ -54,6 +54,17 @@ class Chain(nn.Module):
         return self.head(self.middle(self.stem(x)))
 
 
+class Applied(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Residual(nn.Module):
     def __init__(self, in_place: bool) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_NAMES = 3  # in a message
 _SUGGESTIONS = 3
 _LINE_LENGTH = 200  # characters of another library's message
 
@@ -40,6 +41,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not close:
         return ""
     return f" (did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?)"
+
+
+def listed(names: Iterable[str], shown: int = _NAMES) -> str:
+    """Return the first ``shown`` names for a message, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def first_line(error: BaseException, *, typed: bool = False) -> str:

@@ -6,22 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import SIZE, Chain, images
-from torch import Tensor, nn
+from helpers import SIZE, Applied, Chain, images
+from torch import Tensor
 
 from acq.errors import RequestError
 from acq.network.export import exported
-
-
-class Applied(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def by_length(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from acq import zoo
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import plan_rows, print_json, print_lines, print_plan, print_table
-from acq.cli.requests import config_of, network_of
+from acq.cli.requests import config_of, network_of, network_options
 from acq.config import Config
 from acq.recipe import Request, prepare
 from acq.runs.rehearsal import rehearse
@@ -42,7 +42,7 @@ def inspect(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device="cpu", outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
-    network = network_of(model, checkpoint, checkpoint_key, model_args, input_size, mean, std)
+    network = network_of(model, network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std))
     context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
     rehearsal = rehearse(context.student, network.preprocessing)
     structure, plan = context.teacher.structure, context.student.plan

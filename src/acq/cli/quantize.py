@@ -11,7 +11,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, parity_lines, print_json, print_lines
-from acq.cli.requests import config_of, data_path, json_object, names_of, network_of
+from acq.cli.requests import config_of, data_path, json_object, names_of, network_of, network_options
 from acq.core.device import choose_device
 from acq.core.processes import joined, started_by_torchrun
 from acq.core.units import in_kilobytes, in_minutes
@@ -57,7 +57,7 @@ def quantize(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device=device, seed=seed, outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
-    network = network_of(model, checkpoint, checkpoint_key, model_args, input_size, mean, std, quiet)
+    network = network_of(model, network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std), quiet)
     folder = out or free_folder(model, settings.bits)
     origin = {
         "model": model,
@@ -92,8 +92,9 @@ def _file(exported: Exported | None) -> dict[str, Any]:
     """The ONNX file of a run as JSON values; nulls where there is none."""
     if exported is None:
         return {"file": None, "file_bytes": None, "engines": None}
-    engines = {name: asdict(found) for name, found in exported.parity.engines.items()}
-    return {"file": str(exported.path), "file_bytes": exported.bytes, "engines": engines}
+    return {
+        "file": str(exported.path), "file_bytes": exported.bytes, "engines": asdict(exported.parity)["engines"],
+    }  # fmt: skip
 
 
 def _show(figures: dict[str, Any], exported: Exported | None, as_json: bool, quiet: bool) -> None:

@@ -15,18 +15,9 @@ from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
 
 
-def network_of(
-    model: str,
-    checkpoint: Path | None,
-    checkpoint_key: str | None,
-    model_args: str | None,
-    input_size: str | None,
-    mean: str | None,
-    std: str | None,
-    quiet: bool = False,
-) -> zoo.Network:
-    """The network that the options name. A note tells when its normalisation is assumed."""
-    network = zoo.resolve(model, **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std))
+def network_of(model: str, options: Mapping[str, Any], quiet: bool = False) -> zoo.Network:
+    """The network of that name with ``network_options``. A note tells when its normalisation is assumed."""
+    network = zoo.resolve(model, **options)
     if not network.preprocessing_given:
         mean_, std_ = network.preprocessing.mean, network.preprocessing.std
         note(f"--mean and --std not given, so ImageNet's are assumed: {mean_}, {std_}", quiet)

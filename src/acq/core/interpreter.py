@@ -8,6 +8,13 @@ from typing import Any
 from torch import fx, nn
 
 
+def all_values(module: nn.Module, graph: fx.Graph, *arguments: Any) -> dict[fx.Node, Any]:
+    """Run a graph once and return the value of every node but the output."""
+    run = KeepingInterpreter(module, graph, [node for node in graph.nodes if node.op != "output"])
+    run.run(*arguments)
+    return run.kept
+
+
 class KeepingInterpreter(fx.Interpreter):
     """Runs a graph once and keeps the values of chosen nodes in ``kept``. Create one for each run.
 

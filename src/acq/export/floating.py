@@ -17,7 +17,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from acq.core.interpreter import KeepingInterpreter
+from acq.core.interpreter import all_values
 from acq.core.quiet import quietly
 from acq.errors import RequestError, first_line
 from acq.export.sizes import fold_sizes
@@ -173,11 +173,8 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _values(student: Student, batch: int) -> dict[fx.Node, Any]:
     """The values of all nodes for a batch, without data."""
-    graph = student.graph
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        run = KeepingInterpreter(student, graph, [node for node in graph.nodes if node.op != "output"])
-        run.run(torch.zeros(batch, *student.input_size))
-    return run.kept
+        return all_values(student, student.graph, torch.zeros(batch, *student.input_size))
 
 
 def _zeros(value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn import functional as F
 
-from acq.errors import RequestError
+from acq.errors import RequestError, listed
 from acq.network.names import module_of
 from acq.network.operators import VOCABULARY
 from acq.network.rewrites import LAYERS
@@ -63,8 +63,7 @@ def require_known_operators(graph: fx.Graph) -> None:
 
 def _of_the_batch(norms: list[fx.Node]) -> str:
     """Why batch norms that use the batch's own statistics are refused, and the way out."""
-    names = ", ".join(repr(module_of(node)[0]) for node in norms[:_SHOWN])
-    names += f" and {len(norms) - _SHOWN} more" if len(norms) > _SHOWN else ""
+    names = listed((repr(module_of(node)[0]) for node in norms), _SHOWN)
     without = any(node.target is aten._native_batch_norm_legit.no_stats for node in norms)
     kind = "without running statistics" if without else "in training mode"
     way_out = "train the network with track_running_stats=True" if without else "leave them in eval mode"

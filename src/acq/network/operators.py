@@ -122,6 +122,12 @@ def is_constant(node: fx.Node) -> bool:
     return node.op == "get_attr" or (node.op == "call_function" and bool(inputs) and all(map(is_constant, inputs)))
 
 
+def pads_with_values(node: fx.Node) -> bool:
+    """Whether a node is a pad that adds numbers other than zero."""
+    given = (*node.args[2:], *node.kwargs.values())
+    return operator_of(node) in PADS and any(value for value in given if isinstance(value, int | float))
+
+
 def repeats(node: fx.Node) -> bool:
     """Whether a node is an adaptive average pool to a multiple of its input's size: each window has one value."""
     if operator_of(node) not in ADAPTIVE:

@@ -22,7 +22,7 @@ _ENDINGS: dict[Any, Ending] = {
     aten.log_softmax.int: "log_softmax",
     aten._log_softmax.default: "log_softmax",
 }
-_SHAPES = (
+SHAPES = (
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims,
     aten.squeeze.default, aten.unsqueeze.default,
 )  # fmt: skip
@@ -34,19 +34,15 @@ def answer_of(graph: fx.GraphModule) -> Answer:
     Raises:
         RequestError: The kind that the user gave does not fit.
     """
-    known: Returned = graph.meta.get(RETURNED, Returned(TENSOR, 0, None))
-    counted = returned_nodes(graph.graph)[known.place]
-    size = _size(shape_of(counted))
-    ending, logits = ending_of(counted, size)
+    known = _returned(graph)
+    ending, logits, size = _end(graph)
     output = _output(size, ending, known.kind)
     return Answer(known.structure, names_in(known.structure)[known.place], name_of(logits), output)
 
 
 def logits_of(graph: fx.GraphModule) -> fx.Node:
     """The node whose values are the logits, [N, K] or as ``Output.flat`` takes them."""
-    known: Returned = graph.meta.get(RETURNED, Returned(TENSOR, 0, None))
-    counted = returned_nodes(graph.graph)[known.place]
-    return ending_of(counted, _size(shape_of(counted)))[1]
+    return _end(graph)[1]
 
 
 def logits_from(graph: fx.GraphModule, images: Tensor) -> Tensor:
@@ -71,7 +67,7 @@ def ending_of(node: fx.Node, size: int) -> tuple[Ending | None, fx.Node]:
         size: Its numbers per image.
     """
     last = node
-    while last.target in _SHAPES and isinstance(last.args[0], fx.Node):
+    while last.target in SHAPES and isinstance(last.args[0], fx.Node):
         last = last.args[0]
     ending = _ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
@@ -83,8 +79,17 @@ def ending_of(node: fx.Node, size: int) -> tuple[Ending | None, fx.Node]:
     return ending, last.args[0]
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    return shape[1] if len(shape) > 1 else 1
+def _returned(graph: fx.GraphModule) -> Returned:
+    known: Returned = graph.meta.get(RETURNED, Returned(TENSOR, 0, None))
+    return known
+
+
+def _end(graph: fx.GraphModule) -> tuple[Ending | None, fx.Node, int]:
+    """The softmax or sigmoid behind the logits, the node of the logits, and their numbers per image."""
+    counted = returned_nodes(graph.graph)[_returned(graph).place]
+    shape = shape_of(counted)
+    size = shape[1] if len(shape) > 1 else 1
+    return *ending_of(counted, size), size
 
 
 def _output(size: int, ending: Ending | None, kind: Kind | None) -> Output:

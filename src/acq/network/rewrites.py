@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from acq.network.affine import affine_of
 from acq.network.constants import constant, replace_constant, shape_of
-from acq.network.operators import PADS, ROLES, Role, keeps_zero, operator_of, sole_user
+from acq.network.operators import PADS, ROLES, Role, keeps_zero, operator_of, pads_with_values, sole_user
 
 aten = torch.ops.aten
 _PAIR = 2
@@ -196,12 +196,6 @@ def _passes(move: fx.Node) -> bool:
 
 def _passes_with_zero(move: fx.Node) -> bool:
     """The same for bounds that keep zero, which pads add."""
-    if (operator_of(move) in PADS and _fill(move)) or (move.target is operator.getitem and move.args[1] != 0):
+    if pads_with_values(move) or (move.target is operator.getitem and move.args[1] != 0):
         return False
     return ROLES.get(operator_of(move)) == Role.MOVE
-
-
-def _fill(pad: fx.Node) -> bool:
-    """Whether a pad adds numbers other than zero."""
-    numbers = [value for value in (*pad.args[2:], *pad.kwargs.values()) if isinstance(value, int | float)]
-    return any(numbers)

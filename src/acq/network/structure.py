@@ -11,15 +11,11 @@ from torch import fx
 from acq.core.outputs import Answer
 from acq.errors import RequestError
 from acq.network.constants import shape_of
-from acq.network.outputs import answer_of, logits_of
+from acq.network.outputs import SHAPES, answer_of, logits_of
 from acq.network.trace import aten, is_depthwise
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
-RESHAPES = (
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
-    aten.unsqueeze.default, aten.split.Tensor, operator.getitem,
-)  # fmt: skip
+RESHAPES = (*SHAPES, aten._unsafe_view.default, aten.split.Tensor, operator.getitem)
 _MAKERS = (
     aten.conv2d.default, aten.conv2d.padding, aten.convolution.default, aten.conv_transpose2d.input,
     aten.batch_norm.default,

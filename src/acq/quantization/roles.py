@@ -17,7 +17,6 @@ from acq.network.names import name_of
 from acq.network.operators import (
     DIVIDE,
     GATED,
-    PADS,
     RELU,
     ROLES,
     Role,
@@ -25,6 +24,7 @@ from acq.network.operators import (
     is_constant,
     is_float,
     operator_of,
+    pads_with_values,
     repeats,
     sole_user,
 )
@@ -181,7 +181,7 @@ def _role(graph: fx.GraphModule, node: fx.Node, hosts: Mapping[fx.Node, Host]) -
         return found
     if role == Role.BATCH_NORM:
         return Role.FLOAT, _why_float(affine)
-    if operator in PADS and _pads_with_values(node):
+    if pads_with_values(node):
         return Role.PAD, ""
     if repeats(node):
         return Role.MOVE, "each window has one value"
@@ -236,8 +236,3 @@ def _why_float(norm: Affine | None) -> str:
     if norm is None:
         return "its statistics are not constant"
     return "it follows no layer and its input is not [N, C, H, W]"
-
-
-def _pads_with_values(node: fx.Node) -> bool:
-    values = [value for value in node.args[2:] if isinstance(value, int | float)]
-    return any(value != 0 for value in values) or bool(node.kwargs.get("value"))

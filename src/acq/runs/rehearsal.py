@@ -18,6 +18,7 @@ from acq.quantization.integers import convert_to_integers
 from acq.quantization.node_plan import NodePlan
 from acq.quantization.student import Student
 from acq.runs import student_file
+from acq.runs.exporting import missing_package
 from acq.synthesis.scenes import normalised_scenes
 
 NOT_WANTED = "no file is wanted (--no-export)"
@@ -106,15 +107,16 @@ def rehearse(student: Student, preprocessing: Preprocessing, *, export: bool = T
 
 
 def _exported(student: Student, folder: Path) -> Rehearsal:
-    try:
-        import onnx
+    missing = missing_package()
+    if missing is not None:
+        return Rehearsal(untried=f"{missing} is not installed (pip install 'acquant[onnx]' adds it)")
+    import onnx
 
-        from acq.export.engines import REFERENCE, installed_engines
-        from acq.export.floating import NoTranslationError
-        from acq.export.graph import onnx_model
-        from acq.export.kernels import integer_operators
-    except ModuleNotFoundError as error:
-        return Rehearsal(untried=f"{error.name} is not installed (pip install 'acquant[onnx]' adds it)")
+    from acq.export.engines import REFERENCE, installed_engines
+    from acq.export.floating import NoTranslationError
+    from acq.export.graph import onnx_model
+    from acq.export.kernels import integer_operators
+
     try:
         model = onnx_model(student, named=True)
     except NoTranslationError as error:

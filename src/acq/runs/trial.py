@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from acq.core.interpreter import KeepingInterpreter
+from acq.core.interpreter import all_values
 from acq.files.limits import VALUES_AT_ONCE, images_at_once
 from acq.network.names import name_of
 from acq.quantization.student import Student
@@ -47,9 +47,8 @@ def try_out(student: Student) -> None:
 
 def _shapes(student: Student, images: int) -> dict[str, torch.Size]:
     """The shapes of all tensors of a graph for a number of images, by the node's public name."""
-    run = KeepingInterpreter(student, student.graph, [node for node in student.graph.nodes if node.op != "output"])
-    run.run(torch.empty(images, *student.input_size, device="meta"))
-    return {name_of(node): value.shape for node, value in run.kept.items() if isinstance(value, Tensor)}
+    values = all_values(student, student.graph, torch.empty(images, *student.input_size, device="meta"))
+    return {name_of(node): value.shape for node, value in values.items() if isinstance(value, Tensor)}
 
 
 def _compare_shapes(student: Student, few: Mapping[str, torch.Size], more: Mapping[str, torch.Size]) -> None:

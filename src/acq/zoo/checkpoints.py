@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from acq.errors import RequestError, first_line, nearest
+from acq.errors import RequestError, first_line, listed, nearest
 from acq.files.foreign import MoreThanWeightsError
 from acq.files.tensors import require_weights_size
 from acq.files.weights import OtherFileError, read_weights
 from acq.zoo import fitting
-from acq.zoo.fitting import NAMES_SHOWN, Place
+from acq.zoo.fitting import Place
 from acq.zoo.nests import Tables, tables_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".ckpt", ".bin", ".pth.tar")  # usual ones; content decides
@@ -90,7 +90,7 @@ def apply_state(model: nn.Module, tables: Tables, path: Path, key: str | None = 
     if place.outside and key is None and not place.is_averaged:
         _warn(
             f"{path} has the network's weights under {place.label}; others beside them are left out: "
-            f"{_listed(place.outside)}"
+            f"{listed(place.outside)}"
         )
     for entry in place.found.values():
         if entry.tensor.is_floating_point() and not bool(entry.tensor.isfinite().all()):
@@ -114,7 +114,7 @@ def _chosen(places: list[Place], path: Path) -> Place:
     averaged = [place for place in different if place.is_averaged]
     raw = [place for place in different if not place.is_averaged]
     if len(different) > 1 and (len(averaged), len(raw)) != (1, 1):
-        keys = _listed(place.label for place in different)
+        keys = listed(place.label for place in different)
         raise RequestError(f"{path} has several weights that fit, under {keys}; choose with --checkpoint-key")
     place = (averaged or raw)[0]
     if len(different) > 1:
@@ -135,7 +135,7 @@ def _misfit(places: list[Place], tables: Tables, own: Mapping[str, Tensor], buff
         known = [path for path in tables if path]
         return (
             f"has no weights of the network under {key!r}{nearest(key, known)}; "
-            f"give one of its keys as --checkpoint-key: {_listed(known) or 'it has none'}"
+            f"give one of its keys as --checkpoint-key: {listed(known) or 'it has none'}"
         )
     place = max(places, key=lambda place: (len(place.found), -len(place.unexpected)), default=None)
     missing = [name for name in own if fitting.is_required(name)] if place is None else place.missing(own)
@@ -147,18 +147,18 @@ def _misfit(places: list[Place], tables: Tables, own: Mapping[str, Tensor], buff
         "of another type": [] if place is None else fitting.mistyped(place, own),
     }
     if missing and not other and buffers.issuperset(missing):
-        return f"has parameters but no buffers (missing: {_listed(missing)}); save state_dict(), not named_parameters()"
+        return f"has parameters but no buffers (missing: {listed(missing)}); save state_dict(), not named_parameters()"
     renamed = fitting.pairs(missing, other, own)
     if renamed and not misfits["wrongly shaped"]:
         first, partner = next(iter(renamed.items()))
-        shown = _listed([f"{name} <- {other_name}" for name, other_name in renamed.items()])
+        shown = listed([f"{name} <- {other_name}" for name, other_name in renamed.items()])
         return (
             f"has other names for weights of the network ({shown}); rename them in its state dict: "
             f"state[{first!r}] = state.pop({partner!r})"
         )
-    listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in misfits.items() if names)
+    kinds = "; ".join(f"{kind}: {listed(names)}" for kind, names in misfits.items() if names)
     return (
-        f"does not fit the network ({listed}); "
+        f"does not fit the network ({kinds}); "
         "give the checkpoint of this architecture, or set the architecture with --model-args"
     )
 
@@ -174,9 +174,3 @@ def _others(place: Place | None, tables: Tables) -> dict[str, Tensor]:
     }
     front = f"{place.path}." if place.path else ""
     return {name: named[front + name] for name in place.unexpected}
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

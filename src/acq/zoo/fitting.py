@@ -15,7 +15,6 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module") 
 _COUNTERS = ("total_ops", "total_params", "n_averaged")  # of thop and of torch's AveragedModel
 _AVERAGED = {"ema", "swa", "avg", "averaged", "average"}
 _UNREAD = "num_batches_tracked"  # old checkpoints lack it, and no evaluation reads it
-NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)

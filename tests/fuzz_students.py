@@ -43,6 +43,14 @@ CORE = [
     if name.startswith("aten::")
 ]
 OPERATORS = sorted(VOCABULARY)
+POINTWISE = [
+    f"aten.{name}.default"
+    for name in (
+        "abs", "acos", "asinh", "atan", "bitwise_not", "ceil", "clone", "cos", "elu", "erf", "exp", "expm1", "gelu",
+        "hardtanh", "isinf", "isnan", "leaky_relu", "log", "log1p", "logical_not", "neg", "reciprocal", "relu", "round",
+        "rsqrt", "sigmoid", "sign", "sin", "sqrt", "tan", "tanh", "trunc", "hardswish", "silu",
+    )
+]  # fmt: skip
 
 Change = Callable[[dict[str, Any], random.Random], None]
 
@@ -51,6 +59,14 @@ def operator(document: dict[str, Any], rng: random.Random) -> None:
     """Another operator, of the planner or any of torch."""
     node = rng.choice([node for node in document["nodes"] if node["op"] == "call_function"])
     node["target"] = rng.choice(rng.choice((OPERATORS, CORE)))
+
+
+def pointwise(document: dict[str, Any], rng: random.Random) -> None:
+    """Another operator that keeps the shape, with its input alone."""
+    nodes = [node for node in document["nodes"] if node["op"] == "call_function" and len(node["args"]) == 1]
+    if nodes:
+        node = rng.choice(nodes)
+        node["target"], node["kwargs"] = rng.choice(POINTWISE), {}
 
 
 def argument(document: dict[str, Any], rng: random.Random) -> None:
@@ -97,7 +113,9 @@ def removal(document: dict[str, Any], rng: random.Random) -> None:
         rng.shuffle(nodes)
 
 
-CHANGES: tuple[Change, ...] = (operator, operator, argument, argument, connection, shape, layer, removal)
+CHANGES: tuple[Change, ...] = (
+    operator, operator, pointwise, pointwise, argument, argument, connection, shape, layer, removal,
+)  # fmt: skip
 
 
 def folders(count: int, rng: random.Random, folder: Path) -> Counter[str]:
@@ -109,6 +127,7 @@ def folders(count: int, rng: random.Random, folder: Path) -> Counter[str]:
         convert_to_integers(student)
         student.preprocessing = KNOWN
         student_file.save(student, place, {})
+        assert loaded_and_exported(place, folder) == "exported"
         whole.append((place, json.loads((place / QUANTIZATION).read_text())))
     found: Counter[str] = Counter()
     for _ in range(count):

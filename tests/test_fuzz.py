@@ -243,3 +243,19 @@ def test_a_screened_file_does_not_break_the_engine(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert sum(found.values()) == COUNT
     assert found["run"] > COUNT // 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("folders", COUNT if LONG else 100), ("networks", COUNT // 5 if LONG else 3)]
+)
+def test_a_changed_run_folder_and_a_drawn_network_get_a_file_or_one_line(kind: str, count: int, tmp_path: Path) -> None:
+    """No graph of a run folder and no network crashes the process that loads, saves and exports it."""
+    seed = secrets.randbelow(2**32) if LONG else 0
+    program = Path(__file__).with_name("fuzz_students.py")
+    command = [sys.executable, str(program), kind, str(count), str(seed), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (command, done.returncode, done.stderr[-2000:])
+    found = json.loads(done.stdout)
+    assert sum(found.values()) == count
+    assert found.get("exported", 0) > 0
+    assert found.get("exported, differs", 0) <= count // 50  # a tie on few images

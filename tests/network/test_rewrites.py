@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from helpers import images
+from helpers import Applied, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
@@ -164,6 +166,20 @@ def test_rectifiers_stay_where_their_order_matters() -> None:
     (clamp,) = [node for node in graph.graph.nodes if node.target is aten.clamp.default]
     assert "max_pool2d" in str(relu.args[0].target)
     assert "pad" in str(clamp.args[0].target)
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        lambda x: x.sort(1)[0], lambda x: x.topk(2, 1).values, nn.LayerNorm((4, 8, 8)),
+        lambda x: torch.native_layer_norm(x, (8,), None, None, 1e-5)[0], lambda x: torch.var_mean(x, 1)[0],
+    ],
+    ids=["sort", "topk", "layer norm", "layer norm with statistics", "variance"],
+)  # fmt: skip
+def test_rectifiers_stay_behind_operators_that_return_several_tensors(several: Callable[[Tensor], Tensor]) -> None:
+    """What such an operator computes of negative numbers is not known."""
+    _, names = traced(Body(nn.Conv2d(3, 4, 3, padding=1), Applied(several), nn.Hardtanh(0.1, 1)))
+    assert names.index("hardtanh") > names.index("conv2d") + 1
 
 
 @pytest.mark.parametrize(

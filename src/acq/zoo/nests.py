@@ -13,7 +13,8 @@ from acq.files.inert import Array, Inert
 Tables = Mapping[str, Mapping[str, Tensor]]
 
 _DEPTH = 64  # of containers in containers
-_VALUES = 20_000_000  # in all of them, with repeated ones counted again: a small file can repeat one without end
+_VALUES = 20_000_000  # in all of them
+_REPEATED = 1_000  # values that a container counts for when it comes again: a small file can repeat one without end
 _OPTIMIZER = re.compile(r"optim(izer|$|_)|(^|_)opt($|_)|sched|scaler", re.IGNORECASE)
 
 
@@ -39,6 +40,7 @@ class _Walk:
     def __init__(self) -> None:
         self.found: dict[str, dict[str, Tensor]] = {}
         self._left = _VALUES
+        self._seen: set[int] = set()
 
     def visit(self, value: Any, path: str, depth: int) -> None:
         """Collect what is in a container; other values have nothing."""
@@ -54,7 +56,7 @@ class _Walk:
             named = {str(key): item for key, item in dict.items(value)}  # a foreign file may replace the method
         else:
             return
-        self._spend(len(value), depth)
+        self._spend(value, len(value), depth)
         table = self.found.setdefault(path, {})
         for key, item in named.items():
             tensor = _tensor(item)
@@ -72,13 +74,15 @@ class _Walk:
                 if tensor is not None and name not in passing:
                     yield f"{prefix}{name}", tensor
         modules = attributes["_modules"]
-        self._spend(len(modules) + sum(len(group) for group in groups if isinstance(group, dict)), depth)
+        count = len(modules) + sum(len(group) for group in groups if isinstance(group, dict))
+        self._spend(modules, count, depth)
         for name, module in dict.items(modules):
             if isinstance(module, Inert) and _is_module(module.attributes):
                 yield from self._of_module(module.attributes, f"{prefix}{name}.", depth + 1)
 
-    def _spend(self, count: int, depth: int) -> None:
-        self._left -= count + 1
+    def _spend(self, container: Any, count: int, depth: int) -> None:
+        self._left -= count + (_REPEATED if id(container) in self._seen else 1)
+        self._seen.add(id(container))
         if depth > _DEPTH or self._left < 0:
             raise ValueError("it is nested too deeply, or in itself")
 

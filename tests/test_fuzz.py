@@ -246,7 +246,7 @@ def test_a_screened_file_does_not_break_the_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("folders", COUNT if LONG else 100), ("networks", COUNT // 5 if LONG else 3)]
+    ("kind", "count"), [("folders", COUNT if LONG else 40), ("networks", COUNT // 5 if LONG else 2)]
 )
 def test_a_changed_run_folder_and_a_drawn_network_get_a_file_or_one_line(kind: str, count: int, tmp_path: Path) -> None:
     """No graph of a run folder and no network crashes the process that loads, saves and exports it."""

@@ -198,7 +198,7 @@ def _passes_with_zero(move: fx.Node) -> bool:
     """The same for bounds that keep zero, which pads add."""
     source: Any = move.args[0]
     if move.target is operator.getitem:  # of a pool with indices or a split; others compute what they return
-        return move.args[1] == 0 and _passes_with_zero(source)
+        return bool(move.args[1] == 0) and _passes_with_zero(source)
     if pads_with_values(move):
         return False
     return ROLES.get(operator_of(move)) == Role.MOVE

@@ -81,6 +81,12 @@ def test_a_content_in_itself_or_repeated_without_end_is_refused() -> None:
             tables_of(read(content))
 
 
+def test_many_objects_are_none_that_is_repeated() -> None:
+    """Hyper-parameters may hold an object per image."""
+    content = {"net": {"w": torch.zeros(1)}, "files": [argparse.Namespace(path=str(at)) for at in range(25_000)]}
+    assert names(content)["net"] == ["w"]
+
+
 def test_a_foreign_file_cannot_replace_methods() -> None:
     """Attributes of dictionaries and parameters come from the file too."""
     weight = nn.Parameter(torch.ones(2))

@@ -44,6 +44,7 @@ class _Walk:
 
     def visit(self, value: Any, path: str, depth: int) -> None:
         """Collect what is in a container; other values have nothing."""
+        container = value  # lives as long as the content, unlike a copy of its attributes
         if isinstance(value, Inert) and not isinstance(value, Array):
             attributes = value.attributes
             if _is_module(attributes):
@@ -56,7 +57,7 @@ class _Walk:
             named = {str(key): item for key, item in dict.items(value)}  # a foreign file may replace the method
         else:
             return
-        self._spend(value, len(value), depth)
+        self._spend(container, len(value), depth)
         table = self.found.setdefault(path, {})
         for key, item in named.items():
             tensor = _tensor(item)

@@ -39,8 +39,8 @@ def test_an_export_says_what_each_engine_makes_of_the_file(run: Path) -> None:
     assert re.fullmatch(r"file         other\.onnx, \d+ kB    time \d+ s", file)
     for name, line in zip(("onnxruntime", "openvino"), engines, strict=True):
         assert re.fullmatch(
-            rf"{name} +same decision as the student for 100\.0 % of 32 images, largest difference \S+; "
-            r"(\d+) of \1 layers run in integers",
+            rf"{name} +decides like the student on 100\.0 % of 32 images \(largest difference \S+\), "
+            r"(\d+) of \1 layers in integers",
             line,
         )
     assert Path("other.onnx").exists()

@@ -91,8 +91,8 @@ def parity_figures(parity: Parity) -> dict[str, Any]:
 def parity_lines(parity: Parity) -> list[str]:
     """The comparison of a file with its student, one line per engine."""
     lines = [
-        f"{name:<13}same decision as the student for {found.match.agreement:.1f} % of {parity.images} images, "
-        f"largest difference {found.match.difference:.2g}; {found.integer} of {found.layers} layers run in integers"
+        f"{name:<13}decides like the student on {found.match.agreement:.1f} % of {parity.images} images "
+        f"(largest difference {found.match.difference:.2g}), {found.integer} of {found.layers} layers in integers"
         for name, found in parity.engines.items()
     ]
     return [*lines, *(f"{name:<13}{failure}" for name, failure in parity.failures.items())]

@@ -13,6 +13,7 @@ from torch import fx, nn
 from acq.api.files import engine, load
 from acq.core.device import choose_device
 from acq.core.evaluate import Classifier, accuracy
+from acq.core.extras import require_onnx
 from acq.core.outputs import Kind, Output
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
@@ -115,9 +116,9 @@ def target(
         graph = trace(network, preprocessing.input_size, outputs, output_kind)
         return _of_graph(graph, preprocessing, "", next(network.parameters()).device)
     path, place = Path(network), choose_device(device)
-    is_file = path.suffix == ".onnx"
+    is_file = path.suffix == ".onnx" and _is_own(path)
     if (is_file or path.is_dir()) and any(value is not None for value in (outputs, output_kind, *options.values())):
-        kind = "an ONNX file" if is_file else "a run folder"
+        kind = "a file of acq export" if is_file else "a run folder"
         raise RequestError(f"{network} is {kind}, which has its own weights and sizes; leave out the other options")
     if is_file:
         return _of_file(engine(path), network, preprocessing, device)
@@ -125,9 +126,17 @@ def target(
         require_run(path)
         facts = student_file.load_facts(path)
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
-    named = resolve(str(network), **options)
+    named = resolve(str(network), outputs=tuple((outputs or "").split(",")) if outputs else (), **options)
     graph = trace(named.model, named.preprocessing.input_size, outputs, output_kind)
     return _of_graph(graph, named.preprocessing, str(network), place)
+
+
+def _is_own(file: Path) -> bool:
+    """Whether ``acq export`` wrote an ONNX file; others are networks like any."""
+    require_onnx()
+    from acq.files.screening import is_own
+
+    return is_own(file)
 
 
 def _of_graph(graph: fx.GraphModule, known: Preprocessing, model: str, device: torch.device) -> Target:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from acq.core.extras import require_onnx
 from acq.errors import RequestError
 from acq.files.atomic import write_atomically
 from acq.quantization.student import Student
 from acq.runs import exporting, student_file
-from acq.runs.exporting import require_onnx, scenes_for
+from acq.runs.exporting import scenes_for
 from acq.runs.folder import require_run
 from acq.runs.names import LATENCY, MODEL
 

@@ -42,7 +42,8 @@ def inspect(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device="cpu", outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
-    network = network_of(model, network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std))
+    options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std)
+    network = network_of(model, options, settings.outputs)
     context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
     rehearsal = rehearse(context.student, network.preprocessing)
     structure, plan = context.teacher.structure, context.student.plan

@@ -10,7 +10,7 @@ import typer
 from acq import zoo
 
 NETWORK, STUDENT, RUN, OUTPUT = "Network", "Student", "Run", "Output"
-MODEL_HELP = "a built-in name (see `acq models`), torchvision:NAME, timm:NAME or package.module:callable"
+MODEL_HELP = "a built-in name (see `acq models`), an .onnx file, torchvision:NAME, timm:NAME or package.module:callable"
 
 
 def _builtin_names(incomplete: str) -> list[str]:

@@ -57,7 +57,8 @@ def quantize(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device=device, seed=seed, outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
-    network = network_of(model, network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std), quiet)
+    options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std)
+    network = network_of(model, options, settings.outputs, quiet)
     folder = out or free_folder(model, settings.bits)
     origin = {
         "model": model,

@@ -15,9 +15,9 @@ from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
 
 
-def network_of(model: str, options: Mapping[str, Any], quiet: bool = False) -> zoo.Network:
+def network_of(model: str, options: Mapping[str, Any], outputs: str | None = None, quiet: bool = False) -> zoo.Network:
     """The network of that name with ``network_options``. A note tells when its normalisation is assumed."""
-    network = zoo.resolve(model, **options)
+    network = zoo.resolve(model, outputs=names_of(outputs), **options)
     if not network.preprocessing_given:
         mean_, std_ = network.preprocessing.mean, network.preprocessing.std
         note(f"--mean and --std not given, so ImageNet's are assumed: {mean_}, {std_}", quiet)

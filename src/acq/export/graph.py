@@ -19,6 +19,7 @@ from acq.export.floating import FloatOperators, is_size
 from acq.export.movement import zero_pads
 from acq.export.registry import OPERATORS, NoFormError, convolution_attributes
 from acq.export.writer import Value, Writer
+from acq.files.screening import PRODUCER
 from acq.network.names import name_of
 from acq.network.operators import operator_of
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
@@ -73,7 +74,7 @@ def onnx_model(
     nodes, constants = writer.finished(names)
     graph = helper.make_graph(nodes, "acq", [entrance], returned, initializer=constants)
     opsets = [helper.make_opsetid("", _OPSET)]
-    model = helper.make_model(graph, producer_name="acq", ir_version=_IR_VERSION, opset_imports=opsets)
+    model = helper.make_model(graph, producer_name=PRODUCER, ir_version=_IR_VERSION, opset_imports=opsets)
     metadata = {**(facts or {}), **_metadata(student, raw_images), **FileAnswer.of(student, names).facts()}
     helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
     return model

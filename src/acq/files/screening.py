@@ -14,6 +14,7 @@ from acq.errors import RequestError, first_line
 from acq.files.limits import GIB, VALUES_AT_ONCE, format_bytes, images_at_once, read_bytes
 
 ONNX_BYTES = 2 * GIB  # protobuf's own limit
+PRODUCER = "acq"  # in the files of acq export
 _INSTEAD = "give a file from acq export"
 _PLAIN = {AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.STRING}
 _BITS = {
@@ -34,6 +35,18 @@ class Screened:
 
     content: bytes
     facts: dict[str, str]
+
+
+def is_own(file: Path) -> bool:
+    """Return whether an ONNX file says that ``acq export`` wrote it; False where it cannot be read."""
+    if not file.is_file():
+        return False
+    try:
+        return bool(onnx.load_model_from_string(read_bytes(file, ONNX_BYTES, _INSTEAD)).producer_name == PRODUCER)
+    except RequestError:
+        raise
+    except Exception:  # protobuf raises errors of native code
+        return False
 
 
 def screened(file: Path) -> Screened:

@@ -7,7 +7,9 @@ from collections import Counter
 from torch import fx
 
 _IMAGE = "image"
-_LEAVES = "torch.nn.modules."  # modules of torch itself: most have one operator, so the module's name is enough
+# modules of torch itself, and nodes of ONNX files: most have one operator, so the module's name is enough
+_LEAVES = ("torch.nn.modules.", "acq.zoo.onnx.network.Operation")
+_CONTAINERS = "torch.nn.modules.container"
 _WEIGHT = ".weight"
 _NOWHERE = "_empty_nn_module_stack"  # torch's own mark for nodes that it added itself
 
@@ -63,7 +65,7 @@ def _wanted(node: fx.Node, alone: bool) -> str:
         return str(node.target)
     path, kind = module_of(node)
     operator = packet_of(node)
-    if alone and path and kind.startswith(_LEAVES) and not kind.startswith(f"{_LEAVES}container"):
+    if alone and path and kind.startswith(_LEAVES) and not kind.startswith(_CONTAINERS):
         return path
     return f"{path}.{operator}" if path else operator
 

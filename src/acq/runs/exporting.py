@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from acq.core.extras import require_onnx
 from acq.errors import RequestError
 from acq.quantization.student import Student
 from acq.runs import checkpoint, student_file
@@ -23,25 +23,8 @@ from acq.synthesis.scenes import normalised_scenes
 if TYPE_CHECKING:
     from acq.export.onnx_file import Exported
 
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MOST_IMAGES, _MOST_VALUES = 512, 20_000_000  # of the check
 _SCENES = 64
-
-
-def missing_package() -> str | None:
-    """A package of the extra ``onnx`` that is not installed; None where all are."""
-    return next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
-
-
-def require_onnx() -> None:
-    """Check that the extra ``onnx`` is installed.
-
-    Raises:
-        RequestError: A package is missing.
-    """
-    missing = missing_package()
-    if missing is not None:
-        raise RequestError(f"ONNX files need {missing}; install it with pip install 'acquant[onnx]'")
 
 
 def export_run(

@@ -118,7 +118,8 @@ def free_folder(model: str, bits: str, root: Path = Path("runs")) -> Path:
         bits: Such as w4a4.
         root: The folder of all runs.
     """
-    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{model}-{bits}".lower()).strip("-.")
+    short = Path(model).stem if model.endswith(".onnx") else model
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{short}-{bits}".lower()).strip("-.")
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     return next(root / name for name in names if not (root / name).exists())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from acq.core.extras import missing_package
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.network.operators import Role
@@ -18,7 +19,6 @@ from acq.quantization.integers import convert_to_integers
 from acq.quantization.node_plan import NodePlan
 from acq.quantization.student import Student
 from acq.runs import student_file
-from acq.runs.exporting import missing_package
 from acq.synthesis.scenes import normalised_scenes
 
 NOT_WANTED = "no file is wanted (--no-export)"

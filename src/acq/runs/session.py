@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from acq.core.extras import missing_package
 from acq.core.memory import hand_back_freed_memory, keep_freed_memory
 from acq.core.processes import ALONE, Processes, under_torchrun
 from acq.core.values import Record
@@ -17,7 +18,7 @@ from acq.errors import Interrupted, RequestError, RunError
 from acq.files.images import LabelledImages
 from acq.quantization.student import Student
 from acq.runs import student_file
-from acq.runs.exporting import export_run, missing_package
+from acq.runs.exporting import export_run
 from acq.runs.folder import RunFolder, claim, summary_of
 from acq.runs.names import MODEL, SUMMARY, TENSORBOARD
 from acq.runs.rehearsal import Rehearsal

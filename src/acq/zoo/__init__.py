@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from acq.core.extras import require_onnx
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, nearest
 from acq.network.modules import initialise, switch_to_eval
@@ -19,6 +20,8 @@ from acq.zoo.preprocessing import preprocessing_of, require_both_or_neither
 from acq.zoo.registry import BUILTINS, Builtin
 
 __all__ = ["Facts", "Network", "builtin_names", "facts", "looks_like_path", "preprocessing_of", "resolve", "sample_of"]
+
+ONNX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,19 @@ def resolve(
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    outputs: Sequence[str] = (),
 ) -> Network:
     """Build the network that ``model`` names, with its weights and preprocessing.
 
     Args:
-        model: A built-in name, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
+        model: A built-in name, an ``.onnx`` file, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
         arguments: Keyword arguments of the callable.
         checkpoint: A file of weights that replaces the network's own.
         checkpoint_key: The path of keys to the weights in that file, joined by dots; by default the only one that fits.
         input_size: Channels, height and width; by default what the weights are known to need.
         mean: Mean per channel, for pixels in [0, 1]; by default as known, or ImageNet's for three channels.
         std: Standard deviation per channel; as ``mean``.
+        outputs: Names of values of an ONNX file at which its graph is cut; others only choose what decides.
 
     Raises:
         RequestError: There is no such network, it cannot be built, its checkpoint does not fit, or the preprocessing
@@ -110,6 +115,10 @@ def resolve(
     if checkpoint_key is not None and checkpoint is None:
         raise RequestError("--checkpoint-key names weights in a file; give the file as --checkpoint")
     require_both_or_neither(mean, std)  # before a network is built or downloaded
+    if model.endswith(ONNX):
+        if arguments or checkpoint is not None:
+            raise RequestError(f"{model} has its own weights; leave out --checkpoint and --model-args")
+        return _from_onnx(model, input_size, mean, std, outputs)
     entry, source = _entry(model), model.partition(":")[0]
     if entry is None and source != "timm":
         preprocessing_of(input_size, mean, std)
@@ -120,6 +129,26 @@ def resolve(
         apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
     switch_to_eval(module)
     return Network(module, preprocessing, model, mean is not None or known is not None)
+
+
+def _from_onnx(
+    model: str,
+    input_size: Sequence[int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    outputs: Sequence[str],
+) -> Network:
+    require_onnx()
+    from acq.zoo.onnx import from_file
+
+    def complete(size: Sequence[int], bytes_: bool) -> Preprocessing:
+        channels = len(size) and size[0]
+        given = (mean, std) if mean is not None or not bytes_ else ((0.0,) * channels, (1 / 255,) * channels)
+        return preprocessing_of(size, *given)
+
+    found = from_file(Path(model), outputs, input_size, complete)
+    is_known = mean is not None or found.entrance.kind == "uint8"
+    return Network(found.network, found.preprocessing, model, is_known)
 
 
 def _entry(model: str) -> Builtin | None:

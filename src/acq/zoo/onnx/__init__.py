@@ -1,0 +1,91 @@
+"""Networks from ONNX files: read, screened, computed in torch, and compared with ONNX Runtime before use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acq.core.values import Preprocessing
+from acq.errors import listed
+from acq.synthesis.scenes import normalised_scenes
+from acq.zoo.onnx import operators
+from acq.zoo.onnx.batches import TRIAL
+from acq.zoo.onnx.checking import require_equal
+from acq.zoo.onnx.cutting import cut, exits_of
+from acq.zoo.onnx.folding import folded
+from acq.zoo.onnx.fusing import fused, without_turn
+from acq.zoo.onnx.graph import Graph, graph_of, half_types
+from acq.zoo.onnx.inputs import Entrance, entrance_of
+from acq.zoo.onnx.network import OnnxNetwork
+from acq.zoo.onnx.reading import read_model
+from acq.zoo.onnx.trial import tried
+
+__all__ = ["Imported", "from_file", "operators"]
+
+Complete = Callable[[tuple[int, ...], bool], Preprocessing]
+
+
+class HalfWarning(UserWarning):
+    """A file has weights in 16 or 64 bits; the message says that they become 32."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network from an ONNX file.
+
+    Attributes:
+        network: It returns the file's outputs by name.
+        preprocessing: Of its images.
+        entrance: What the file takes.
+    """
+
+    network: OnnxNetwork
+    preprocessing: Preprocessing
+    entrance: Entrance
+
+
+def from_file(file: Path, outputs: Sequence[str], input_size: Sequence[int] | None, complete: Complete) -> Imported:
+    """Import a network and compare it with its file.
+
+    Args:
+        file: The ONNX file.
+        outputs: Names of values that the network returns; those of the file where they are its own, or none.
+        input_size: Channels, height and width, where the file leaves them free.
+        complete: Makes the preprocessing of the size of images, and of whether they are bytes.
+
+    Raises:
+        RequestError: The file cannot be read, an operator is not known, or the network differs from its file.
+    """
+    model = read_model(file)
+    exits = exits_of(model, outputs)
+    entrance = entrance_of(model)
+    part = cut(model, exits)
+    graph = fused(folded(graph_of(part, entrance.name, exits)))
+    known = complete(entrance.input_size(input_size), entrance.kind == "uint8")
+    network = _network(graph, entrance, known.input_size)
+    types = list(half_types(part))
+    if types:
+        warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=3)
+    images = normalised_scenes(2, known, torch.Generator().manual_seed(0))
+    images = images.round().clamp(0, 255) if entrance.kind == "uint8" else images
+    require_equal(network, part, entrance, images, half=bool(types) or entrance.kind == "float16")
+    return Imported(network.eval(), known, entrance)
+
+
+def _network(graph: Graph, entrance: Entrance, size: tuple[int, int, int]) -> OnnxNetwork:
+    """The network of a graph, for any number of images with their channels in front."""
+    images = torch.empty(TRIAL, *size, device="meta")
+    turned = without_turn(graph) if entrance.layout == "NHWC" else None
+    last = entrance.layout == "NHWC" and turned is None
+    graph = turned or graph
+    changes = tried(graph, _as_taken(images, last), entrance.batch)
+    return OnnxNetwork(graph, last, entrance.batch or 1, changes)
+
+
+def _as_taken(images: Tensor, channels_last: bool) -> Tensor:
+    return images.permute(0, 2, 3, 1) if channels_last else images

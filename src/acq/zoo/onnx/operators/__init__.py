@@ -1,0 +1,18 @@
+"""The operators that can be read; importing this package registers them."""
+
+from acq.zoo.onnx.operators import (
+    activations,
+    arithmetic,
+    indexing,
+    layers,
+    norms,
+    padding,
+    pools,
+    reductions,
+    resizing,
+    shapes,
+)  # fmt: skip
+
+__all__ = [
+    "activations", "arithmetic", "indexing", "layers", "norms", "padding", "pools", "reductions", "resizing", "shapes",
+]  # fmt: skip

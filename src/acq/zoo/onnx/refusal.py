@@ -1,0 +1,42 @@
+"""The line that a user reads where a node of a file cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from acq.errors import RequestError, first_line
+from acq.zoo.onnx.registry import Node
+from acq.zoo.onnx.values import UnreadError
+
+_NAME_LENGTH = 60  # characters of a name in a message
+
+
+@contextmanager
+def refused(node: Node) -> Iterator[None]:
+    """Turn any error within the block into one about the node, with the way out.
+
+    Raises:
+        RequestError: There was one.
+    """
+    try:
+        yield
+    except RequestError:
+        raise
+    except UnreadError as error:
+        raise RequestError(f"{label(node)} {error}; {way_out(node)}") from error
+    except Exception as error:  # a stranger's attributes and sizes may cause any
+        reason = first_line(error, typed=True)
+        raise RequestError(f"{label(node)} cannot be computed ({reason}); {way_out(node)}") from error
+
+
+def label(node: Node) -> str:
+    """A node as messages name it."""
+    name = node.name or next(iter(node.outputs), "")
+    return f"{node.kind} (node {name[:_NAME_LENGTH]!r})"
+
+
+def way_out(node: Node) -> str:
+    """How a node is left out."""
+    source = next(filter(None, node.inputs), "")
+    return f"cut the graph before it with --outputs {source[:_NAME_LENGTH]!r}" if source else "leave it out"

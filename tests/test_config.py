@@ -157,7 +157,10 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"seed": "one"}, "setting 'seed': input should be a valid integer"),
         ({"budget": "much", "bits": "auto"}, "setting 'budget'"),
         ({"device": "tpu"}, "setting 'device': input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
-        ({"placement": "here"}, "setting 'placement': input should be 'deployable' or 'relu-only', got 'here'"),
+        (
+            {"placement": "here"},
+            "setting 'placement': input should be 'auto', 'deployable', 'layers' or 'relu-only', got 'here'",
+        ),
         ({"precision": "half"}, "setting 'precision'"),
         ({"preset": "fst"}, "preset 'fst' is not known (did you mean 'fast'?)"),
         ({"preset": None}, "give one of default, fast"),

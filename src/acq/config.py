@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Self
@@ -14,7 +15,9 @@ from acq.core.device import Device
 from acq.core.outputs import Kind
 from acq.core.settings import Section
 from acq.errors import RequestError, nearest
-from acq.quantization.formats import NumberFormat
+from acq.quantization.formats import FULL_BITS, NumberFormat
+from acq.quantization.node_plan import Placement
+from acq.quantization.placement import PlacementSetting
 from acq.training.calibration import CalibrationSettings
 from acq.training.distillation import StudentSettings
 from acq.training.generator import GeneratorSettings
@@ -44,8 +47,10 @@ class Config(Section):
     layers: dict[str, int | Literal["float"]] = Field(
         {}, description="bits of single layers' weights, or float, by name or pattern such as layer3.*"
     )
-    placement: Literal["deployable", "relu-only"] = Field(
-        "deployable", description="deployable: what integer engines run; relu-only: outputs of ReLU, as in papers"
+    placement: PlacementSetting = Field(
+        "auto",
+        description="deployable: all that integer engines run; layers: what layers read, for transformers; "
+        "auto: the one of these two that fits the network; relu-only: outputs of ReLU, as in papers",
     )
     outputs: str | None = Field(
         None,
@@ -110,16 +115,35 @@ class Config(Section):
             RequestError: The bits are not of the form w4a4 or w4, or out of range.
         """
         parsed = NumberFormat.parse(self.bits, self.first_last_bits, self.add_bits)
-        powers_of_two = self.power_of_two_scales and self.placement == "deployable" and parsed.activation == 8
+        powers_of_two = self.power_of_two_scales and self._rounds_sums and parsed.activation == FULL_BITS
         reduce_range = self.reduce_range and not parsed.weights_alone  # products of floats do not overflow
         return replace(parsed, reduce_range=reduce_range, power_of_two_scales=powers_of_two)
+
+    def placed(self, placement: Placement) -> Self:
+        """The same settings with the placement that a network gets (``acq.quantization.placement``).
+
+        It warns if the network's kind decided so, and activations have fewer bits than is known to work there.
+        """
+        activation = self.format.activation
+        if self.placement == "auto" and placement == "layers" and activation is not None and activation < FULL_BITS:
+            warnings.warn(
+                "no published method keeps the accuracy of networks with attention or layer norms at "
+                f"{activation}-bit activations; give --bits w8a8 or w4a8",
+                stacklevel=2,
+            )
+        return self.model_copy(update={"placement": placement})
 
     def headline(self) -> dict[str, Any]:
         """The settings that a summary shows."""
         shown = {"bits", "placement", "first_last_bits", "add_bits", "preset", "precision", "seed"}
         figures = self.model_dump(mode="json", include=shown)
-        has_sums = self.placement == "deployable" and not self.format.weights_alone
+        has_sums = self._rounds_sums and not self.format.weights_alone
         return figures if has_sums else {**figures, "add_bits": None}  # sums are not quantized
+
+    @property
+    def _rounds_sums(self) -> bool:
+        """Whether tensors that enter an addition are quantized; so it is as long as the placement is open."""
+        return self.placement in ("auto", "deployable")
 
     def with_layers(self, layers: Mapping[str, int | Literal["float"]]) -> Self:
         """The same settings with the bits of single layers."""

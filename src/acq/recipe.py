@@ -19,6 +19,7 @@ from acq.files.images import read
 from acq.network.teacher import Teacher
 from acq.network.trace import trace, weights_hash
 from acq.quantization.build import build
+from acq.quantization.placement import placement_of
 from acq.quantization.plan import plan
 from acq.quantization.student import Student
 from acq.runs.rehearsal import rehearse
@@ -74,14 +75,16 @@ class Prepared:
 
 def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     """Trace the network, plan the student and line up the phases; RequestError where the network lacks something."""
-    clock, config, known = time.perf_counter(), request.config, request.preprocessing
-    device, made = choose_device(config.device), config.generator
-    graph = trace(request.model, known.input_size, config.outputs, config.output_kind)
+    clock, known = time.perf_counter(), request.preprocessing
+    device, made = choose_device(request.config.device), request.config.generator
+    graph = trace(request.model, known.input_size, request.config.outputs, request.config.output_kind)
+    placement = placement_of(graph, request.config.placement)
+    config = request.config.placed(placement)
     if config.budget is not None:
-        chosen = automatic_bits(graph, known, config.format, config.placement, config.layers, config.budget)
+        chosen = automatic_bits(graph, known, config.format, placement, config.layers, config.budget)
         config = config.with_layers(chosen)
     teacher = Teacher(graph).to(device)
-    student = build(graph, plan(graph, config.format, config.placement, config.layers), known)
+    student = build(graph, plan(graph, config.format, placement, config.layers), known)
     generator = make_generator(made.kind, known, teacher.output.answers, made.noise_dim, made.width, config.seed)
     context = Context(
         teacher, generator.to(device), student.to(device), known,

@@ -84,7 +84,7 @@ def test_a_preset_and_a_file_act_as_in_a_run(tmp_path: Path) -> None:
         ([RESNET, "--set", "layers.layer3.2.conv3=6"], "'layer3.2.conv3' matches no layer with weights"),
         ([RESNET, "--set", "layers.layer3.2.conv3=6"], "the nearest names are: layer3.2.conv2, layer3.2.conv1"),
         ([RESNET, "--exclude", "layer4.*"], "the nearest names are: "),
-        ([*NETWORK[:1], *SIZE, "--placement", "all"], "'deployable' or 'relu-only'"),
+        ([*NETWORK[:1], *SIZE, "--placement", "all"], "'auto', 'deployable', 'layers' or 'relu-only'"),
     ],
 )
 def test_a_wrong_plan_is_refused(arguments: list[str], words: str) -> None:

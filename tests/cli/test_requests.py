@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "add bits out of range": (quantize("--add-bits", "1"), "bits out of range: add_bits 1"),
     "fewer add bits than activations": (quantize("--bits", "w4a8", "--add-bits", "4"), "below the activations' 8"),
     "a budget without auto": (quantize("--budget", "3"), "give --bits auto instead of w4a4"),
-    "an unknown placement": (quantize("--placement", "everywhere"), "'deployable' or 'relu-only'"),
+    "an unknown placement": (quantize("--placement", "everywhere"), "'auto', 'deployable', 'layers' or 'relu-only'"),
     "a layer that is not there": (quantize("--set", "layers.conv1=6"), "'conv1' matches no layer with weights"),
     "a pattern of no layer": (quantize("--set", "layers.head.*=6"), "'head.*' matches no layer with weights"),
     "an exclusion of no layer": (quantize("--exclude", "stem.*"), "the nearest names are: "),

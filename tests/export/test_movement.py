@@ -78,7 +78,7 @@ def test_other_values_are_padded_behind_the_quantizer(value: float) -> None:
 
 def test_values_are_not_repeated_for_each_image() -> None:
     """The number of images is unknown; nothing similar is written instead."""
-    with pytest.raises(RequestError, match="to the number of images"):
+    with pytest.raises(RequestError, match="to a number that depends on the batch"):
         Written(aten.expand.default, X, [1, 2, 4, 6, 8])
 
 

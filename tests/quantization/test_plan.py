@@ -252,7 +252,7 @@ def test_planning_is_pure() -> None:
 
 def test_an_unknown_placement_is_refused() -> None:
     """The message lists the placements."""
-    with pytest.raises(RequestError, match="'relu' is unknown; give one of deployable, relu-only"):
+    with pytest.raises(RequestError, match="'relu' is unknown; give one of deployable, layers, relu-only"):
         plan(traced("resnet"), NumberFormat(4, 4), "relu")  # type: ignore[arg-type]
 
 

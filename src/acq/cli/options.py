@@ -89,7 +89,11 @@ AddBits = Annotated[
 ]
 Placement = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="deployable (default), or relu-only as in papers", rich_help_panel=STUDENT),
+    typer.Option(
+        metavar="NAME",
+        help="auto (default), deployable, layers for transformers, or relu-only as in papers",
+        rich_help_panel=STUDENT,
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,

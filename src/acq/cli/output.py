@@ -65,12 +65,16 @@ def plan_rows(plan: Plan, rehearsal: Rehearsal) -> list[dict[str, Any]]:
 
 def print_plan(plan: Plan, rehearsal: Rehearsal) -> None:
     """Print a plan with what engines run on integers, and why the other operators stay in floating point."""
-    kept = plan.float_nodes
+    kept, between = plan.missed_nodes, len(plan.float_nodes) - len(plan.missed_nodes)
     print_lines([plan.table({node.name: rehearsal.place_of(node) for node in plan.nodes}), ""])
     if plan.format.weights_alone:
         print_lines(["weights alone are quantized: engines compute in floating point, from a smaller file"])
     else:
-        print_lines([f"{len(kept)} operators stay in floating point" + (":" if kept else "")])
+        if between:
+            print_lines([f"{between} operators between layers are computed in floating point by this placement"])
+        print_lines(
+            [f"{len(kept)} {'other ' if between else ''}operators stay in floating point" + (":" if kept else "")]
+        )
         print_lines(f"  {node.name} ({node.operator}): {node.note}" for node in kept)
     engines = f"the file was written from the untrained student and opened on {', '.join(rehearsal.engines)}"
     print_lines(["", *([engines] if rehearsal.engines else []), *rehearsal.notes()])

@@ -41,9 +41,11 @@ def onnxruntime_kernels(file: Path) -> Kernels:
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "optimised.onnx"
         Engine(file, "ORT_ENABLE_EXTENDED", optimised=graph)  # graphs of higher levels fit one machine only
-        nodes = onnx.load(str(graph)).graph.node
+        found = onnx.load(str(graph)).graph
+    nodes, constants = found.node, {value.name for value in found.initializer}
     integer = sum(node.op_type in _INTEGER_LAYERS for node in nodes)
-    floating = sum(node.op_type in _FLOAT_LAYERS for node in nodes)
+    # a product of two computed matrices, such as attention has, is no layer
+    floating = sum(node.op_type in _FLOAT_LAYERS and not constants.isdisjoint(node.input) for node in nodes)
     on_integers = (n for n in nodes if n.op_type in _INTEGER_LAYERS or n.op_type.startswith(_INTEGER_PREFIX))
     return Kernels(integer + floating, integer, frozenset(node.name for node in on_integers))
 

@@ -25,6 +25,7 @@ from acq.network.operators import PADS, operator_of
 from acq.quantization.quantizers import ActivationQuantizer
 
 _END = 2**63 - 1  # ONNX's bound of a slice without an end
+_SIZE = "aten.sym_size.int"
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
@@ -54,10 +55,32 @@ def _expand(writer: Writer, node: fx.Node) -> Value:
     """Repeat axes of size 1. A size that does not change is 1 in ONNX."""
     after = list(node.meta["shape"])
     before = [1] * (len(after) - len(input_of(node).meta["shape"])) + list(input_of(node).meta["shape"])
-    if any(new < 0 and new != old for new, old in zip(after, before, strict=True)):
-        raise refused(node, " to the number of images")
     sizes = [1 if new == old else new for new, old in zip(after, before, strict=True)]
-    return moved(writer, node, "Expand", writer.integers(sizes))
+    if min(sizes) >= 0:
+        return moved(writer, node, "Expand", writer.integers(sizes))
+    return _for_each_image(writer, node, sizes)
+
+
+def _for_each_image(writer: Writer, node: fx.Node, sizes: list[int]) -> Value:
+    """Add zeros of the wanted shape, made from a value that has as many images.
+
+    OpenVINO computes convolutions wrongly in a file that asks a value for its shape.
+    """
+    axis = sizes.index(-1)
+    size = argument(node, 1)[axis]
+    given = size.args[0] if isinstance(size, fx.Node) and operator_of(size) == _SIZE else None
+    if not isinstance(size, fx.Node) or not isinstance(given, fx.Node) or given not in writer.values:
+        raise refused(node, " to a number that depends on the batch")
+    first: list[int] = [1] * len(given.meta["shape"])
+    if sizes.count(-1) > 1 or size.args[1] != 0:
+        raise refused(node, " along several axes, or by another size than the number of images")
+    bounds = ([0] * (len(first) - 1), first[1:], range(1, len(first)))
+    one = writer.add("Slice", [writer.floats(given), *map(writer.integers, bounds)])
+    zeros = writer.add("Mul", [one, writer.number(0.0)])
+    zeros = writer.add("Reshape", [zeros, writer.integers([-1 if place == axis else 1 for place in range(len(sizes))])])
+    found = writer.add("Add", [writer.floats(input_of(node)), zeros])
+    others = [size if size >= 0 else 1 for size in sizes]
+    return Value(found if max(others) == 1 else writer.add("Expand", [found, writer.integers(others)]))
 
 
 @writes("repeat.default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from acq.errors import RequestError, first_line
 
 _LAYERS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
+_MOVEMENTS = {"Convert", "Reorder", "Reshape", "Transpose"}  # of weights
 _BYTES = {"u8", "i8"}
 _SPLIT = "/WithoutBiases"  # what OpenVINO appends to the name of a layer that it separates from its bias
 
@@ -46,18 +48,31 @@ class OpenVINO:
                 f"OpenVINO cannot run the file ({first_line(error)}); "
                 "uninstall the extra openvino to check the file on ONNX Runtime only"
             ) from error
-        running = [operator.get_rt_info() for operator in self._compiled.get_runtime_model().get_ops()]
+        operators = self._compiled.get_runtime_model().get_ops()
+        running = [operator.get_rt_info() for operator in operators]
         kinds = [(facts["layerType"].value, facts["runtimePrecision"].value) for facts in running]
+        weighted = [kind in _LAYERS and _has_weights(one) for one, (kind, _) in zip(operators, kinds, strict=True)]
         self.integer_nodes = frozenset(
             name.partition(_SPLIT)[0]
             for facts in running
             if facts["runtimePrecision"].value in _BYTES
             for name in facts["originalLayersNames"].value.split(",")
         )
-        self.layers = sum(kind in _LAYERS for kind, _ in kinds)
-        self.integer = sum(kind in _LAYERS and precision in _BYTES for kind, precision in kinds)
+        self.layers = sum(weighted)
+        self.integer = sum(is_layer and kind[1] in _BYTES for is_layer, kind in zip(weighted, kinds, strict=True))
 
     def run(self, inputs: np.ndarray) -> tuple[Tensor, ...]:
         """All that the file returns for its input, in order."""
         found = self._compiled(inputs)
         return tuple(torch.from_numpy(found[place].copy()) for place in range(len(self._compiled.outputs)))
+
+
+def _has_weights(operator: Any) -> bool:
+    """Whether an operator of OpenVINO's graph reads a constant; a product of two computed matrices is no layer."""
+    return any(_is_constant(given.get_source_output().get_node()) for given in operator.inputs())
+
+
+def _is_constant(operator: Any) -> bool:
+    kind = operator.get_rt_info()["layerType"].value
+    moves = kind in _MOVEMENTS and _is_constant(operator.inputs()[0].get_source_output().get_node())
+    return kind == "Const" or moves

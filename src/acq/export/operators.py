@@ -6,7 +6,7 @@ Pools are in ``acq.export.pools``, operators that move values in ``movement``, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +97,35 @@ def _add(writer: Writer, node: fx.Node) -> Value:
     name = operator_of(node)
     kind = "Add" if "add" in name else "Sub"
     return Value(writer.add(kind, operands[::-1] if "rsub" in name else operands))
+
+
+# what attention and its neighbours compute in floating point
+
+
+@writes("matmul.default", "bmm.default", "mm.default")
+def _matrix_product(writer: Writer, node: fx.Node) -> Value:
+    return Value(writer.add("MatMul", [operand(writer, value) for value in node.args]))
+
+
+@writes("softmax.int")
+def _softmax(writer: Writer, node: fx.Node) -> Value:
+    return Value(writer.add("Softmax", [writer.floats(input_of(node))], axis=argument(node, 1)))
+
+
+@writes("layer_norm.default")
+def _layer_norm(writer: Writer, node: fx.Node) -> Value:
+    axes = argument(node, 1)
+    if any(size < 0 for size in node.meta["shape"][-len(axes) :]):
+        raise refused(node, " over images")
+    weight, bias = argument(node, 2), argument(node, 3)
+    factor = writer.floats(weight) if isinstance(weight, fx.Node) else _ones(writer, axes)
+    shift = [writer.floats(bias)] if isinstance(bias, fx.Node) else []
+    inputs = [writer.floats(input_of(node)), factor, *shift]
+    return Value(writer.add("LayerNormalization", inputs, axis=-len(axes), epsilon=float(argument(node, 4, 1e-5))))
+
+
+def _ones(writer: Writer, sizes: Sequence[int]) -> str:
+    return writer.constant(f"{'_'.join(map(str, sizes))}_ones", np.ones(sizes, np.float32))
 
 
 # layers that are kept in floating point

@@ -21,7 +21,11 @@ def needed_in_order(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> 
 
 
 def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Move nodes behind those whose outputs they read; those that are already there keep their order."""
+    """Move nodes behind those whose outputs they read; those that are already there keep their order.
+
+    Raises:
+        ValueError: Some nodes read each other's outputs.
+    """
     missing = {name for node in nodes for name in node.output if name}
     found: list[onnx.NodeProto] = []
     waiting = list(nodes)
@@ -33,5 +37,7 @@ def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
                 ready.append(node)
             else:
                 later.append(node)
+        if not ready:
+            raise ValueError(f"nodes read each other: {', '.join(node.op_type for node in later)}")
         found, waiting = found + ready, later
     return found

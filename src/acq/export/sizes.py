@@ -36,6 +36,7 @@ def fold_sizes(model: onnx.ModelProto, small: Sizes, large: Sizes) -> None:
 def _used_sizes(model: onnx.ModelProto) -> list[str]:
     """The values that depend only on shapes and constants and are read by an operator on tensors."""
     constants = {value.name for value in model.graph.initializer}
+    constants.update(node.output[0] for node in model.graph.node if node.op_type == "Constant")
     sizes: set[str] = set()
     used: dict[str, None] = {}
     for node in model.graph.node:

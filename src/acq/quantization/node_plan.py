@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from acq.network.operators import Role
+from acq.network.operators import FLOAT_BY_DESIGN, ROLES, Role
 from acq.quantization.formats import REDUCED_BITS, NumberFormat
 
-Placement = Literal["deployable", "relu-only"]
+Placement = Literal["deployable", "layers", "relu-only"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class NodePlan:
     floating: bool = False
     requantize_for: tuple[str, ...] = ()
     reduced_range: bool = False
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether a node in floating point has an operator that is not known, or weights that are kept there."""
+        known = self.operator in FLOAT_BY_DESIGN or self.operator in ROLES
+        return self.floating and (not known or ROLES.get(self.operator) in (Role.CONVOLUTION, Role.LINEAR))
 
     @property
     def weight_range_bits(self) -> int | None:
@@ -75,6 +81,16 @@ class Plan:
     def float_nodes(self) -> tuple[NodePlan, ...]:
         """The nodes that an engine computes in floating point; each has a note that says why."""
         return tuple(node for node in self.nodes if node.floating)
+
+    @property
+    def missed_nodes(self) -> tuple[NodePlan, ...]:
+        """Those of ``float_nodes`` that the placement would have on integers, or whose operator is not known.
+
+        The ``layers`` placement leaves all operators between layers in floating point on purpose.
+        """
+        if self.placement != "layers":
+            return self.float_nodes
+        return tuple(node for node in self.float_nodes if node.is_missed)
 
     def rows(self) -> list[dict[str, Any]]:
         """The nodes as dictionaries of JSON values; ``weights`` is the text of the printed table."""

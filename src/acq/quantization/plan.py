@@ -20,10 +20,19 @@ from acq.network.names import name_of
 from acq.network.operators import Role, float_inputs, is_float, keeps_zero, operator_of
 from acq.quantization.formats import FULL_BITS, NumberFormat
 from acq.quantization.node_plan import NodePlan, Placement, Plan
-from acq.quantization.roles import WEIGHTED, LayerWidth, Roles, assign_roles
-from acq.quantization.surroundings import images_of, input_bits, reached, read_in_float, unquantized_logits, wanted_bits
+from acq.quantization.roles import LAYERS, WEIGHTED, LayerWidth, Roles, assign_roles
+from acq.quantization.surroundings import (
+    images_of,
+    input_bits,
+    reached,
+    read_by_layers,
+    read_in_float,
+    unquantized_logits,
+    wanted_bits,
+)
 
 _MULTIPLYING = (*WEIGHTED, Role.PRODUCT)
+_BETWEEN = "this placement quantizes what layers read alone"
 
 
 def plan(
@@ -35,9 +44,11 @@ def plan(
     """Decide what is quantized in a traced network. Nothing is changed.
 
     ``deployable`` quantizes every tensor that an integer engine computes: the image, and the output of each operator
-    after its batch norm and rectifier. Operators that only move values need no quantizer. ``relu-only`` is the setting
-    of the data-free literature: it quantizes the outputs of rectifiers only. Weights are quantized in both placements,
-    the logits in neither. A format of weights alone has no quantizers of tensors in either.
+    after its batch norm and rectifier. Operators that only move values need no quantizer. ``layers`` is for
+    transformers: it quantizes what convolutions and linear layers read, and what a convolution computes, because
+    engines run it on integers to a grid alone. ``relu-only`` is the setting of the data-free literature: it quantizes
+    the outputs of rectifiers only. Weights are quantized in all placements, the logits in none. A format of weights
+    alone has no quantizers of tensors.
 
     Args:
         graph: The traced network.
@@ -58,7 +69,7 @@ def plan(
         raise RequestError(f"placement {placement!r} is unknown; give one of {', '.join(known)}")
     roles = assign_roles(graph, layers)
     wanted = wanted_bits(roles, format)
-    return Plan(format, placement, tuple(_Placer(roles, wanted, format, relu_only=placement == "relu-only").nodes()))
+    return Plan(format, placement, tuple(_Placer(roles, wanted, format, placement).nodes()))
 
 
 @dataclass(frozen=True)
@@ -73,15 +84,16 @@ class _Output:
 class _Placer:
     """Third pass, forwards: one plan per node. ``sources`` has the quantized node that each tensor comes from."""
 
-    def __init__(self, roles: Roles, wanted: Mapping[fx.Node, int], format: NumberFormat, *, relu_only: bool) -> None:
+    def __init__(self, roles: Roles, wanted: Mapping[fx.Node, int], format: NumberFormat, placement: Placement) -> None:
         self.roles = roles
         self.wanted = wanted
         self.format = format
-        self.relu_only = relu_only
+        self.relu_only, self.layers_only = placement == "relu-only", placement == "layers"
         self.sources: dict[fx.Node, tuple[fx.Node, int] | None] = {}
         self.logits = unquantized_logits(roles)
         self.images = images_of(roles)
-        self.read_in_float = set() if relu_only else read_in_float(roles)
+        self.read_in_float = set() if self.relu_only else read_in_float(roles)
+        self.read_by_layers = read_by_layers(roles) if self.layers_only else set()
         self.behind_layers = reached(roles, roles.nodes, lambda node: node.all_input_nodes)
         self.before_layers = reached(roles, reversed(roles.nodes), lambda node: node.users)
 
@@ -90,9 +102,8 @@ class _Placer:
             output, width = self._output(node), self._weight_bits(node)
             self.sources[node] = (node, output.bits) if output.bits else self._common_source(node)
             consumers = tuple(name_of(user) for user in self._requantizing_consumers(node))
-            requantized = (
-                f"requantized to {self.format.multiplied} bits for {', '.join(consumers)}" if consumers else ""
-            )
+            kind = "requantized" if self.sources[node] else "quantized"
+            requantized = f"{kind} to {self.format.multiplied} bits for {', '.join(consumers)}" if consumers else ""
             yield NodePlan(
                 name=name_of(node),
                 operator=operator_of(node),
@@ -117,13 +128,15 @@ class _Placer:
             return _Output(None, "logits are not quantized")
         if self.roles.of(node) == Role.CONSTANT:
             read = not (self.relu_only or self.format.weights_alone or node in self.read_in_float)
-            return _Output(FULL_BITS if read else None)
+            return _Output(FULL_BITS if read and not self.layers_only else None)
         if self.format.weights_alone:
             is_read = self.roles.of(node) not in (Role.IMAGE, Role.MOVE)
             return _Output(None, "weights alone are quantized", floating=is_read)
         consumer = self._joined(node)
         if consumer is not None:
             return _Output(None, f"belongs to {name_of(consumer)}")
+        if self.layers_only and node not in self.images:
+            return self._output_between_layers(node)
         if self.relu_only and not self.roles.rectifies(node):
             return _Output(None, "relu-only placement quantizes outputs of rectifiers only", floating=True)
         if node in self.read_in_float and node not in self.images:
@@ -132,6 +145,16 @@ class _Placer:
             is_layer = self.roles.of(node) in (Role.LINEAR, Role.FOLD)
             return _Output(None, "only operators in floating point read it", floating=not is_layer)
         return _Output(self._output_bits(node))
+
+    def _output_between_layers(self, node: fx.Node) -> _Output:
+        """The quantizer of a node in the placement ``layers``: where layers alone read it, or a convolution ends."""
+        role = self.roles.of(node)
+        is_layer = role in (Role.LINEAR, Role.FOLD, Role.RECTIFIER) or self._ends_convolution(node)
+        if node in self.read_by_layers:
+            return _Output(self.wanted[node], "" if is_layer else _BETWEEN, floating=not is_layer)
+        if self._ends_convolution(node):
+            return _Output(FULL_BITS)
+        return _Output(None, _BETWEEN, floating=not is_layer)
 
     def _joined(self, node: fx.Node) -> fx.Node | None:
         """The consumer before whose result a node's values are not rounded.
@@ -167,7 +190,7 @@ class _Placer:
 
     def _needs_no_quantizer(self, node: fx.Node) -> bool:
         """Whether a node moves values, or its inputs share a quantizer whose levels it keeps."""
-        if self.roles.of(node) == Role.MOVE:
+        if self.roles.of(node) == Role.MOVE and (node not in self.read_by_layers or self._common_source(node)):
             return True
         return self._common_source(node) is not None and self.roles.keeps_levels(node)
 
@@ -188,6 +211,8 @@ class _Placer:
     def _requantizing_consumers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Consumers that multiply a node's values and take fewer bits. Images and tables keep their bits."""
         source, bits = self.sources.get(node) or (node, 0)
+        if self.layers_only and not bits and not self.format.weights_alone:
+            yield from (user for user in node.users if self.roles.of(user) in LAYERS)
         if not bits or source in self.images or self.roles.of(source) == Role.CONSTANT:
             return
         for user in node.users:

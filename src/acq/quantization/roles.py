@@ -16,6 +16,7 @@ from acq.network.constants import constant, shape_of
 from acq.network.names import name_of
 from acq.network.operators import (
     DIVIDE,
+    FLOAT_BY_DESIGN,
     GATED,
     RELU,
     ROLES,
@@ -33,6 +34,7 @@ from acq.quantization.formats import WIDTHS
 LayerWidth = int | Literal["float"]
 FLOAT: Literal["float"] = "float"
 KEPT = "kept in floating point"
+_BY_DESIGN = "engines compute it in floating point"
 LAYERS = (Role.CONVOLUTION, Role.LINEAR)
 WEIGHTED = (*LAYERS, Role.RESCALE)
 _TAKING_TABLES = (Role.ADD, Role.PRODUCT, Role.CONCAT)
@@ -172,7 +174,8 @@ def _role(graph: fx.GraphModule, node: fx.Node, hosts: Mapping[fx.Node, Host]) -
     operator = operator_of(node)
     role = Role.IMAGE if node.op == "placeholder" else ROLES.get(operator)
     if role is None:
-        return (Role.FLOAT, f"operator {operator} is not supported") if is_float(node) else (Role.SHAPE, "")
+        why = _BY_DESIGN if operator in FLOAT_BY_DESIGN else f"operator {operator} is not supported"
+        return (Role.FLOAT, why) if is_float(node) else (Role.SHAPE, "")
     if role in LAYERS and constant(graph, node.args[1]) is None:
         return Role.FLOAT, "its weight is computed, not constant"
     affine = affine_of(graph, node)

@@ -85,6 +85,16 @@ def read_in_float(roles: Roles) -> set[fx.Node]:
     return found
 
 
+def read_by_layers(roles: Roles) -> set[fx.Node]:
+    """The nodes whose values layers alone read, directly or through what moves values."""
+    found: set[fx.Node] = set()
+    for node in reversed(roles.nodes):
+        users = [user for user in node.users if roles.of(user) != Role.SHAPE]
+        if users and all(roles.of(user) in LAYERS or (user in found and roles.of(user) == Role.MOVE) for user in users):
+            found.add(node)
+    return found
+
+
 def reached(roles: Roles, nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
     """The nodes that reach a layer through their neighbours, which come first in ``nodes``."""
     found: set[fx.Node] = set()

@@ -56,7 +56,7 @@ def _on_training(losses: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _on_plan(plan: Plan) -> Iterator[str]:
-    count = len(plan.float_nodes)
+    count = len(plan.missed_nodes)
     if plan.format.weights_alone:
         yield "Weights alone are quantized. Engines then compute in floating point: a smaller file, and no more speed."
         return

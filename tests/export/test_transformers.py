@@ -1,0 +1,45 @@
+"""Networks with attention or layer norms mean the same in a file, and their layers run on integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from helpers import SIZE, images
+from transformers import TRANSFORMERS, transformer
+
+from acq.export.check import check
+from acq.export.graph import onnx_model
+from acq.network.trace import trace
+from acq.quantization.build import build
+from acq.quantization.calibration import calibrate
+from acq.quantization.formats import NumberFormat
+from acq.quantization.integers import convert_to_integers
+from acq.quantization.plan import plan
+from acq.quantization.student import Student
+
+
+def integer_student(name: str, bits: str) -> Student:
+    graph = trace(transformer(name), SIZE)
+    student = build(graph, plan(graph, NumberFormat.parse(bits, 8), "layers"))
+    calibrate(student, [images(16)])
+    convert_to_integers(student)
+    return student.eval()
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_all_layers_run_on_integers_on_both_engines(name: str, bits: str, tmp_path: Path) -> None:
+    """Answers are the student's. Floats between grids may differ by a rounding, and then by a level."""
+    student = integer_student(name, bits)
+    model = onnx_model(student)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "model.onnx")
+    found = check(tmp_path / "model.onnx", student, images(64, SIZE, 5))
+    assert found.openvino is not None
+    layers = len(list(student.layers()))
+    assert (found.integer, found.layers) == (found.openvino.integer, found.openvino.layers) == (layers, layers)
+    for match in (found.plain, found.optimised, found.openvino.match):
+        assert match.agreement >= 98
+        assert match.difference < 0.05

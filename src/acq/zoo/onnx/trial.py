@@ -64,7 +64,7 @@ def _input(graph: Graph, node: Node, place: int, values: dict[str, Any]) -> Valu
 
 def _require_memory(values: tuple[Any, ...], images: int) -> None:
     """Refuse values that are too large for a batch, from their sizes for ``TRIAL`` images."""
-    for value in values:
+    for value in (part for found in values for part in (found if isinstance(found, list) else [found])):
         size = math.prod(value.shape)
         size = size // TRIAL * images if size % TRIAL == 0 else size
         if size > VALUES_AT_ONCE:

@@ -90,7 +90,7 @@ def _form(model: onnx.ModelProto, entrance: Entrance, exits: tuple[str, ...], ta
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
     usual = TensorProto.FLOAT16 if "float16" in half_types(model) else TensorProto.FLOAT
     outputs: dict[str, Kind] = {
-        name: "float16" if types.get(name, usual) == TensorProto.FLOAT16 else "float32" for name in exits
+        name: "float16" if (types.get(name) or usual) == TensorProto.FLOAT16 else "float32" for name in exits
     }
     digest = "" if tail is None else hashlib.sha256(tail).hexdigest()
     return FileForm(entrance.name, entrance.layout, entrance.kind, entrance.batch, outputs, digest)

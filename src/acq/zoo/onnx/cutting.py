@@ -62,7 +62,8 @@ def tail_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> onnx.
     nodes = _behind(model, own, set(exits))
     made = {name for node in nodes for name in node.output}
     free = {name for node in nodes for name in _read_by(node) if name} - made
-    missing = sorted((free | (set(own) - made)) - known)
+    computed = _of_the_images(model, entry) & {name for node in needed(model, exits) for name in node.output}
+    missing = sorted(((free | (set(own) - made)) - known) | (computed & made - set(exits)))
     if missing:
         raise RequestError(
             f"what is behind --outputs also takes {listed(map(repr, missing))}, which comes before it; "
@@ -78,6 +79,15 @@ def tail_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> onnx.
     for name in (entry, *exits):
         if name in free:
             found.graph.input.append(onnx.helper.make_tensor_value_info(name, kinds[name], None))
+    return found
+
+
+def _of_the_images(model: onnx.ModelProto, entry: str) -> set[str]:
+    """The values that follow from pixels, and not from the size of the images alone."""
+    found = {entry}
+    for node in model.graph.node:
+        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(node.input):
+            found.update(node.output)
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acq.core.file_form import FileForm, Kind
 from acq.core.values import Preprocessing
-from acq.errors import listed
+from acq.errors import RequestError, first_line, listed
 from acq.files.screening import screened_tail
 from acq.synthesis.scenes import normalised_scenes
 from acq.zoo.onnx import operators
@@ -68,6 +68,17 @@ def from_file(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     Raises:
         RequestError: The file cannot be read, an operator is not known, or the network differs from its file.
     """
+    try:
+        return _imported(file, outputs, input_size, complete)
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a stranger's file holds is a fault of the file
+        raise RequestError(
+            f"{file} cannot be read ({first_line(error, typed=True)}); export the network again"
+        ) from error
+
+
+def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | None, complete: Complete) -> Imported:
     model = read_model(file)
     exits = exits_of(model, outputs)
     entrance = entrance_of(model)
@@ -77,7 +88,7 @@ def from_file(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     network = _network(graph, entrance, known.input_size)
     types = list(half_types(part))
     if types:
-        warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=3)
+        warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=4)
     images = normalised_scenes(2, known, torch.Generator().manual_seed(0))
     images = images.round().clamp(0, 255) if entrance.kind == "uint8" else images
     require_equal(network, part, entrance, images, half=bool(types) or entrance.kind == "float16")

@@ -354,7 +354,7 @@ UNREAD = {
     "QLinearConv": ("x x x x x x x x", {}, "y", "quantized already"),
     "DequantizeLinear": ("x half", {}, "y", "quantized already"),
     "NonZero": ("x", {}, "y", "no operator that acq reads"),
-    "Tile": ("x many", {}, "y", "makes a constant of more than|makes a value of"),
+    "Tile": ("x many", {}, "y", "makes a value of|overflowed"),
     "Expand": ("half many", {}, "y", "makes a constant of more than"),
     "Slice": ("x one one one zero", {}, "y", "steps of zero"),
     "Resize": ("x", {"mode": "linear"}, "y", "neither sizes nor scales"),

@@ -205,6 +205,27 @@ def test_other_operands_are_no_constants_of_channels() -> None:
     assert all(value is None for value in found.values())
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["beside the layer", "behind a permutation"])
+def test_a_layer_scale_becomes_part_of_its_layer(behind: bool) -> None:
+    """ConvNeXt is written both ways: the scale multiplies [N, H, W, C], or [N, C, H, W]."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Linear(8, 8), nn.Parameter(torch.rand(8) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x.permute(0, 2, 3, 1))
+            if behind:
+                return x + y.permute(0, 3, 1, 2) * self.scale.view(1, -1, 1, 1)
+            return x + (self.scale * y).permute(0, 3, 1, 2)
+
+    _, found = planned(Chain(nn.ReLU(), Scaled()))
+    (scale,) = [entry for entry in found.nodes if entry.operator == "aten.mul.Tensor"]
+    assert (scale.role, scale.note) == (Role.FOLD, "folded into middle.1.layer")
+    torch.testing.assert_close(*student_in_float(Chain(nn.ReLU(), Scaled())))
+
+
 def test_composing_nothing_changes_nothing() -> None:
     factor, shift = composed([])
     assert (factor.item(), shift.item()) == (1, 0)

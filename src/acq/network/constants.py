@@ -29,13 +29,13 @@ def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Te
     Args:
         graph: The traced network; it changes.
         user: The node.
-        place: The argument's place: 1 for a layer's weight, 2 for its bias, which may be missing.
+        place: The argument's place, such as 1 for a layer's weight; its bias, at 2, may be missing.
         value: The constant.
     """
-    weight = user.args[1]
-    assert isinstance(weight, fx.Node)
     given = user.args[place] if len(user.args) > place else None
-    owner = str(weight.target).rpartition(".")[0]
+    known = given if isinstance(given, fx.Node) else user.args[1]
+    assert isinstance(known, fx.Node)
+    owner = str(known.target).rpartition(".")[0]
     leaf = str(given.target).rpartition(".")[2] if isinstance(given, fx.Node) else "bias"
     others = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr" and set(node.users) != {user}}
     taken = isinstance(given, fx.Node) and str(given.target) not in others
@@ -48,7 +48,7 @@ def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Te
     module.register_buffer(leaf, value.detach().clone())
     with graph.graph.inserting_before(user):
         made = graph.graph.create_node("get_attr", f"{owner}.{leaf}".lstrip("."))
-    made.meta = dict(given.meta if isinstance(given, fx.Node) else weight.meta)
+    made.meta = dict(known.meta)
     user.args = (*user.args[:place], made, *user.args[place + 1 :])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from acq.network.affine import affine_of
+from acq.network.affine import affine_of, sizes
 from acq.network.constants import constant, replace_constant, shape_of
 from acq.network.operators import PADS, ROLES, Role, keeps_zero, operator_of, pads_with_values, sole_user
 
@@ -42,10 +42,13 @@ def simplify(graph: fx.GraphModule) -> None:
             _replace_slope(graph, node)
         elif node.target in _ARITHMETIC:
             _take_number(graph, node)
+            _scale_before_move(graph, node)
         elif node.target is aten.unsqueeze.default:
             _cancel_squeeze(node)
         elif node.target is aten.linear.default:
             _take_constants(graph, node)
+        elif node.target is aten.layer_norm.default:
+            _share_gains(graph, node)
         elif node.target is aten.batch_norm.default:
             _move_up(node, _removes_row)
         elif ROLES.get(operator_of(node)) == Role.RECTIFIER:
@@ -165,6 +168,83 @@ def _take_constants(graph: fx.GraphModule, layer: fx.Node) -> None:
         layer.args = (affine.source, *layer.args[1:])
         replace_constant(graph, layer, 1, weight * affine.factor)
         replace_constant(graph, layer, 2, shift if bias is None else bias + shift)
+
+
+def _scale_before_move(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Put constants of channels, such as a layer scale, before a permutation and so right behind the layer."""
+    affine = affine_of(graph, node)
+    move = None if affine is None or affine.axis is None else affine.source
+    layer: Any = move.args[0] if move is not None and move.target is aten.permute.default else None
+    if move is None or affine is None or sole_user(move) is not node or layer is None:
+        return
+    if layer.target not in (aten.linear.default, aten.conv2d.default) or sole_user(layer) is not move:
+        return
+    place = node.args.index(move)
+    order: Any = move.args[1]
+    value = constant(graph, node.args[1 - place])
+    assert value is not None
+    assert affine.axis is not None
+    behind = len(order) - 1 - order[affine.axis] % len(order)
+    node.replace_all_uses_with(move)
+    move.prepend(node)
+    move.replace_input_with(layer, node)
+    node.replace_input_with(move, layer)
+    node.meta["val"] = layer.meta["val"]
+    replace_constant(graph, node, 1 - place, value.reshape(-1, *(1,) * behind))
+
+
+def _share_gains(graph: fx.GraphModule, norm: fx.Node) -> None:
+    """Give the square root of a layer norm's gains to the linear layers that alone read its values.
+
+    Values and weights are both quantized, and each then holds half of the difference between channels: the idea of
+    SmoothQuant (Xiao et al., arXiv 2211.10438), applied to gains in place of observed maxima.
+    """
+    gain, shift = (constant(graph, value) for value in (*norm.args[2:4], None, None)[:2])
+    layers = _linear_readers(graph, norm)
+    if gain is None or gain.dim() != 1 or not layers:
+        return
+    given = sizes(gain).sqrt()
+    for layer in layers:
+        weight = constant(graph, layer.args[1])
+        assert weight is not None
+        replace_constant(graph, layer, 1, weight * given)
+    replace_constant(graph, norm, 2, gain / given)
+    if shift is not None:
+        replace_constant(graph, norm, 3, shift / given)
+
+
+def _linear_readers(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The linear layers that read a value, also moved with its last axis in place; empty if others read it, too."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        if user.target is aten.linear.default and constant(graph, user.args[1]) is not None:
+            layers = [user] if user.args[0] is node else []
+        else:
+            layers = _linear_readers(graph, user) if _keeps_last_axis(user) else []
+        if not layers:
+            return []
+        found += layers
+    return found
+
+
+def _keeps_last_axis(move: fx.Node) -> bool:
+    """Whether an operator moves whole vectors along the last axis."""
+    source: Any = move.args[0] if move.args else None
+    if not isinstance(source, fx.Node) or shape_of(source)[-1:] != shape_of(move)[-1:]:
+        return False
+    last = len(shape_of(source)) - 1
+    if move.target is aten.permute.default:
+        order: Any = move.args[1]
+        return bool(order[-1] % len(order) == last)
+    if move.target is aten.transpose.int:
+        return last not in [axis % (last + 1) for axis in move.args[1:] if isinstance(axis, int)]
+    if move.target is aten.roll.default:
+        axes: Any = (*move.args, ())[2]
+        return bool(axes) and last not in [axis % (last + 1) for axis in axes]
+    if move.target in (aten.select.int, aten.slice.Tensor):
+        axis: Any = (*move.args, 0)[1]
+        return bool(axis % (last + 1) != last)
+    return move.target is aten.reshape.default
 
 
 def _move_up(node: fx.Node, passes: Callable[[fx.Node], bool]) -> None:

@@ -10,11 +10,9 @@ from acq.zoo.onnx.operators import (
     pools,
     reductions,
     resizing,
-    sequences,
     shapes,
 )  # fmt: skip
 
 __all__ = [
-    "activations", "arithmetic", "indexing", "layers", "norms", "padding", "pools", "reductions", "resizing",
-    "sequences", "shapes",
+    "activations", "arithmetic", "indexing", "layers", "norms", "padding", "pools", "reductions", "resizing", "shapes",
 ]  # fmt: skip

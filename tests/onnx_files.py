@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,7 @@ def exported(network: nn.Module, path: Path, size: tuple[int, ...], *, dynamo: b
         options |= {"dynamic_axes": {"pixels": {0: "n"}, "scores": {0: "n"}}} if free else {}
         kept = {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
         options |= {} if folded else kept
-    torch.onnx.export(network, (images,), str(path), dynamo=dynamo, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (images,), str(path), dynamo=dynamo, **options)
     return path

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import fuzz_imports
 import numpy as np
 import pytest
 import torch
@@ -44,6 +45,12 @@ from acq.quantization.student import Student
 from acq.runs import checkpoint, student_file
 from acq.runs.names import QUANTIZATION, STUDENT
 from acq.zoo.checkpoints import apply_state, load_state
+from acq.zoo.onnx.cutting import exits_of
+from acq.zoo.onnx.folding import folded
+from acq.zoo.onnx.fusing import fused
+from acq.zoo.onnx.graph import graph_of
+from acq.zoo.onnx.inputs import entrance_of
+from acq.zoo.onnx.reading import read_model
 
 LONG = "ACQ_FUZZ" in os.environ
 COUNT = int(os.environ.get("ACQ_FUZZ", "200"))
@@ -163,6 +170,12 @@ def read_signed_checkpoint(path: Path) -> object:
     return checkpoint.load(path)
 
 
+def read_graph(path: Path) -> object:
+    """A foreign file up to its graph; ``fuzz_imports.py`` runs it too, in a process of its own."""
+    model = read_model(path)
+    return fused(folded(graph_of(model, entrance_of(model).name, exits_of(model, []))))
+
+
 READERS = {
     "npz": Reader("a.npz", npz, lambda path: read(path, input_size=(3, 8, 8), output=Output("class", 3))),
     "image file": Reader("0/a.png", image_file, read_image_file),
@@ -179,6 +192,7 @@ READERS = {
     "weights": Reader(STUDENT, student_part(STUDENT), read_student),
     "signed weights": Reader(STUDENT, student_part(STUDENT), read_signed_weights),
     "onnx": Reader("a.onnx", onnx_file, screened),
+    "onnx network": Reader("a.onnx", lambda _: fuzz_imports.sizes().SerializeToString(), read_graph),
 }
 TOKENS = [b"9", b"-1", b"null", b"1e999", b"[", b'"', b"{}"]
 POSITION = st.floats(0, 1)  # as a share of the file
@@ -243,6 +257,17 @@ def test_a_screened_file_does_not_break_the_engine(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert sum(found.values()) == COUNT
     assert found["run"] > COUNT // 50
+
+
+def test_a_foreign_onnx_file_is_imported_or_refused_in_one_line(tmp_path: Path) -> None:
+    """Whatever is changed in it: no other exception, no crash, and no more memory than a limit."""
+    seed = secrets.randbelow(2**32) if LONG else 0
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_imports.py")), str(COUNT), str(seed), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (command, done.returncode, done.stderr[-2000:])
+    found = json.loads(done.stdout)
+    assert found.keys() == {"refused", "imported"}
+    assert sum(found.values()) == COUNT
 
 
 @pytest.mark.parametrize(

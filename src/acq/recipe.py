@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A network, the normalisation of its images, how to quantize it, and where it came from, as JSON values."""
+    """A network, the normalisation of its images, how to quantize it, and where it came from, as JSON values.
+
+    ``kept`` is the content of more files of the run folder, by name.
+    """
 
     model: nn.Module
     preprocessing: Preprocessing
     config: Config
     origin: Mapping[str, Any]
+    kept: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,6 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
             return Result(student, {}, None)
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}
-        run.keep(record, summary, diagnostics)
+        run.keep(record, summary, diagnostics, request.kept)
         exported = run.export()
     return Result(student, summary, session.out, exported)

@@ -19,6 +19,7 @@ from acq.errors import RequestError
 from acq.recipe import Request
 from acq.recipe import quantize as run_recipe
 from acq.runs.folder import free_folder, require_free
+from acq.runs.names import TAIL
 from acq.runs.progress import watching
 from acq.runs.session import Session
 from acq.runs.summary import accuracies
@@ -65,8 +66,10 @@ def quantize(
         "checkpoint": None if checkpoint is None else str(checkpoint),
         **({} if checkpoint_key is None else {"checkpoint_key": checkpoint_key}),
         "arguments": {} if model_args is None else json_object(model_args),
+        **({} if network.form is None else {"form": network.form.facts()}),
     }
-    request = Request(network.model, network.preprocessing, settings, origin)
+    kept = {} if network.tail is None else {TAIL: network.tail}
+    request = Request(network.model, network.preprocessing, settings, origin, kept)
     if dry_run:
         if is_main:
             require_free(folder, resume=resume, overwrite=overwrite)

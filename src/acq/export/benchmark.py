@@ -133,7 +133,7 @@ def _noise(engine: Engine, batch: int) -> np.ndarray:
     """Images of noise in the form that the file takes."""
     (entrance,) = engine.session.get_inputs()
     noise = np.random.default_rng(0).standard_normal((batch, *entrance.shape[1:]), np.float32)
-    return (noise * _PIXEL_STD + _PIXEL_MEAN).clip(0, 255).astype(np.uint8) if engine.raw else noise
+    return (noise * _PIXEL_STD + _PIXEL_MEAN).clip(0, 255).astype(np.uint8) if engine.raw else noise.astype(engine.kind)
 
 
 def _memory_mb(file: Path) -> int:

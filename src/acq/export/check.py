@@ -112,11 +112,10 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
         RequestError: ONNX Runtime does not run it.
     """
     onnx.checker.check_model(str(file), full_check=True)
-    device, images = next(student.parameters()).device, images.cpu()
+    device, entrance = next(student.parameters()).device, Engine(file, "ORT_DISABLE_ALL")
+    parts = _parts(images.cpu(), entrance.batch)
     with evaluating(student):
-        parts = images.split(_BATCH)  # type: ignore[no-untyped-call]
         wanted = [[value.cpu() for value in student.returned(part.to(device))] for part in parts]
-    entrance = Engine(file, "ORT_DISABLE_ALL")
     inputs = [entrance.input_for(part) for part in parts]
     plain = _match(list(map(entrance.run, inputs)), wanted, entrance.answer)
     found: dict[str, EngineMatch] = {}
@@ -131,7 +130,15 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
             failures[name] = str(error)
         else:
             found[name] = EngineMatch(match, opened.kernels.integer, opened.kernels.layers)
-    return Parity(len(images), plain, found, failures)
+    return Parity(sum(map(len, parts)), plain, found, failures)
+
+
+def _parts(images: Tensor, size: int | None) -> list[Tensor]:
+    """Images in batches; whole ones of a size that is fixed."""
+    if size is not None:
+        images = images.repeat(-(-size // len(images)), 1, 1, 1)
+        images = images[: len(images) // size * size]
+    return list(images.split(size or _BATCH))  # type: ignore[no-untyped-call]
 
 
 def chance_of(differing: int, images: int, share: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,8 +14,11 @@ from acq.core.pixels import to_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.export.answers import FileAnswer
-from acq.export.graph import IMAGES, RAW
+from acq.export.form import LAYOUT
+from acq.export.graph import RAW
 from acq.files.screening import screened
+
+_KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 class Engine:
@@ -33,6 +37,7 @@ class Engine:
         answer: What the file returns, and how it decides.
         model: The model's name in the file; may be empty.
         preprocessing: The normalisation in the file, if it has one.
+        batch: The number of images that the file takes at once; None where that is free.
 
     Raises:
         RequestError: The file cannot be read, or is not a file of ``acq export``.
@@ -63,17 +68,28 @@ class Engine:
             raise RequestError(
                 f"ONNX Runtime cannot run {file} ({first_line(error)}); export it again, or update onnxruntime"
             ) from error
+        (self._entrance,) = self.session.get_inputs()
+        first = self._entrance.shape[0]
+        self.batch = first if isinstance(first, int) else None
+        self._channels_last = known.facts.get(LAYOUT) == "NHWC"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised images [N, C, H, W] to values [N, K] that decide as the logits do."""
         return self.answer.logits(self.run(self.input_for(images)))
 
     def input_for(self, images: Tensor) -> np.ndarray:
-        """The file's input for normalised images: the images themselves, or bytes [N, H, W, C]."""
+        """The file's input for normalised images: in its layout and type, or bytes [N, H, W, C]."""
         if self.raw and self.preprocessing is not None:
             return to_bytes(images, self.preprocessing)
-        array: np.ndarray = images.numpy()
+        kind = self.kind
+        images = images.permute(0, 2, 3, 1).contiguous() if self._channels_last else images
+        array: np.ndarray = (images.round() if kind == np.uint8 else images).numpy().astype(kind, copy=False)
         return array
+
+    @property
+    def kind(self) -> Any:
+        """The type of the file's input."""
+        return _KINDS[self._entrance.type]
 
     def run(self, inputs: np.ndarray) -> tuple[Tensor, ...]:
         """All that the file returns for its input, in the order of ``answer.names``.
@@ -82,7 +98,7 @@ class Engine:
             RequestError: The engine fails, or the output that decides has another shape than the file says.
         """
         try:
-            found = self.session.run(list(self.answer.names), {IMAGES: inputs})
+            found = self._computed(inputs)
         except Exception as error:  # as above
             raise RequestError(f"ONNX Runtime cannot run the file ({first_line(error)}); export it again") from error
         decides, size = found[self.answer.place], self.answer.output.size
@@ -91,6 +107,20 @@ class Engine:
                 f"the file returns {decides.shape} for {len(inputs)} images of {size} logits; export it again"
             )
         return tuple(map(torch.from_numpy, found))
+
+    def _computed(self, inputs: np.ndarray) -> list[np.ndarray]:
+        """All outputs, computed for as many images at once as the file takes."""
+        names, count = list(self.answer.names), len(inputs)
+        if self.batch is None or self.batch == count:
+            found: list[np.ndarray] = self.session.run(names, {self._entrance.name: inputs})
+            return found
+        short = -count % self.batch
+        inputs = np.concatenate([inputs, inputs[:1].repeat(short, 0)]) if short else inputs
+        runs = [
+            self.session.run(names, {self._entrance.name: inputs[at : at + self.batch]})
+            for at in range(0, len(inputs), self.batch)
+        ]
+        return [np.concatenate([run[place] for run in runs])[:count] for place in range(len(names))]
 
 
 def _preprocessing(known: dict[str, str]) -> Preprocessing:

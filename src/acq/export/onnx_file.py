@@ -11,11 +11,16 @@ from typing import Any
 import onnx
 from torch import Tensor
 
+from acq.core.file_form import FileForm
 from acq.core.pixels import from_bytes, to_bytes
+from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.export.check import LEAST_AGREEMENT, Parity, check
+from acq.export.engine import Engine
 from acq.export.engines import ENGINES, require_engines
+from acq.export.form import in_form
 from acq.export.graph import onnx_model
+from acq.export.tail import joined, require_equal
 from acq.files.atomic import replacing
 from acq.quantization.student import Student
 
@@ -43,6 +48,8 @@ def export_onnx(
     raw_images: bool = False,
     engines: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
+    form: FileForm | None = None,
+    tail: bytes | None = None,
 ) -> Exported:
     """Export a student and check the file before it gets its name. If the check fails, no file remains.
 
@@ -53,6 +60,8 @@ def export_onnx(
         raw_images: Write a file that takes bytes [N, H, W, C].
         engines: Names of engines on which the file must agree, beside ONNX Runtime.
         facts: More entries of the file's metadata.
+        form: The form of the file, where the network came from an ONNX file.
+        tail: What that file had behind the network's outputs; it is put behind the student's after the comparison.
 
     Returns:
         The file and its comparison with the student.
@@ -66,9 +75,11 @@ def export_onnx(
         raise RequestError(
             f"images {tuple(images.shape)} cannot check the file; give at least one of {student.input_size}"
         )
-    if raw_images and student.preprocessing is not None:  # synthetic images are not whole bytes
-        images = from_bytes(to_bytes(images, student.preprocessing), student.preprocessing)
-    content = onnx_model(student, raw_images=raw_images, facts=facts).SerializeToString()
+    images = _as_taken(images, student.preprocessing, raw_images, form)
+    model = onnx_model(student, raw_images=raw_images, facts=facts)
+    if form is not None:
+        in_form(model, form)
+    content = model.SerializeToString()
     if path.suffix != ".onnx" or path.is_dir():
         raise RequestError(f"{path} is not the name of an ONNX file; give one that ends in .onnx as --out")
     try:
@@ -78,11 +89,31 @@ def export_onnx(
                 temporary.write_bytes(content)
                 parity = check(temporary, student, images)
                 _require_agreement(parity, engines)
+                if tail is not None:
+                    content = _with_tail(temporary, model, tail, images)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RequestError(
             f"the student's file is not valid ONNX ({first_line(error)}); evaluate or load the run folder instead"
         ) from error
     return Exported(path, len(content), parity)
+
+
+def _as_taken(images: Tensor, known: Preprocessing | None, raw_images: bool, form: FileForm | None) -> Tensor:
+    """Images as a file can take them: synthetic ones are not whole bytes."""
+    if form is not None and form.kind == "float16":
+        return images.half().float()
+    if known is not None and (raw_images or (form is not None and form.kind == "uint8")):
+        return from_bytes(to_bytes(images, known), known)
+    return images
+
+
+def _with_tail(file: Path, model: onnx.ModelProto, tail: bytes, images: Tensor) -> bytes:
+    """Write a checked model again, with what was behind the network's outputs, and return the content."""
+    entrance, rest = Engine(file), onnx.load_model_from_string(tail)
+    whole: bytes = joined(model, rest).SerializeToString()
+    file.write_bytes(whole)
+    require_equal(file, model.SerializeToString(), rest, entrance.input_for(images[: entrance.batch or 1]))
+    return whole
 
 
 def _require_agreement(parity: Parity, required: Sequence[str]) -> None:

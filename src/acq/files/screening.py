@@ -21,6 +21,9 @@ _BITS = {
     TensorProto.FLOAT: 32, TensorProto.INT64: 64, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.INT4: 4,
     TensorProto.INT32: 32, TensorProto.BOOL: 8,
 }  # fmt: skip
+TAIL_BYTES = 64 << 20  # anchors and tables of a detector take some hundred kB
+TAIL_FACT = "tail"  # key of the metadata of files with such a part
+_DEEPEST = 16  # graphs in graphs
 _NAME_LENGTH = 40  # characters of a name in a message
 
 
@@ -49,6 +52,50 @@ def is_own(file: Path) -> bool:
         return False
 
 
+def screened_tail(content: bytes) -> bytes:
+    """Check the part of a file that is put back behind a student, which engines open.
+
+    It is a stranger's, so it may have any standard operator, also control flow; its constants are inside, as large as
+    their shapes.
+
+    Raises:
+        RequestError: It has other files, functions, operators of no standard, or is no ONNX file.
+    """
+    cut = "name values further behind as --outputs"
+    if len(content) > TAIL_BYTES:
+        raise RequestError(f"the part of the file behind --outputs has {format_bytes(len(content))}; {cut}")
+    try:
+        model = onnx.load_model_from_string(content)
+        fault = next(_unusable(model), None)
+    except Exception as error:  # protobuf raises errors of native code
+        raise RequestError(f"the part of the file behind --outputs is damaged ({first_line(error)})") from error
+    if fault is not None:
+        raise RequestError(f"the part of the file behind --outputs {fault}; {cut}")
+    return content
+
+
+def _unusable(model: onnx.ModelProto) -> Iterator[str]:
+    if model.functions or model.training_info or model.graph.sparse_initializer:
+        yield "has functions, training information or sparse constants"
+    if any(entry.domain not in ("", "ai.onnx") for entry in [*model.opset_import, *_nodes(model.graph)]):
+        yield "has operators outside the ONNX standard"
+    tensors = [*model.graph.initializer]
+    tensors += [part.t for node in _nodes(model.graph) for part in node.attribute if part.type == AttributeProto.TENSOR]
+    if any(_is_external(tensor) for tensor in tensors):
+        yield "keeps constants in other files"
+
+
+def _nodes(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the graphs inside them."""
+    if depth > _DEEPEST:
+        raise ValueError("graphs nested too deeply")
+    for node in graph.node:
+        yield node
+        for part in node.attribute:
+            for inner in (part.g, *part.graphs) if part.type == AttributeProto.GRAPH else part.graphs:
+                yield from _nodes(inner, depth + 1)
+
+
 def screened(file: Path) -> Screened:
     """Read an ONNX file and refuse everything that ``acq export`` does not write.
 
@@ -64,6 +111,8 @@ def screened(file: Path) -> Screened:
     content = read_bytes(file, ONNX_BYTES, _INSTEAD)
     try:
         model = onnx.load_model_from_string(content)
+        if any(entry.key == TAIL_FACT for entry in model.metadata_props):
+            raise RequestError(f"{file} goes on behind the network's outputs; give the run folder instead")
         _refuse(file, _foreign_parts(model))
         _refuse(file, _bad_constants(model))
         onnx.checker.check_model(content, full_check=True)
@@ -132,10 +181,13 @@ def _bad_sizes(model: onnx.ModelProto) -> Iterator[str]:
     if not image or any(side.dim_value < 1 for side in image[1:]):
         yield "takes images of unknown size"
         return
-    image_count = image[0].dim_param
-    image[0].dim_value = images_at_once([side.dim_value for side in image[1:]])
+    if image[0].dim_value < 1:
+        image_count = image[0].dim_param
+        image[0].dim_value = images_at_once([side.dim_value for side in image[1:]])
+    else:
+        image_count = None  # it takes one number of images
     for side in (side for value in fixed.graph.output for side in value.type.tensor_type.shape.dim):
-        if side.dim_param == image_count:
+        if image_count is not None and side.dim_param == image_count:
             side.dim_value = image[0].dim_value
     inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True).graph
     values = (value for value in [*inferred.value_info, *inferred.output] if value.type.tensor_type.HasField("shape"))

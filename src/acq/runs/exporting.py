@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from acq.core.extras import require_onnx
+from acq.core.file_form import FileForm
 from acq.errors import RequestError
+from acq.files.limits import read_bytes
 from acq.quantization.student import Student
 from acq.runs import checkpoint, student_file
 from acq.runs.folder import require_run
-from acq.runs.names import LATENCY, MODEL, STATE
+from acq.runs.names import LATENCY, MODEL, STATE, TAIL
 from acq.synthesis.augmentation import augment
 from acq.synthesis.scenes import normalised_scenes
 
@@ -32,7 +35,8 @@ def export_run(
 ) -> Exported:
     """Write a finished run's student as an ONNX file.
 
-    The file is compared with the student on the run's synthetic images and augmented views of them, up to 512.
+    The file is compared with the student on the run's synthetic images and augmented views of them, up to 512. Where
+    the network came from an ONNX file, the file has its form and replaces it.
     Latencies of an earlier ``RUN/model.onnx`` are deleted.
 
     Args:
@@ -50,6 +54,7 @@ def export_run(
     require_run(folder)
     student, facts = student_file.load(folder).eval(), student_file.load_facts(folder)
     origin = facts.get("origin", {}) | facts.get("config", {})
+    form = None if raw_images else _form(folder, facts)
     kept = ("model", "first_last_bits", "add_bits", "preset", "seed")
     made = export_onnx(
         student,
@@ -58,6 +63,8 @@ def export_run(
         raw_images=raw_images,
         engines=engines,
         facts={**{key: origin[key] for key in kept if key in origin}, "acq": version("acquant")},
+        form=form,
+        tail=None if form is None or not form.tail or raw_images else _tail(folder, form),
     )
     if made.path.resolve() == (folder / MODEL).resolve():
         try:
@@ -65,6 +72,33 @@ def export_run(
         except OSError as error:
             raise RequestError(f"{folder / LATENCY} cannot be removed: {error.strerror}") from error
     return made
+
+
+def _form(folder: Path, facts: dict[str, Any]) -> FileForm | None:
+    """The form of the ONNX file that the network came from; None where it came from none."""
+    known = facts.get("origin", {}).get("form")
+    try:
+        return None if known is None else FileForm.read(known)
+    except ValueError as error:
+        raise RequestError(f"{error} in {folder}; quantize again") from error
+
+
+def _tail(folder: Path, form: FileForm) -> bytes:
+    """What the file had behind the network's outputs.
+
+    Raises:
+        RequestError: It is not there, or another than the run began with.
+    """
+    from acq.files.screening import TAIL_BYTES, screened_tail
+
+    path = folder / TAIL
+    try:
+        content = read_bytes(path, TAIL_BYTES, "quantize again")
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}); quantize again") from error
+    if hashlib.sha256(content).hexdigest() != form.tail:
+        raise RequestError(f"{path} is not the one that the run began with; quantize again")
+    return screened_tail(content)
 
 
 def scenes_for(student: Student) -> Tensor:

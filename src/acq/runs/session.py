@@ -15,6 +15,7 @@ from acq.core.memory import hand_back_freed_memory, keep_freed_memory
 from acq.core.processes import ALONE, Processes, under_torchrun
 from acq.core.values import Record
 from acq.errors import Interrupted, RequestError, RunError
+from acq.files.atomic import write_atomically
 from acq.files.images import LabelledImages
 from acq.quantization.student import Student
 from acq.runs import student_file
@@ -139,19 +140,25 @@ class OpenRun:
             self.folder.write_summary(summary)
         return student, summary
 
-    def keep(self, record: Mapping[str, Any], summary: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> None:
+    def keep(
+        self, record: Mapping[str, Any], summary: Mapping[str, Any], diagnostics: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> None:  # fmt: skip
         """Write the results of a trained run, the summary last.
 
         Args:
             record: What decides the result, which is saved with the student.
             summary: The figures of the run.
             diagnostics: What the report shows beside them.
+            files: The content of more files, by name.
         """
         if self.folder is None:
             return
         context = self.training.context
         write_samples(self.folder.path, context.teacher, context.preprocessing, context.examples, context.dataset)
         self.folder.write_diagnostics(diagnostics)
+        for name, content in files.items():
+            write_atomically(self.folder.path / name, content)
         student_file.save(context.student, self.folder.path, {**record, "classes": context.teacher.output.size})
         self.folder.write_summary(summary)
 

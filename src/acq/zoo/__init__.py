@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from acq.core.extras import require_onnx
+from acq.core.file_form import FileForm
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, nearest
 from acq.network.modules import initialise, switch_to_eval
@@ -33,12 +34,16 @@ class Network:
         preprocessing: Its input size and normalisation.
         name: The name that ``resolve`` was called with.
         preprocessing_given: False if mean and std of ImageNet are assumed; the user should know.
+        form: What a program sees of the ONNX file that the network came from, if it did.
+        tail: The part of that file behind the network's outputs, as the content of an ONNX file.
     """
 
     model: nn.Module
     preprocessing: Preprocessing
     name: str
     preprocessing_given: bool
+    form: FileForm | None = None
+    tail: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -142,13 +147,15 @@ def _from_onnx(
     from acq.zoo.onnx import from_file
 
     def complete(size: Sequence[int], bytes_: bool) -> Preprocessing:
-        channels = len(size) and size[0]
+        channels = size[0]
+        if bytes_ and mean is not None:
+            raise RequestError(f"{model} takes bytes and normalises them itself; leave out --mean and --std")
         given = (mean, std) if mean is not None or not bytes_ else ((0.0,) * channels, (1 / 255,) * channels)
         return preprocessing_of(size, *given)
 
     found = from_file(Path(model), outputs, input_size, complete)
-    is_known = mean is not None or found.entrance.kind == "uint8"
-    return Network(found.network, found.preprocessing, model, is_known)
+    is_known = mean is not None or found.form.kind == "uint8"
+    return Network(found.network, found.preprocessing, model, is_known, found.form, found.tail)
 
 
 def _entry(model: str) -> Builtin | None:

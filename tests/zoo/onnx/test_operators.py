@@ -286,6 +286,22 @@ GRAPHS: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, Any]]] 
         [node("MatMul", "x w", "a"), node("Add", "a b", "c"), node("Add", "a c")],
         SEQUENCE, {"w": floats(6, 3), "b": floats(3)},
     ),
+    "pieces of a tensor": (
+        [
+            node("SplitToSequence", "x sizes", "a", axis=1), node("SequenceAt", "a one", "b"),
+            node("SequenceAt", "a zero", "c"), node("SequenceConstruct", "b c b", "d"),
+            node("ConcatFromSequence", "d", axis=1),
+        ],
+        IMAGE, {"sizes": ints(1, 3), "zero": np.array(0), "one": np.array(1)},
+    ),
+    "pieces of one size": (
+        [node("SplitToSequence", "x two", "a", axis=1), node("SequenceAt", "a one")],
+        IMAGE, {"two": np.array(2), "one": np.array(1)},
+    ),
+    "single pieces": (
+        [node("SplitToSequence", "x", "a", axis=2, keepdims=0), node("ConcatFromSequence", "a", axis=1, new_axis=1)],
+        IMAGE, {},
+    ),
     "folded constants": (
         [
             node("Shape", "w", "a"), node("Expand", "half a", "b"), node("Mul", "b w", "c"),
@@ -338,7 +354,7 @@ UNREAD = {
     "QLinearConv": ("x x x x x x x x", {}, "y", "quantized already"),
     "DequantizeLinear": ("x half", {}, "y", "quantized already"),
     "NonZero": ("x", {}, "y", "no operator that acq reads"),
-    "Tile": ("x many", {}, "y", "makes a constant of more than|makes a value of"),
+    "Tile": ("x many", {}, "y", "makes a value of|overflowed"),
     "Expand": ("half many", {}, "y", "makes a constant of more than"),
     "Slice": ("x one one one zero", {}, "y", "steps of zero"),
     "Resize": ("x", {"mode": "linear"}, "y", "neither sizes nor scales"),

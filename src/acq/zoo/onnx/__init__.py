@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
+from acq.core.file_form import FileForm, Kind
 from acq.core.values import Preprocessing
-from acq.errors import listed
+from acq.errors import RequestError, first_line, listed
+from acq.files.screening import screened_tail
 from acq.synthesis.scenes import normalised_scenes
 from acq.zoo.onnx import operators
 from acq.zoo.onnx.batches import TRIAL
 from acq.zoo.onnx.checking import require_equal
-from acq.zoo.onnx.cutting import cut, exits_of
+from acq.zoo.onnx.cutting import cut, exits_of, tail_of
 from acq.zoo.onnx.folding import folded
 from acq.zoo.onnx.fusing import fused, without_turn
 from acq.zoo.onnx.graph import Graph, graph_of, half_types
@@ -41,12 +46,14 @@ class Imported:
     Attributes:
         network: It returns the file's outputs by name.
         preprocessing: Of its images.
-        entrance: What the file takes.
+        form: What a program sees of the file.
+        tail: The part behind the network's outputs as the content of an ONNX file; None where there is none.
     """
 
     network: OnnxNetwork
     preprocessing: Preprocessing
-    entrance: Entrance
+    form: FileForm
+    tail: bytes | None
 
 
 def from_file(file: Path, outputs: Sequence[str], input_size: Sequence[int] | None, complete: Complete) -> Imported:
@@ -61,6 +68,17 @@ def from_file(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     Raises:
         RequestError: The file cannot be read, an operator is not known, or the network differs from its file.
     """
+    try:
+        return _imported(file, outputs, input_size, complete)
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a stranger's file holds is a fault of the file
+        raise RequestError(
+            f"{file} cannot be read ({first_line(error, typed=True)}); export the network again"
+        ) from error
+
+
+def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | None, complete: Complete) -> Imported:
     model = read_model(file)
     exits = exits_of(model, outputs)
     entrance = entrance_of(model)
@@ -70,11 +88,23 @@ def from_file(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     network = _network(graph, entrance, known.input_size)
     types = list(half_types(part))
     if types:
-        warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=3)
+        warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=4)
     images = normalised_scenes(2, known, torch.Generator().manual_seed(0))
     images = images.round().clamp(0, 255) if entrance.kind == "uint8" else images
     require_equal(network, part, entrance, images, half=bool(types) or entrance.kind == "float16")
-    return Imported(network.eval(), known, entrance)
+    tail = tail_of(model, entrance.name, exits)
+    content = None if tail is None else screened_tail(tail.SerializeToString())
+    return Imported(network.eval(), known, _form(model, entrance, exits, content), content)
+
+
+def _form(model: onnx.ModelProto, entrance: Entrance, exits: tuple[str, ...], tail: bytes | None) -> FileForm:
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    usual = TensorProto.FLOAT16 if "float16" in half_types(model) else TensorProto.FLOAT
+    outputs: dict[str, Kind] = {
+        name: "float16" if (types.get(name) or usual) == TensorProto.FLOAT16 else "float32" for name in exits
+    }
+    digest = "" if tail is None else hashlib.sha256(tail).hexdigest()
+    return FileForm(entrance.name, entrance.layout, entrance.kind, entrance.batch, outputs, digest)
 
 
 def _network(graph: Graph, entrance: Entrance, size: tuple[int, int, int]) -> OnnxNetwork:

@@ -88,18 +88,18 @@ def _operands(node: Node, constants: Mapping[str, NDArray[Any]]) -> tuple[str, s
 
 def _bias(layer: Node, added: NDArray[Any], constants: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
     """A layer's bias with a constant of its channels added; None where the constant is another one."""
+    if layer.kind not in ("Conv", "Linear"):
+        return None
     old = layer.inputs[2] if len(layer.inputs) > 2 else ""
     weight = constants.get(layer.inputs[1])
     if weight is None or added.dtype.kind != "f" or (old and old not in constants):
         return None
     if layer.kind == "Linear":
         channels, fits = weight.shape[0], added.shape[-1:] == (weight.shape[0],) and added.size == weight.shape[0]
-    elif layer.kind == "Conv":
+    else:
         channels = weight.shape[0]
         fits = added.ndim >= weight.ndim - 1 and added.shape[1 - weight.ndim :] == (channels, *(1,) * (weight.ndim - 2))
         fits = fits and added.size == channels and added.ndim <= weight.ndim
-    else:
-        return None
     if not fits:
         return None
     bias = added.reshape(channels)

@@ -56,11 +56,14 @@ def graph_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> Grap
     Raises:
         RequestError: A node's operator or a constant's type cannot be read.
     """
-    constants = {tensor.name: _array(tensor, tensor.name) for tensor in model.graph.initializer}
-    opset = _opset(model)
-    nodes: list[Node] = []
-    for proto in needed(model, exits):
+    protos, opset = needed(model, exits), _opset(model)
+    for proto in protos:
         require_readable(proto)
+    used = {name for proto in protos for name in proto.input}
+    stored = (tensor for tensor in model.graph.initializer if tensor.name in used)
+    constants = {tensor.name: _array(tensor, tensor.name) for tensor in stored}
+    nodes: list[Node] = []
+    for proto in protos:
         node = _node(proto, opset)
         if node.kind == "Constant":
             constants[node.outputs[0]] = _constant(node)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx
 from onnx import TensorProto
 
+from acq.core.file_form import Kind, Layout
 from acq.errors import RequestError, listed
 
-Layout = Literal["NCHW", "NHWC"]
-_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+_TYPES: dict[int, Kind] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 _CHANNELS = (1, 2, 3, 4)  # of images
 _RANK = 4
 _TO_FRONT = [0, 3, 1, 2]
@@ -32,7 +31,7 @@ class Entrance:
 
     name: str
     layout: Layout
-    kind: str
+    kind: Kind
     batch: int | None
     size: tuple[int | None, int | None, int | None]
 

@@ -39,8 +39,20 @@ def read_model(file: Path) -> onnx.ModelProto:
         raise RequestError(f"{file} has no graph with nodes and outputs; export the network again")
     if model.functions or model.training_info or model.graph.sparse_initializer:
         raise RequestError(f"{file} has functions, training information or sparse constants; export it without them")
+    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
+        raise RequestError(f"{file} has names that are not UTF-8; export the network again")
     _take_in(model, file)
     return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Names of operators, values and attributes."""
+    for node in model.graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (part.name for part in node.attribute)
+    for value in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+        yield value.name
+    yield from (entry.domain for entry in model.opset_import)
 
 
 def _take_in(model: onnx.ModelProto, file: Path) -> None:

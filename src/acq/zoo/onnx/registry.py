@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from acq.zoo.onnx.values import Host, UnreadError, Value, integers, is_host, stays_on_host, tensor
+from acq.zoo.onnx.values import Host, UnreadError, Value, host, integers, is_host, stays_on_host, tensor
 
 HOST = "host"  # in place of the name of a weight: an input whose constants are numbers of the host
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -74,7 +74,9 @@ class Operator:
             values = [tensor(known[0], torch.device("cpu")), *values[1:]]
         found = self.run(node, *values)
         results = found if isinstance(found, tuple) else (found,)
-        return tuple(result.numpy() if hosted else result for result in results)
+        if hosted:
+            return tuple(result.numpy() for result in results)
+        return tuple(host(result) if is_host(result) and result.dtype == object else result for result in results)
 
     def _as_weight(self, place: int, value: Value | None, values: Sequence[Value | None]) -> Value | None:
         """An input; a tensor where it is a weight."""

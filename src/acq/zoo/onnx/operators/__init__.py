@@ -10,9 +10,11 @@ from acq.zoo.onnx.operators import (
     pools,
     reductions,
     resizing,
+    sequences,
     shapes,
 )  # fmt: skip
 
 __all__ = [
-    "activations", "arithmetic", "indexing", "layers", "norms", "padding", "pools", "reductions", "resizing", "shapes",
+    "activations", "arithmetic", "indexing", "layers", "norms", "padding", "pools", "reductions", "resizing",
+    "sequences", "shapes",
 ]  # fmt: skip

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from acq.zoo.onnx.registry import Node, only, reads
-from acq.zoo.onnx.values import UnreadError, Value, number
+from acq.zoo.onnx.values import Host, UnreadError, Value, is_host, number
 
 _SINGLE_AXIS = 13  # the version from which softmax is along one axis and not along all behind it
 _HUGE = 1e30  # bounds beyond this are none
@@ -25,10 +26,16 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+_OF_NUMBERS: dict[str, Callable[[Host], Host]] = {
+    "Sqrt": np.sqrt, "Neg": np.negative, "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Round": np.round,
+    "Reciprocal": np.reciprocal, "Exp": np.exp, "Log": np.log, "Sign": np.sign, "Not": np.logical_not,
+}  # fmt: skip
+
+
 def _register(kind: str, function: Callable[[Tensor], Tensor]) -> None:
-    @reads(kind)
-    def run(_: Node, x: Tensor) -> Tensor:
-        return function(x)
+    @reads(kind, on_host=kind in _OF_NUMBERS)
+    def run(_: Node, x: Value) -> Value:
+        return _OF_NUMBERS[kind](x) if is_host(x) else function(x)
 
 
 for _kind, _function in _PLAIN.items():

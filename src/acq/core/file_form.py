@@ -1,0 +1,58 @@
+"""What a program sees of an ONNX file: how images go in, and the names and types of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Layout = Literal["NCHW", "NHWC"]
+Kind = Literal["float32", "float16", "uint8"]
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """The form of an ONNX file from which a network came, so that the student's file can replace it.
+
+    Attributes:
+        images: The name of the input.
+        layout: The order of its axes.
+        kind: The type of its values.
+        batch: The number of images that it takes at once; None where that is free.
+        outputs: The type of each output of the network, by its name.
+        tail: SHA-256 of the model that the file has behind the network's outputs; empty where there is none.
+    """
+
+    images: str
+    layout: Layout
+    kind: Kind
+    batch: int | None
+    outputs: Mapping[str, Kind]
+    tail: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """The JSON values that ``read`` takes."""
+        return {**asdict(self), "outputs": dict(self.outputs)}
+
+    @classmethod
+    def read(cls, facts: Any) -> FileForm:
+        """The form that JSON values describe.
+
+        Raises:
+            ValueError: They describe none.
+        """
+        try:
+            form = cls(**facts)
+            texts = [form.images, form.tail, *form.outputs]
+            kinds = [form.kind, *form.outputs.values()]
+            known = all(isinstance(text, str) for text in texts) and form.images and form.outputs
+            fits = form.layout in get_args(Layout) and all(kind in get_args(Kind) for kind in kinds)
+            free = form.batch is None or (isinstance(form.batch, int) and 0 < form.batch < _MOST)
+        except (TypeError, AttributeError) as error:
+            raise ValueError("the form of the file is not described as acq does") from error
+        if not (known and fits and free):
+            raise ValueError("the form of the file is not described as acq does")
+        return form
+
+
+_MOST = 1 << 20  # images at once

@@ -1,0 +1,68 @@
+"""An ONNX file as MODEL, in every command that takes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from commands import NETWORK, acq, quantize, refusal
+from helpers import SIZE
+from onnx import helper
+from onnx_files import exported
+
+from acq.zoo import resolve
+
+DATA = ["--data", "data.npz"]
+KNOWN = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
+
+
+@pytest.fixture
+def file(folder: Path) -> str:
+    module = resolve(NETWORK[0], input_size=SIZE).model
+    exported(module, folder / "own.onnx", SIZE, dynamo=False, folded=False, free=True)
+    return "own.onnx"
+
+
+def test_a_file_is_evaluated_like_its_network(file: str) -> None:
+    found = acq("evaluate", file, *KNOWN, *DATA, "--json").json()
+    assert (
+        found["top1"] == acq("evaluate", NETWORK[0], *KNOWN, "--input-size", "3,16,16", *DATA, "--json").json()["top1"]
+    )
+
+
+def test_a_plan_is_shown_with_the_names_of_the_network(file: str) -> None:
+    found = acq("inspect", file, *KNOWN, "--json").json()
+    assert {"0", "3", "8"} <= {row["name"] for row in found["plan"]}
+    assert found["output"]["returned"] == "scores"
+
+
+def test_a_run_ends_with_a_file_that_replaces_it(file: str) -> None:
+    """Names are those of the float file, and the run says where it came from."""
+    figures = acq(*quantize("--json", network=[file, *KNOWN], export=True)).json()
+    assert figures["model"] == file
+    made = onnx.load("run/model.onnx")
+    assert ([value.name for value in made.graph.input], [value.name for value in made.graph.output]) == (
+        ["pixels"],
+        ["scores"],
+    )
+    assert "top1" in acq("evaluate", "run/model.onnx", *DATA, "--json").json()
+    raw = acq("export", "run", "--raw-images", "--out", "raw.onnx", "--json")
+    assert raw.code == 0
+    assert [value.name for value in onnx.load("raw.onnx").graph.input] == ["images"]
+    assert "has its own weights and sizes" in refusal("evaluate", "run/model.onnx", *KNOWN, *DATA)
+    assert "quantized already" in refusal("quantize", "run/model.onnx", *KNOWN)
+
+
+def test_a_graph_is_cut_before_what_is_not_read(file: str, folder: Path) -> None:
+    """The message says where; the file of the run has it back."""
+    model = onnx.load(file)
+    model.graph.node.append(helper.make_node("NonZero", ["scores"], ["places"], name="last"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("places", onnx.TensorProto.INT64, None))
+    onnx.save(model, file)
+    words = "NonZero (node 'last') is no operator that acq reads; cut the graph before it with --outputs 'scores'"
+    assert words in refusal("inspect", file, *KNOWN)
+    acq(*quantize("--json", "--outputs", "scores", network=[file, *KNOWN], export=True)).json()
+    assert [value.name for value in onnx.load("run/model.onnx").graph.output] == ["places"]
+    assert (folder / "run" / "tail.onnx").exists()
+    assert "goes on behind the network's outputs" in refusal("evaluate", "run/model.onnx", *DATA)

@@ -1,0 +1,153 @@
+"""A file that was made from an ONNX file takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from helpers import SIZE, network
+from onnx import TensorProto, helper
+from onnx_files import exported
+from small_runs import config_, quick
+
+from acq import zoo
+from acq.api import evaluate
+from acq.errors import RequestError
+from acq.recipe import Request, quantize
+from acq.runs.names import MODEL, TAIL
+from acq.runs.session import Session
+
+
+def script(file: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """What a user's program does with a file: it feeds images as the file wants them, and reads the outputs by name."""
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    (entrance,) = session.get_inputs()
+    shape = [4 if isinstance(size, str) else size for size in entrance.shape]
+    images = np.random.default_rng(0).uniform(-1, 1, shape)
+    kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}[entrance.type]
+    images = (images * 127 + 128 if kind == np.uint8 else images).astype(kind)
+    names = [value.name for value in session.get_outputs()]
+    assert entrance.name == "pixels"
+    return dict(zip(names, session.run(names, {entrance.name: images}), strict=True))
+
+
+def as_it_is(model: onnx.ModelProto) -> None:
+    pass
+
+
+def turned(model: onnx.ModelProto) -> None:
+    """Images with their channels last."""
+    _before(model, helper.make_node("Transpose", ["pixels"], ["inner"], perm=[0, 3, 1, 2]))
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    for side, size in zip(sides[1:], (*SIZE[1:], SIZE[0]), strict=True):
+        side.dim_value = size
+
+
+def of_bytes(model: onnx.ModelProto) -> None:
+    """Bytes, normalised in the file."""
+    _before(model, helper.make_node("Cast", ["pixels"], ["bytes"], to=TensorProto.FLOAT))
+    model.graph.node.insert(1, helper.make_node("Mul", ["bytes", "scale"], ["inner"]))
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [1 / 64]))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+
+
+def in_half(model: onnx.ModelProto) -> None:
+    """16-bit floats in and out."""
+    _before(model, helper.make_node("Cast", ["pixels"], ["inner"], to=TensorProto.FLOAT))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    _behind(model, helper.make_node("Cast", ["raw"], ["scores"], to=TensorProto.FLOAT16))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def with_places(model: onnx.ModelProto) -> None:
+    """Post-processing that no network has: the places of all scores above a bound, and the best score."""
+    _behind(model, helper.make_node("ReduceMax", ["raw", "one"], ["best"], keepdims=0))
+    model.graph.node.append(helper.make_node("Greater", ["raw", "bound"], ["above"]))
+    model.graph.node.append(helper.make_node("NonZero", ["above"], ["scores"]))
+    model.graph.initializer.append(helper.make_tensor("one", TensorProto.INT64, [1], [1]))
+    model.graph.initializer.append(helper.make_tensor("bound", TensorProto.FLOAT, [], [0.0]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("best", TensorProto.FLOAT, None))
+    model.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.INT64, None))
+
+
+def _before(model: onnx.ModelProto, first: onnx.NodeProto) -> None:
+    for node in model.graph.node:
+        node.input[:] = ["inner" if name == "pixels" else name for name in node.input]
+    model.graph.node.insert(0, first)
+
+
+def _behind(model: onnx.ModelProto, last: onnx.NodeProto) -> None:
+    for node in model.graph.node:
+        node.output[:] = ["raw" if name == "scores" else name for name in node.output]
+    model.graph.node.append(last)
+
+
+CHANGES: dict[str, tuple[Callable[[onnx.ModelProto], None], bool, tuple[str, ...]]] = {
+    "free": (as_it_is, True, ()),
+    "one image": (as_it_is, False, ()),
+    "channels last": (turned, True, ()),
+    "bytes": (of_bytes, True, ()),
+    "half": (in_half, True, ()),
+    "cut": (with_places, True, ("raw",)),
+}
+
+
+def file_of(name: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    change, free, outputs = CHANGES[name]
+    file = exported(network("relu6"), folder / f"{name}.onnx", SIZE, dynamo=False, folded=False, free=free)
+    model = onnx.load(file)
+    change(model)
+    onnx.save(model, file)
+    return file, outputs
+
+
+def run_of(file: Path, outputs: tuple[str, ...], out: Path) -> zoo.Network:
+    """A small run as the command line makes it."""
+    normalised = {} if file.stem == "bytes" else {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    found = zoo.resolve(str(file), outputs=outputs, **normalised)
+    assert found.form is not None
+    kept = {} if found.tail is None else {TAIL: found.tail}
+    origin = {"model": str(file), "form": found.form.facts()}
+    quantize(Request(found.model, found.preprocessing, config_(bits="w8a8"), origin, kept), Session(out))
+    return found
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_one_script_runs_both_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of a run has the names, shapes and types of the file that it was made from, and about its values."""
+    quick(monkeypatch)
+    file, outputs = file_of(name, tmp_path)
+    run_of(file, outputs, tmp_path / "run")
+    before, after = script(file), script(tmp_path / "run" / MODEL)
+    assert list(before) == list(after)
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype
+        if name != "cut" or key == "best":
+            assert value.shape == after[key].shape
+            assert np.abs(value - after[key]).max() < 0.3 * np.abs(value).max()
+
+
+def test_a_file_that_goes_on_behind_the_network_is_made_again_from_the_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs the kept part, unchanged; without it, nothing is written."""
+    from acq.api import export_run
+
+    quick(monkeypatch)
+    file, outputs = file_of("cut", tmp_path)
+    run_of(file, outputs, tmp_path / "run")
+    file.unlink()
+    export_run(tmp_path / "run", tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "run" / MODEL).read_bytes()
+    with pytest.raises(RequestError, match="goes on behind the network's outputs; give the run folder"):
+        evaluate(tmp_path / "again.onnx", tmp_path / "data.npz")
+    (tmp_path / "run" / TAIL).write_bytes(b"other")
+    with pytest.raises(RequestError, match="is not the one that the run began with"):
+        export_run(tmp_path / "run", tmp_path / "third.onnx")
+    assert not (tmp_path / "third.onnx").exists()

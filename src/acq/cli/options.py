@@ -52,7 +52,9 @@ Std = Annotated[
 Outputs = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|INDEX", help="the returned tensor that decides, if MODEL returns several", rich_help_panel=NETWORK
+        metavar="NAME|INDEX",
+        rich_help_panel=NETWORK,
+        help="the returned tensor that decides, if MODEL returns several; in an ONNX file also values to cut it at",
     ),
 ]
 OutputKind = Annotated[

@@ -13,6 +13,7 @@ from torch import nn
 
 import acq
 from acq import api
+from acq.errors import Note
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 SETTINGS: dict[str, Any] = {
@@ -25,7 +26,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def quantize(name: str = "all convolutional", **changes: Any) -> acq.Result:
-    usual = {"input_size": SIZE, "settings": SETTINGS, "progress": False, "export": False}
+    normalisation = {"mean": KNOWN.mean, "std": KNOWN.std}
+    usual = {"input_size": SIZE, **normalisation, "settings": SETTINGS, "progress": False, "export": False}
     return acq.quantize(network(name), **usual | changes)
 
 
@@ -64,8 +66,10 @@ def test_settings_are_those_that_were_given() -> None:
 
 
 def test_preprocessing_is_given_or_that_of_imagenet() -> None:
-    """The student carries it, so that its images can be prepared later."""
-    assert quantize().student.preprocessing == acq.Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    """The student carries it, so that its images can be prepared later. A guess is noted."""
+    with pytest.warns(Note, match="ImageNet's are assumed"):
+        guessed = quantize(mean=None, std=None)
+    assert guessed.student.preprocessing == acq.Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert quantize(mean=[0.5] * 3, std=[0.25] * 3, input_size=[3, 16, 16]).student.preprocessing == KNOWN
 
 
@@ -74,7 +78,7 @@ def test_preprocessing_is_given_or_that_of_imagenet() -> None:
     [
         ({"input_size": (3, 16)}, "--input-size"),
         ({"input_size": ("3", "16", "16")}, "--input-size"),
-        ({"input_size": (1, 16, 16)}, "1 channels"),
+        ({"input_size": (1, 16, 16), "mean": None, "std": None}, "1 channels"),
         ({"mean": (0.5,)}, "mean"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 values"),
         ({"bits": "w1a1"}, "out of range"),

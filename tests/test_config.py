@@ -170,7 +170,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"budget": 3}, "a budget is for --bits auto; give --bits auto instead of w4a4, or no budget"),
         ({"bits": "auto", "budget": 1.5}, "'budget'"),
         ({"bits": "auto", "budget": float("nan")}, "'budget'"),
-        ({"generator": {"steps": 0}}, "'generator.steps'"),
+        ({"generator": {"steps": -1}}, "'generator.steps': input should be greater than or equal to 0 or auto, got -1"),
         ({"generator": {"centre_std": 1.5}}, "'generator.centre_std'"),
         ({"generator": {"learning_rate": 0}}, "'generator.learning_rate'"),
         ({"generator": {"learning_rate": float("inf")}}, "'generator.learning_rate'"),
@@ -180,7 +180,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"student": {"renew_count": -1}}, "'student.renew_count'"),
         ({"images": {"steps": -1}}, "'images.steps'"),
         ({"images": {"learning_rate": 0}}, "'images.learning_rate'"),
-        ({"images": {"scene": -0.1}}, "'images.scene'"),
+        ({"images": {"scene": -0.1}}, "'images.scene': input should be greater than or equal to 0 or auto, got -0.1"),
         ({"images": {"scene": 1.1}}, "'images.scene'"),
         ({"calibration": {"images": 0}}, "'calibration.images'"),
         ({"student": {"losses": {"logits": -1}}}, "'student.losses.logits'"),
@@ -189,10 +189,14 @@ def test_a_configuration_cannot_be_changed() -> None:
             "setting 'student.losses': at least one loss must have a weight above 0",
         ),
         (
-            {"images": {"losses": {"classes": 0, "statistics": 0, "centre": 0}}},
+            {"images": {"losses": {"classes": 0, "statistics": 0, "centre": 0, "smoothness": 0}}},
             "setting 'images.losses': at least one loss must have a weight above 0",
         ),
         # settings that take a number or a word
+        (
+            {"images": {"losses": {"classes": "much"}}},
+            "'images.losses.classes': input should be a valid number or auto",
+        ),
         ({"student": {"steps": -1}}, "'student.steps': input should be greater than or equal to 0 or auto, got -1"),
         (
             {"student": {"steps": "many"}},

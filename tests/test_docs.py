@@ -63,6 +63,7 @@ OLD = re.compile(
 pytestmark = [
     pytest.mark.filterwarnings("ignore:training increased the student's loss"),
     pytest.mark.filterwarnings("ignore:the student is of no use"),
+    pytest.mark.filterwarnings("ignore::acq.errors.Note"),
 ]
 
 

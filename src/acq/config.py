@@ -29,6 +29,7 @@ Same = Literal["same"]
 _EASY_BITS = 7  # from this width on the default preset trains as long as the fast one, because calibration does most
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
+_AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them
 
 
 class Config(Section):
@@ -145,6 +146,24 @@ class Config(Section):
         """Whether tensors that enter an addition are quantized; so it is as long as the placement is open."""
         return self.placement in ("auto", "deployable")
 
+    def fitted(self, *, normalised: bool) -> Self:
+        """The settings that a network really gets: each ``auto`` that depends on batch norms becomes a number.
+
+        Args:
+            normalised: Whether the network has batch norms, whose statistics the images can match.
+
+        Raises:
+            RequestError: A given setting needs batch norms or a generator, and there are none.
+        """
+        if not normalised and self.preset in _AS_GENERATED:
+            raise RequestError(
+                f"preset {self.preset} learns from batch norms, and the network has none; give --preset fast, default "
+                "or best, or the network before its batch norms are folded"
+            )
+        generator = self.generator.fitted(normalised=normalised)
+        images = self.images.fitted(normalised=normalised, generated=bool(generator.steps))
+        return self.model_copy(update={"generator": generator, "images": images})
+
     def with_layers(self, layers: Mapping[str, int | Literal["float"]]) -> Self:
         """The same settings with the bits of single layers."""
         return self.model_copy(update={"layers": dict(layers)})
@@ -162,12 +181,12 @@ class Config(Section):
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {
-        "generator": {"steps": 200},
+        "generator": {"auto_steps": 200},
         "images": {"count": 256, "steps": 60},
         "student": {"auto_steps": 200},
     },
     "best": {
-        "generator": {"steps": 1500},
+        "generator": {"auto_steps": 1500},
         "images": {"count": 2048, "steps": 200},
         "student": {"auto_steps": 4000},
     },
@@ -234,7 +253,7 @@ def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:
     return f"setting {key!r}: {text}{alternative}, got {problem['input']!r}"
 
 
-_BRANCHES = ("int", "literal[", "constrained-int", "bool", "function-")  # what pydantic adds to a path for unions
+_BRANCHES = ("int", "literal[", "constrained-", "float", "bool", "function-")  # what pydantic adds to a path for unions
 
 
 def _names() -> set[str]:

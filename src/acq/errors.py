@@ -10,6 +10,10 @@ _SUGGESTIONS = 3
 _LINE_LENGTH = 200  # characters of another library's message
 
 
+class Note(UserWarning):
+    """What was done and why. The command shows it as a note, because nothing is wrong."""
+
+
 class RequestError(Exception):
     """The request cannot be carried out (exit code 2).
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from acq.analysis.normalisation import check_normalisation
 from acq.config import Config
 from acq.core.device import choose_device
 from acq.core.processes import ALONE, Processes
@@ -46,6 +47,7 @@ class Request:
     """A network, the normalisation of its images, how to quantize it, and where it came from, as JSON values.
 
     ``kept`` is the content of more files of the run folder, by name.
+    ``normalisation_given`` is False where the normalisation is only a guess.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Request:
     config: Config
     origin: Mapping[str, Any]
     kept: Mapping[str, bytes] = field(default_factory=dict)
+    normalisation_given: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,24 +82,25 @@ class Prepared:
 
 def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     """Trace the network, plan the student and line up the phases; RequestError where the network lacks something."""
-    clock, known = time.perf_counter(), request.preprocessing
-    device, made = choose_device(request.config.device), request.config.generator
-    graph = trace(request.model, known.input_size, request.config.outputs, request.config.output_kind)
-    placement = placement_of(graph, request.config.placement)
-    config = request.config.placed(placement)
+    clock, known, asked = time.perf_counter(), request.preprocessing, request.config
+    device = choose_device(asked.device)
+    graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
+    placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
+    config = asked.placed(placement).fitted(normalised=teacher.structure.normalised)
+    check_normalisation(teacher, known, given=request.normalisation_given)
     if config.budget is not None:
         chosen = automatic_bits(graph, known, config.format, placement, config.layers, config.budget)
         config = config.with_layers(chosen)
-    teacher = Teacher(graph).to(device)
     student = build(graph, plan(graph, config.format, placement, config.layers), known)
-    generator = make_generator(made.kind, known, teacher.output.answers, made.noise_dim, made.width, config.seed)
+    made, answers = config.generator, teacher.output.answers
+    generator = make_generator(made.kind, known, answers, made.noise_dim, made.width, config.seed)
     context = Context(
-        teacher, generator.to(device), student.to(device), known,
-        ConditionSampler(made.noise_dim, teacher.output.answers, made.centre_std),
+        teacher, generator.to(device) if made.steps else None, student.to(device), known,
+        ConditionSampler(made.noise_dim, answers, made.centre_std),
         torch.Generator(device).manual_seed(config.seed), config.precision == "mixed", processes,
     )  # fmt: skip
     phases: list[Phase] = [
-        GeneratorTraining(config.generator, context),
+        *([GeneratorTraining(made, context)] if made.steps else []),
         ImageRefinement(config.images, context),
         Calibration(config.calibration, context),
         Distillation(config.student, context),

@@ -42,6 +42,7 @@ def traps(folder: Path) -> Path:
     return folder
 
 
+WITHOUT_GENERATOR = ["--set", "generator.steps=0"]
 WRONG: dict[str, tuple[list[str], str]] = {
     # the network
     "an unknown model": (quantize(network=["resnet20-cifr10"]), "did you mean 'resnet20-cifar10'?"),
@@ -67,7 +68,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a checkpoint of another network": (quantize("--checkpoint", "wide.pt"), "does not fit"),
     "a pickle of something else": (quantize("--checkpoint", "trap.pth"), "no code in it is run"),
     "a damaged checkpoint": (quantize("--checkpoint", "damaged.safetensors"), "damaged.safetensors"),
-    "a network without batch norms": (quantize(network=of("without_norms")), "BatchNorm2d"),
+    "statistics without batch norms": (
+        quantize(*WITHOUT_GENERATOR, "--set", "images.losses.statistics=1", network=of("without_norms")),
+        "images.losses.statistics is 1",
+    ),
+    "a normalisation that is a guess": (
+        quantize(*WITHOUT_GENERATOR, network=["tinynet:without_norms", *SIZE]),
+        "Usual ones are: --mean 0,0,0 --std 1,1,1 (0 to 1)"
+    ),
     "a network without feature maps": (quantize(network=of("without_space")), "no feature map"),
     "a network without scores": (quantize(network=of("without_scores")), "a tensor [N, 4, 8, 8], not class scores"),
     "a network with two paths": (quantize(network=of("Undecided")), "depends on the values of its images"),
@@ -171,11 +179,12 @@ def test_arguments_are_a_json_object() -> None:
     assert json_object('{"width": 2, "names": ["a"]}') == {"width": 2, "names": ["a"]}
 
 
+@pytest.mark.filterwarnings("default::acq.errors.Note")
 def test_an_assumed_normalisation_is_noted(folder: Path) -> None:
     """Whoever gives no mean and deviation is told which are taken, and nothing else is noted."""
     answer = acq("inspect", "tinynet:network", *SIZE)
     assert answer.code == 0
     assert answer.notes == [
-        "note: --mean and --std not given, so ImageNet's are assumed: (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)"
+        "note: mean and std are not given, so ImageNet's are assumed: (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)"
     ]
     assert acq("inspect", *NETWORK).text()

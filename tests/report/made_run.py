@@ -44,7 +44,7 @@ def make_run(folder: Path, *, stages: tuple[str, ...] = STAGES) -> Path:
         stages: The stages of the examples; only the last where images are as generated.
     """
     (folder / "samples").mkdir(parents=True)
-    config = Config.create("fast", {"bits": "w4a4"})
+    config = Config.create("fast", {"bits": "w4a4"}).fitted(normalised=True)
     rng = np.random.default_rng(0)
     write(folder, "summary.json", {"model": HOSTILE, **config.headline(), **_figures()})
     write(folder, "diagnostics.json", _diagnostics(rng))

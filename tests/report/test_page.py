@@ -191,7 +191,7 @@ def test_the_page_is_the_same_twice(folder: Path) -> None:
         ("summary.json", {"attention": {}}),
         ("summary.json", {"float_bytes": 0}),
         ("diagnostics.json", {"layers": [{}]}),
-        ("diagnostics.json", {"statistics": []}),
+        ("diagnostics.json", {"statistics": [{}]}),
         ("diagnostics.json", {"centres": [{"requested": [0.1]}]}),
         ("diagnostics.json", {"spread": {"1": "wide"}}),
     ],

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from acq.core.values import Condition, GeneratorBatch, Moments, TeacherOutput
+from acq.core.pixels import normalise
+from acq.core.values import Condition, GeneratorBatch, Moments, Preprocessing, TeacherOutput
 from acq.network.attention import centre_of, channel_energy
 from acq.synthesis.losses import LOSSES, loss, relative_distance, total, unit_variance
+
+KNOWN = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
 
 
 def output(count: int = 4, seed: int = 0, moments: tuple[Moments, ...] = ()) -> TeacherOutput:
@@ -33,7 +36,9 @@ def batch_(seed: int = 0, **changes: object) -> GeneratorBatch:
     )
     moments = (Moments(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])),)
     eval_output = output(seed=seed, moments=moments)
-    made = GeneratorBatch(condition, torch.zeros(4, 3, 8, 8), eval_output, output(seed=seed + 1), moments, CLASSES)
+    made = GeneratorBatch(
+        condition, torch.zeros(4, 3, 8, 8), eval_output, output(seed=seed + 1), moments, CLASSES, KNOWN
+    )
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -190,13 +195,14 @@ def test_consistency_needs_both_outputs() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_a_differentiable_number(name: str) -> None:
     """Each registered loss is a finite scalar with finite gradients."""
-    made = batch_(3)
-    leaves = [value.clone().requires_grad_() for value in (made.eval_output.logits, made.eval_output.features)]
+    made = batch_(3, images=torch.randn(4, 3, 8, 8))
+    read = made.eval_output.logits, made.eval_output.features, made.images
+    leaves = [value.clone().requires_grad_() for value in read]
     attention = channel_energy(leaves[1])
     var, mean = torch.var_mean(leaves[1], (0, 2, 3), correction=0)
     eval_output = TeacherOutput(leaves[0], leaves[1], attention, centre_of(attention), (Moments(mean, var),))
     stored_moments = (moments_of([0.1, 0.2, 0.3], [1.0, 2.0, 3.0]),)
-    value = LOSSES[name](replace(made, eval_output=eval_output, stored_moments=stored_moments))
+    value = LOSSES[name](replace(made, eval_output=eval_output, stored_moments=stored_moments, images=leaves[2]))
     assert value.shape == ()
     assert value.isfinite()
     value.backward()
@@ -204,6 +210,17 @@ def test_a_loss_is_a_differentiable_number(name: str) -> None:
     assert grads
     assert all(grad.isfinite().all() for grad in grads)
     assert any(grad.any() for grad in grads)
+
+
+def test_smoothness_is_that_of_pixels() -> None:
+    """A step between black and white costs 16 per pair of neighbours, an even image nothing, in any normalisation."""
+    pixels = torch.zeros(4, 3, 8, 8)
+    pixels[..., 4:] = 1
+    for known in (KNOWN, replace(KNOWN, mean=(0.0,) * 3, std=(1 / 255,) * 3)):
+        made = batch_(images=normalise(pixels, known), preprocessing=known)
+        torch.testing.assert_close(LOSSES["smoothness"](made), torch.tensor(16 / 7 / 2))
+        even = replace(made, images=normalise(torch.full_like(pixels, 0.7), known))
+        assert LOSSES["smoothness"](even) < 1e-8
 
 
 def test_relative_distances_do_not_depend_on_size() -> None:

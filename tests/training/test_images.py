@@ -52,7 +52,7 @@ class Same(nn.Module):
         return image.repeat(len(condition.label), 1, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["classes", "statistics", "centre", "paired", "consistency"])
+@pytest.mark.parametrize("name", ["classes", "statistics", "centre", "paired", "consistency", "smoothness"])
 def test_images_descend_a_loss(name: str) -> None:
     """On a toy each loss falls when it alone has a weight."""
     found = finished(phase_(losses={**NONE, name: 1.0}, count=16, batch=16, steps=30))
@@ -72,7 +72,8 @@ def test_a_step_descends_the_losses_of_jittered_images() -> None:
     moved, asked = jitter(batch.images(KNOWN), condition, rng)
     output = context.teacher.read(moved, asked.label, moments=True)
     _, losses = total(
-        GeneratorBatch(asked, moved, output, None, context.teacher.stored_moments, context.teacher.output), weights
+        GeneratorBatch(asked, moved, output, None, context.teacher.stored_moments, context.teacher.output, KNOWN),
+        weights,
     )
     found = phase.step(0, 1.0).losses
     torch.testing.assert_close(dict(found), losses)
@@ -101,7 +102,7 @@ def test_different_scenes_lead_to_different_images() -> None:
     apart = []
     for scene in (0.0, 0.5):
         phase = phase_(scene=scene, count=16, batch=16, steps=10, losses={**NONE, "statistics": 1.0})
-        phase.context.generator = Same()
+        phase.context._generator = Same()
         finished(phase)
         pixels = denormalise(phase.context.dataset.images, KNOWN)
         apart.append(torch.pdist(pixels.flatten(1)).min().item() / 768**0.5)

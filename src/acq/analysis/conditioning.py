@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acq.core.evaluate import evaluating
-from acq.core.values import Condition, GeneratorBatch
+from acq.core.values import Condition, TeacherOutput
 from acq.network.teacher import Teacher
 from acq.quantization.student import Student
 from acq.synthesis.condition import ConditionSampler
@@ -31,13 +31,14 @@ class Conditioning:
         correlation: Pearson's correlation of requested and realised centres, on the worse of the two axes.
         spread: Standard deviation of realised centres of one answer, mean over axes and answers.
         label_agreement: Share of images to which the teacher gives the requested answer.
-        eval_train_similarity: Mean cosine of the attention maps with running and with batch statistics.
+        eval_train_similarity: Mean cosine of the attention maps with running and with batch statistics; None without
+            batch norms.
     """
 
     correlation: float
     spread: float
     label_agreement: float
-    eval_train_similarity: float
+    eval_train_similarity: float | None
 
 
 @dataclass(frozen=True)
@@ -78,44 +79,42 @@ def generator_quality(
     with evaluating(generator), evaluating(student):
         for _ in range(0, count, _BATCH):
             condition = conditions.draw(_BATCH // 2, rng)
-            batch = _read(teacher, generator(condition), condition)
-            here, there = batch.eval_output.features.mean((2, 3)).chunk(2)
-            same = teacher.output.same(student.logits(batch.images), batch.eval_output.logits)
-            columns.append({**_measured(batch), "distance": relative_distance(here, there), "same": same})
+            images = generator(condition)
+            output = teacher.read(images, condition.label)
+            here, there = output.features.mean((2, 3)).chunk(2)
+            same = teacher.output.same(student.logits(images), output.logits)
+            measured = _measured(teacher, images, condition, output)
+            columns.append({**measured, "distance": relative_distance(here, there), "same": same})
     merged = _merged(columns)
     return GeneratorQuality(_conditioning(merged), merged["distance"].mean().item(), 100 * merged["same"].mean().item())
 
 
 def dataset_conditioning(teacher: Teacher, dataset: SyntheticDataset) -> tuple[Conditioning, Centres]:
     """Measure the images of a dataset, and give the centre of each."""
-    merged = _merged(_measured(batch) for batch in _batches(teacher, dataset))
+    with torch.no_grad():
+        merged = _merged(_batches(teacher, dataset))
     return _conditioning(merged), Centres(merged["label"], merged["requested"], merged["realised"])
 
 
-def _batches(teacher: Teacher, dataset: SyntheticDataset) -> Iterator[GeneratorBatch]:
-    with torch.no_grad():
-        for first in range(0, len(dataset), _BATCH):
-            part = slice(first, first + _BATCH)
-            yield _read(teacher, dataset.images[part], dataset.conditions(part))
+def _batches(teacher: Teacher, dataset: SyntheticDataset) -> Iterator[dict[str, Tensor]]:
+    for first in range(0, len(dataset), _BATCH):
+        part = slice(first, first + _BATCH)
+        images, condition = dataset.images[part], dataset.conditions(part)
+        yield _measured(teacher, images, condition, teacher.read(images, condition.label))
 
 
-def _read(teacher: Teacher, images: Tensor, condition: Condition) -> GeneratorBatch:
-    eval_output = teacher.read(images, condition.label)
-    train_output = teacher.read(images, condition.label, batch_statistics=True)
-    return GeneratorBatch(condition, images, eval_output, train_output, teacher.stored_moments, teacher.output)
-
-
-def _measured(batch: GeneratorBatch) -> dict[str, Tensor]:
+def _measured(teacher: Teacher, images: Tensor, condition: Condition, output: TeacherOutput) -> dict[str, Tensor]:
     """What is kept of each image of a batch."""
-    train_output = batch.eval_output if batch.train_output is None else batch.train_output
-    maps = batch.eval_output.attention.flatten(1), train_output.attention.flatten(1)
-    return {
-        "label": batch.condition.label,
-        "requested": batch.condition.centre,
-        "realised": batch.eval_output.centre,
-        "came true": batch.output.came_true(batch.eval_output.logits, batch.condition.label),
-        "similarity": F.cosine_similarity(*maps),
+    found = {
+        "label": condition.label,
+        "requested": condition.centre,
+        "realised": output.centre,
+        "came true": teacher.output.came_true(output.logits, condition.label),
     }
+    if not teacher.structure.normalised:
+        return found
+    other = teacher.read(images, condition.label, batch_statistics=True)
+    return {**found, "similarity": F.cosine_similarity(output.attention.flatten(1), other.attention.flatten(1))}
 
 
 def _merged(columns: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -128,7 +127,7 @@ def _conditioning(columns: dict[str, Tensor]) -> Conditioning:
         correlation=correlation(columns["requested"], columns["realised"]).min().item(),
         spread=spread(columns["realised"], columns["label"]),
         label_agreement=columns["came true"].float().mean().item(),
-        eval_train_similarity=columns["similarity"].mean().item(),
+        eval_train_similarity=columns["similarity"].mean().item() if "similarity" in columns else None,
     )
 
 

@@ -54,7 +54,7 @@ def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor
 
 @torch.no_grad()
 def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """How far the input of every batch normalization is from the stored mean and standard deviation.
+    """How far the input of every batch normalization is from the stored mean and standard deviation; empty without any.
 
     ``mean`` and ``deviation`` are root mean squares over channels, in stored standard deviations (this project's
     definition).
@@ -63,6 +63,8 @@ def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, An
         teacher: The frozen network.
         batches: Images [n, C, H, W].
     """
+    if not teacher.structure.normalised:
+        return []
     count, sums = 0, [torch.zeros(2, len(stored.mean), dtype=torch.float64) for stored in teacher.stored_moments]
     for batch in batches:
         for total, moments in zip(sums, teacher.read(batch, moments=True).moments, strict=True):

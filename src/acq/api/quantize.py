@@ -45,9 +45,10 @@ def quantize(
     """Quantize a trained classifier without its training data. The model itself does not change.
 
     Args:
-        model: A classifier with batch normalization.
+        model: A classifier. With ``BatchNorm2d`` layers, before they are folded, the images are better.
         input_size: Channels, height and width of its images.
-        mean: Of its normalisation of pixels in [0, 1], per channel; ImageNet's for three channels if not given.
+        mean: Of its normalisation of pixels in [0, 1], per channel; with batch norms and three channels it may be left
+            out, and is then ImageNet's.
         std: As ``mean``.
         bits: Such as ``"w4a4"``, the default.
         out: The run folder; nothing is written without it.
@@ -135,4 +136,4 @@ def _request(
 ) -> Request:
     config = Config.create(preset, settings or {}, {key: value for key, value in given.items() if value is not None})
     origin = {"model": f"{type(model).__module__}:{type(model).__qualname__}"}
-    return Request(model, preprocessing_of(input_size, mean, std), config, origin)
+    return Request(model, preprocessing_of(input_size, mean, std), config, origin, normalisation_given=mean is not None)

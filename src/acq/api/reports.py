@@ -11,6 +11,8 @@ from typing import Any
 from acq.api.files import write_or_refuse
 from acq.config import Config, differences
 from acq.errors import RequestError, first_line
+from acq.network.operators import BATCH_NORM
+from acq.quantization.node_plan import Plan
 from acq.runs import student_file
 from acq.runs.folder import require_run
 from acq.runs.names import QUANTIZATION, REPORT
@@ -29,11 +31,12 @@ def write_report(run: str | Path) -> Path:
         raise RequestError(f"the report needs {error.name}; install it with pip install 'acquant[report]'") from error
     folder = Path(run)
     require_run(folder)
+    plan = student_file.load_plan(folder)
     try:
-        command = _command(student_file.load_facts(folder), folder)
+        command = _command(student_file.load_facts(folder), folder, normalised=_has_norms(plan))
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{folder / QUANTIZATION} is damaged ({first_line(error)}); quantize again") from error
-    write_or_refuse(folder / REPORT, render(folder, student_file.load_plan(folder), command))
+    write_or_refuse(folder / REPORT, render(folder, plan, command))
     return folder / REPORT
 
 
@@ -61,11 +64,16 @@ def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[
     return rows
 
 
-def _command(facts: Mapping[str, Any], run: Path) -> str:
+def _has_norms(plan: Plan) -> bool:
+    """Whether the network had batch norms over images."""
+    return any(node.operator == BATCH_NORM and len(node.shape) == 4 for node in plan.nodes)
+
+
+def _command(facts: Mapping[str, Any], run: Path, *, normalised: bool) -> str:
     """The command that makes a run again, with the settings that differ from its preset."""
     origin, known = facts["origin"], facts["preprocessing"]
     config = Config.model_validate(facts["config"])
-    usual = Config.create(config.preset, {"bits": config.bits})
+    usual = Config.create(config.preset, {"bits": config.bits}).fitted(normalised=normalised)
     parts = ["acq", "quantize", str(origin["model"]), "--preset", config.preset, "--bits", config.bits]
     for option, value in (
         ("checkpoint", origin.get("checkpoint")),

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from acq.core.processes import started_by_torchrun
-from acq.errors import Interrupted, RequestError, RunError
+from acq.errors import Interrupted, Note, RequestError, RunError
 
 T = TypeVar("T")
 
@@ -88,10 +88,11 @@ def exit_code(command: Callable[[], Any]) -> int:
     return 0
 
 
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """A warning as one line without its place in the code; of several processes only the main one warns."""
     if started_by_torchrun().is_main:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        name = "note" if issubclass(category, Note) else "warning"
+        print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

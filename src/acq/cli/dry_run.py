@@ -49,14 +49,14 @@ def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, e
     print_plan(plan, rehearsal)
     print_lines([f"it answers with {context.student.answer}"])
     parts = ", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items())
-    steps = prepared.training.phases
+    steps_of = prepared.training.steps_of
     print_lines(
         [
             "",
             config.to_yaml().rstrip(),
             "",
-            f"steps: generator {steps['generator'].steps}, images {steps['images'].steps}, "
-            f"student {steps['student'].steps}, on {context.rng.device}",
+            f"steps: {', '.join(f'{name} {steps_of(name)}' for name in ('generator', 'images', 'student'))}, "
+            f"on {context.rng.device}",
             f"time: about {in_minutes(sum(seconds.values()))} ({parts}), and a tenth more for the report",
             f"would write {out}; nothing was written",
         ]
@@ -74,17 +74,17 @@ def estimate(request: Request, prepared: Prepared) -> dict[str, float]:
         prepared: The run that is estimated; it does not change.
     """
     keep_freed_memory()
-    short = prepare(replace(request, config=_shortened(prepared)))
     times: dict[str, list[float]] = {name: [] for name in prepared.training.phases}
-    before = short.training.seconds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a student of three steps says nothing about that of the whole run
+        short = prepare(replace(request, config=_shortened(prepared)))
+        before = short.training.seconds
         for record in short.training.run():
             times[record.phase].append(record.seconds - before)
             before = record.seconds
     paces = {phase: min(found, default=0.0) for phase, found in times.items()}
     period = _period(prepared.config)
-    if 1 < period <= len(times["generator"]):  # its last step is the one with the consistency loss
+    if 1 < period <= len(times.get("generator", [])):  # its last step is the one with the consistency loss
         paces["generator"] += max(0.0, times["generator"][period - 1] - paces["generator"]) / period
     return {phase: paces[phase] * count for phase, count in _counts(prepared, short).items()}
 
@@ -106,12 +106,10 @@ def _counts(prepared: Prepared, short: Prepared) -> dict[str, float]:
 def _shortened(prepared: Prepared) -> Config:
     """The settings with few steps and images, but the same batches."""
     config, phases = prepared.config, prepared.training.phases
-    generator, images, student = phases["generator"], phases["images"], phases["student"]
-    assert isinstance(generator, GeneratorTraining)
+    generator, images, student = phases.get("generator"), phases["images"], phases["student"]
     assert isinstance(images, ImageRefinement)
     assert isinstance(student, Distillation)
-    changes: Mapping[str, Mapping[str, Any]] = {
-        "generator": {"steps": min(max(_STEPS, _period(config)), generator.steps), "batch": generator.batch},
+    changes: dict[str, Mapping[str, Any]] = {
         "images": {
             "count": min(images.batch, images.count),
             "batch": images.batch,
@@ -120,6 +118,9 @@ def _shortened(prepared: Prepared) -> Config:
         "calibration": {"images": min(_IMAGES, config.calibration.images, images.batch)},
         "student": {"steps": min(_STEPS, student.steps), "batch": student.batch},
     }
+    if isinstance(generator, GeneratorTraining):
+        steps = min(max(_STEPS, _period(config)), generator.steps)
+        changes["generator"] = {"steps": steps, "batch": generator.batch}
     sections = {name: getattr(config, name).model_copy(update=dict(change)) for name, change in changes.items()}
     return config.model_copy(update={**sections, "budget": None})
 

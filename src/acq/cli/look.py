@@ -44,7 +44,10 @@ def inspect(
     )  # fmt: skip
     options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std)
     network = network_of(model, options, settings.outputs)
-    context = prepare(Request(network.model, network.preprocessing, settings, {})).training.context
+    request = Request(
+        network.model, network.preprocessing, settings, {}, normalisation_given=network.preprocessing_given
+    )
+    context = prepare(request).training.context
     rehearsal = rehearse(context.student, network.preprocessing)
     structure, plan = context.teacher.structure, context.student.plan
     if not as_json:

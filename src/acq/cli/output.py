@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acq.errors import Note
 from acq.quantization.node_plan import Plan
 from acq.runs.rehearsal import Rehearsal
 
@@ -28,6 +31,15 @@ def notes(quiet: bool = False) -> Console:
 def note(text: str, quiet: bool = False) -> None:
     """Print a note on standard error."""
     notes(quiet).print(Text(f"note: {text}"), soft_wrap=True)
+
+
+@contextmanager
+def without_notes(quiet: bool) -> Iterator[None]:
+    """No notes of the library within the block if ``quiet``; warnings still pass."""
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore", Note)
+        yield
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
-from acq.cli.output import note, notes, parity_lines, print_json, print_lines
+from acq.cli.output import note, notes, parity_lines, print_json, print_lines, without_notes
 from acq.cli.requests import config_of, data_path, json_object, names_of, network_of, network_options
 from acq.core.device import choose_device
 from acq.core.processes import joined, started_by_torchrun
@@ -59,7 +59,7 @@ def quantize(
         placement=placement, device=device, seed=seed, outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
     options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std)
-    network = network_of(model, options, settings.outputs, quiet)
+    network = network_of(model, options, settings.outputs)
     folder = out or free_folder(model, settings.bits)
     origin = {
         "model": model,
@@ -69,13 +69,19 @@ def quantize(
         **({} if network.form is None else {"form": network.form.facts()}),
     }
     kept = {} if network.tail is None else {TAIL: network.tail}
-    request = Request(network.model, network.preprocessing, settings, origin, kept)
+    known = network.preprocessing_given
+    request = Request(network.model, network.preprocessing, settings, origin, kept, known)
     if dry_run:
         if is_main:
             require_free(folder, resume=resume, overwrite=overwrite)
-            describe(request, folder, place, as_json, export=not no_export)
+            with without_notes(quiet):
+                describe(request, folder, place, as_json, export=not no_export)
         return
-    with joined(choose_device(settings.device)) as processes, watching(notes(quiet), verbose=verbose) as watch:
+    with (
+        without_notes(quiet),
+        joined(choose_device(settings.device)) as processes,
+        watching(notes(quiet), verbose=verbose) as watch,
+    ):
         session = Session(folder, resume, overwrite, (watch,), tensorboard, processes, not no_export, names_of(engines))
         result = run_recipe(request, session, place)
     if is_main:

@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from acq import zoo
-from acq.cli.output import note
 from acq.config import Config
 from acq.core.outputs import Kind
 from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
 
 
-def network_of(model: str, options: Mapping[str, Any], outputs: str | None = None, quiet: bool = False) -> zoo.Network:
-    """The network of that name with ``network_options``. A note tells when its normalisation is assumed."""
-    network = zoo.resolve(model, outputs=names_of(outputs), **options)
-    if not network.preprocessing_given:
-        mean_, std_ = network.preprocessing.mean, network.preprocessing.std
-        note(f"--mean and --std not given, so ImageNet's are assumed: {mean_}, {std_}", quiet)
-    return network
+def network_of(model: str, options: Mapping[str, Any], outputs: str | None = None) -> zoo.Network:
+    """The network of that name with ``network_options``; ``outputs`` are as on the command line."""
+    return zoo.resolve(model, outputs=names_of(outputs), **options)
 
 
 def network_options(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Auto = Literal["auto"]
+Number = TypeVar("Number", int, float)
 
 
 class Section(BaseModel):
     """A frozen part of the settings that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def filled(self, **automatic: Any) -> Self:
+        """The same settings, where ``automatic`` values replace those that are ``auto``."""
+        return self.model_copy(update={name: value for name, value in automatic.items() if _is_auto(self, name)})
+
+
+def _is_auto(section: Section, name: str) -> bool:
+    return bool(getattr(section, name) == "auto")
 
 
 class LossWeights(Section):
@@ -25,6 +34,6 @@ class LossWeights(Section):
         return self
 
 
-def number_or(value: int | Auto, automatic: int) -> int:
+def number_or(value: Number | Auto, automatic: Number) -> Number:
     """The number itself, or ``automatic`` where the setting is ``auto``."""
     return automatic if value == "auto" else value

@@ -82,6 +82,7 @@ class GeneratorBatch:
         train_output: The teacher's output with batch statistics; None when no loss needs it.
         stored_moments: The running statistics, one entry per batch normalization.
         output: How the teacher's logits decide.
+        preprocessing: How the images are normalised.
     """
 
     condition: Condition
@@ -90,6 +91,7 @@ class GeneratorBatch:
     train_output: TeacherOutput | None
     stored_moments: tuple[Moments, ...]
     output: Output
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)

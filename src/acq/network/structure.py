@@ -34,7 +34,7 @@ class NetworkStructure:
 
     Attributes:
         features: The last spatial feature map before the logits.
-        norms: The batch normalizations over images, in order of execution.
+        norms: The batch normalizations over images, in order of execution; none in a network without them.
         head: The weight [K, C] that turns pooled features into logits; None when the head is anything else.
         logits: The node whose values are the logits.
         answer: What the network returns, and how it decides.
@@ -48,20 +48,20 @@ class NetworkStructure:
     answer: Answer
     depthwise: bool
 
+    @property
+    def normalised(self) -> bool:
+        """Whether statistics of the training data are stored."""
+        return bool(self.norms)
+
 
 def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     """Find features, batch normalizations and head by operator and shape, never by name.
 
     Raises:
-        RequestError: The network has no batch normalization over images, or no spatial features.
+        RequestError: The network has no spatial features.
     """
     nodes = list(graph.graph.nodes)
     norms = tuple(n for n in nodes if n.target is aten.batch_norm.default and len(shape_of(n)) == 4)
-    if not norms:
-        raise RequestError(
-            "the network has no BatchNorm2d layer, whose statistics replace the training data; use a network that was "
-            "trained with batch normalization, before its batch norms are folded or frozen as constants"
-        )
     logits = logits_of(graph)
     ancestors, maps = _ancestors(logits), _maps(nodes)
     spatial = [node for node in maps if node in ancestors and math.prod(maps[node]) >= _LEAST_CELLS]

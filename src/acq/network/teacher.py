@@ -29,7 +29,7 @@ class Teacher(nn.Module):
         graph: From ``acq.network.trace.trace``.
 
     Raises:
-        RequestError: The network has no batch normalization with statistics, or no spatial features.
+        RequestError: The network has no spatial features.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:

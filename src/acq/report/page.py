@@ -52,6 +52,8 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
         "summary": files.summary,
         "headline": headline(files.summary, files.latencies),
         "centre_std": files.settings["generator"]["centre_std"],
+        "has_generator": files.summary["generator"]["agreement"] is not None,
+        "follows_centre": _follows_centre(files.settings),
         "images": files.diagnostics["images"],
         "layers": rows,
         "shown": SHOWN,
@@ -62,17 +64,24 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _follows_centre(settings: Mapping[str, Any]) -> bool:
+    """Whether a loss of refinement, or of a generator that is trained, asks for the centre."""
+    made, refined = settings["generator"], settings["images"]
+    return bool((made["steps"] and made["losses"]["centre"]) or (refined["steps"] and refined["losses"]["centre"]))
+
+
 def _figures(files: RunFiles, answer: str) -> dict[str, Any]:
     """Drawings, and the numbers that describe them in words; ``answer`` is what an answer is called."""
     found = files.diagnostics
+    rows = found["statistics"]
     return {
         "centres": len(found["centres"]),
         "scatter": figures.scatter(found["centres"]),
         "spread": found["spread"],
         "spreads": figures.spreads(found["spread"], answer) if found["spread"] else "",
-        "statistics": figures.statistics(found["statistics"]),
-        "norms": len(found["statistics"]),
-        "farthest": max(found["statistics"], key=lambda row: float(row["mean"] + row["deviation"])),
+        "statistics": figures.statistics(rows) if rows else "",
+        "norms": len(rows),
+        "farthest": max(rows, key=lambda row: float(row["mean"] + row["deviation"]), default=None),
         "curves": _curves(files.records),
     }
 

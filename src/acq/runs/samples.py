@@ -66,7 +66,8 @@ def write_samples(
 def _stages(examples: Examples | None, dataset: SyntheticDataset) -> dict[str, Tensor]:
     if examples is None:
         return {"finished": dataset.images[:EXAMPLES]}
-    return {stage: getattr(examples, stage) for stage in STAGES}
+    stages = {stage: getattr(examples, stage) for stage in STAGES}
+    return {stage: images for stage, images in stages.items() if images is not None}  # no proposal without a generator
 
 
 def _save(image: NDArray[np.uint8], path: Path) -> None:

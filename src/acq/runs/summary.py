@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ def measure(
     """
     clock, context, student = time.perf_counter(), training.context, training.context.student
     rng = torch.Generator(context.rng.device).manual_seed(context.rng.initial_seed() + 1)
-    generator = generator_quality(context.generator, context.teacher, student, context.conditions, _NEW_IMAGES, rng)
+    generator = None
+    if context.has_generator:
+        generator = generator_quality(context.generator, context.teacher, student, context.conditions, _NEW_IMAGES, rng)
     conditioning, centres = dataset_conditioning(context.teacher, context.dataset)
     diagnostics = diagnose(graph, student.plan, context.teacher, context.dataset.images, centres)
     training.seconds += time.perf_counter() - clock
@@ -70,26 +72,34 @@ def cost_figures(training: Training) -> dict[str, Any]:
         "torch": torch.__version__,
         "seconds": round(training.seconds, 1),
         "peak_memory_mb": peak_memory_mb(device),
-        "steps": {name: training.phases[name].steps for name in ("generator", "images", "student")},
+        "steps": {name: training.steps_of(name) for name in ("generator", "images", "student")},
     }
 
 
-def quality_figures(selection: Selection, conditioning: Conditioning, generator: GeneratorQuality) -> dict[str, Any]:
+def quality_figures(
+    selection: Selection, conditioning: Conditioning, generator: GeneratorQuality | None
+) -> dict[str, Any]:
     """How close the student is to the teacher, and how closely images follow their conditions.
 
     Args:
         selection: Of the student.
         conditioning: Of the finished images.
-        generator: Of the generator's own images.
+        generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
-    own = {**asdict(generator.conditioning), "pair_distance": generator.pair_distance}
     candidates = {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
     return {
         "agreement": round(selection.final.agreement, 2),
         "student_loss": {"calibrated": None, "trained": None, **candidates, "selected": selection.selected},
         "attention": _rounded(asdict(conditioning)),
-        "generator": {**_rounded(own), "agreement": round(generator.agreement, 2)},
+        "generator": _generator_figures(generator),
     }
+
+
+def _generator_figures(generator: GeneratorQuality | None) -> dict[str, float | None]:
+    if generator is None:
+        return dict.fromkeys((*(field.name for field in fields(Conditioning)), "pair_distance", "agreement"))
+    own = {**asdict(generator.conditioning), "pair_distance": generator.pair_distance}
+    return {**_rounded(own), "agreement": round(generator.agreement, 2)}
 
 
 def size_figures(student: Student) -> dict[str, Any]:
@@ -122,5 +132,5 @@ def accuracy_figures(
     }
 
 
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in figures.items()}
+def _rounded(figures: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 4) for name, value in figures.items()}

@@ -78,9 +78,12 @@ class SyntheticDataset:
 
 @dataclass(frozen=True)
 class Examples:
-    """Some images on their way to the dataset, normalised [n, C, H, W], and what was requested of them."""
+    """Some images on their way to the dataset, normalised [n, C, H, W], and what was requested of them.
 
-    proposal: Tensor
+    ``proposal`` is None where there is no generator.
+    """
+
+    proposal: Tensor | None
     start: Tensor
     finished: Tensor
     label: Tensor

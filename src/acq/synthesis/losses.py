@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from acq.core.pixels import denormalise
 from acq.core.values import GeneratorBatch, Moments, TeacherOutput
 
 Loss = Callable[[GeneratorBatch], Tensor]
 LOSSES: dict[str, Loss] = {}
 
 _LEAST_ENERGY = 1e-12  # keeps a relative distance of two zero vectors finite
+_CONTRAST = 0.25  # of the range from black to white
 _SILENT = 0.01  # of a layer's mean variance: the unit of a channel that never fires
 
 
@@ -103,6 +105,17 @@ def consistency(batch: GeneratorBatch) -> Tensor:
     attention = relative_distance(first.attention.flatten(1), second.attention.flatten(1))
     here, there = (batch.output.centred(read.logits) for read in (first, second))
     return (attention + relative_distance(here, there)).mean()
+
+
+@loss("smoothness")
+def smoothness(batch: GeneratorBatch) -> Tensor:
+    """Mean squared difference of neighbouring pixels, in quarters of the range from black to white.
+
+    A quarter is about the standard deviation of a photograph. The value does not depend on the normalisation. Where no
+    statistics are stored, it keeps the class loss from painting noise.
+    """
+    pixels = denormalise(batch.images, batch.preprocessing) / _CONTRAST
+    return torch.stack([pixels.diff(dim=axis).square().mean() for axis in (2, 3)]).mean()
 
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class ImageBatch:
 
 
 def start(
-    proposals: Tensor,
+    proposals: Tensor | None,
     condition: Condition,
     preprocessing: Preprocessing,
     *,
@@ -70,14 +70,16 @@ def start(
     """Blend the generator's proposals with procedural scenes, in pixel logits.
 
     Args:
-        proposals: Normalised images [N, C, H, W].
+        proposals: Normalised images [N, C, H, W]; None where there is no generator, and images start as scenes.
         condition: What is requested of each image.
         preprocessing: Of the network.
         scene: Share of the scene, 0 to 1.
         learning_rate: Of the logits, at its highest.
         rng: Random state of the scenes.
     """
-    background = scenes(len(proposals), preprocessing.input_size, rng)
+    background = scenes(len(condition.label), preprocessing.input_size, rng)
+    if proposals is None:
+        return ImageBatch(background, condition, learning_rate)
     pixels = denormalise(proposals, preprocessing)
     logits = torch.lerp(torch.logit(pixels, eps=_EDGE), torch.logit(background, eps=_EDGE), scene)
     return ImageBatch(torch.sigmoid(logits), condition, learning_rate)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acq.core.evaluate import evaluating
 from acq.core.processes import ALONE, Processes
 from acq.core.values import Condition, GeneratorBatch, Preprocessing, TeacherOutput
 from acq.core.whole_batch_norm import over_whole_batches
@@ -20,6 +21,7 @@ from acq.network.teacher import Teacher, mixed_precision
 from acq.quantization.student import Student
 from acq.synthesis.condition import ConditionSampler
 from acq.synthesis.dataset import DistillationBatch, Examples, SyntheticDataset, augmented, generate, teach
+from acq.synthesis.scenes import normalised_scenes
 from acq.training.selection import Selection
 
 
@@ -28,7 +30,7 @@ class Context:
 
     Args:
         teacher: The frozen network.
-        generator: Conditions to images.
+        generator: Conditions to images; None where images begin as scenes.
         student: The quantized network, uncalibrated at first.
         preprocessing: Of the network's images.
         conditions: Draws conditions.
@@ -44,7 +46,7 @@ class Context:
     def __init__(
         self,
         teacher: Teacher,
-        generator: nn.Module,
+        generator: nn.Module | None,
         student: Student,
         preprocessing: Preprocessing,
         conditions: ConditionSampler,
@@ -52,15 +54,31 @@ class Context:
         mixed: bool = False,
         processes: Processes = ALONE,
     ) -> None:
-        if processes.size > 1:
+        if processes.size > 1 and generator is not None:
             over_whole_batches(generator)
-        self.teacher, self.generator, self.student = teacher, generator, student
+        self.teacher, self._generator, self.student = teacher, generator, student
         self.preprocessing, self.conditions = preprocessing, conditions
         self.rng, self.mixed, self.processes = rng, mixed, processes
         self.candidates: dict[str, dict[str, Tensor]] = {}
         self.examples: Examples | None = None
         self._dataset: SyntheticDataset | None = None
         self._selection: Selection | None = None
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator.
+
+        Raises:
+            RuntimeError: The run has none.
+        """
+        if self._generator is None:
+            raise RuntimeError("this run has no generator; its images begin as scenes")
+        return self._generator
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether images begin as proposals of a generator, not as scenes alone."""
+        return self._generator is not None
 
     @property
     def dataset(self) -> SyntheticDataset:
@@ -114,9 +132,21 @@ class Context:
         """The batch with the first ``share`` of its images augmented."""
         return augmented(batch, share, self.rng, self.teach)
 
+    def proposals(self, condition: Condition) -> Tensor | None:
+        """The generator's images [N, C, H, W] in eval mode; None where there is no generator."""
+        if self._generator is None:
+            return None
+        with evaluating(self._generator):
+            images: Tensor = self._generator(condition)
+        return images
+
     def generated(self, count: int) -> SyntheticDataset:
-        """``count`` new images from the generator with the teacher's outputs."""
-        images, condition = generate(self.generator, self.conditions, count, self.rng)
+        """``count`` new images with the teacher's outputs, from the generator, or scenes where there is none."""
+        if self._generator is None:
+            asked = self.conditions.draw((count + 1) // 2, self.rng)
+            images = normalised_scenes(count, self.preprocessing, self.rng)
+            return SyntheticDataset(self.teach(images), asked.label[:count], asked.centre[:count])
+        images, condition = generate(self._generator, self.conditions, count, self.rng)
         return SyntheticDataset(self.teach(images), condition.label, condition.centre)
 
     def student_output(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +186,7 @@ class Context:
         dataset, examples, selection = self._dataset, self.examples, self._selection
         return {
             "rng": self.rng.get_state(),
-            "generator": copy.deepcopy(self.generator.state_dict()),
+            "generator": None if self._generator is None else copy.deepcopy(self._generator.state_dict()),
             "student": copy.deepcopy(self.student.state_dict()),
             "candidates": dict(self.candidates),
             "examples": None if examples is None else dict(vars(examples)),
@@ -168,11 +198,12 @@ class Context:
         """Continue from ``state``, which stays as it is."""
         device = self.rng.device
         self.rng.set_state(state["rng"].cpu())
-        self.generator.load_state_dict(state["generator"])
+        if self._generator is not None:
+            self._generator.load_state_dict(state["generator"])
         self.student.load_state_dict(state["student"])
         self.candidates = dict(state["candidates"])
         examples, dataset, selection = (state[name] for name in ("examples", "dataset", "selection"))
-        self.examples = None if examples is None else Examples(**{k: v.to(device) for k, v in examples.items()})
+        self.examples = None if examples is None else _restored_examples(examples, device)
         self._dataset = None if dataset is None else _restored(dataset, device)
         self._selection = None if selection is None else Selection.restored(selection)
 
@@ -184,8 +215,14 @@ class Context:
         train_output = output(batch_statistics=True) if batch_statistics else None
         images = self.processes.gather(rows, len(condition.label))
         return GeneratorBatch(
-            condition, images, eval_output, train_output, self.teacher.stored_moments, self.teacher.output
-        )
+            condition, images, eval_output, train_output, self.teacher.stored_moments, self.teacher.output,
+            self.preprocessing,
+        )  # fmt: skip
+
+
+def _restored_examples(state: Mapping[str, Any], device: torch.device) -> Examples:
+    moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in state.items()}
+    return Examples(**moved)
 
 
 def _restored(state: Mapping[str, Any], device: torch.device) -> SyntheticDataset:

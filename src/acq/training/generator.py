@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
 
 from acq.core.settings import Auto, LossWeights, Section, number_or
+from acq.errors import RequestError
 from acq.synthesis.losses import total
 from acq.training.context import Context
+from acq.training.fitting import Weight, fitted_weights
 from acq.training.guards import CollapseDetector
 from acq.training.phase import REPORT_EVERY, StepResult
 from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
 
 _USUAL_BATCH = 64
+_OF_NORMS = {"statistics": 10.0, "consistency": 0.3}  # automatic weights where there are batch norms
 _BETAS = (0.5, 0.999)  # of Adam
 _WARMUP = 0.1
 
@@ -25,11 +28,16 @@ class GeneratorLosses(LossWeights):
     """Weights of the generator's losses (formulas in ``acq.synthesis.losses``)."""
 
     classes: float = Field(1.0, ge=0, description="cross entropy of the teacher's answers and the requested one")
-    statistics: float = Field(10.0, ge=0, description="distance from batch-norm statistics, in stored deviations")
+    statistics: Weight = Field(
+        "auto", description="distance from batch-norm statistics, in stored deviations; auto: 10, or 0 without them"
+    )
     statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
     centre: float = Field(60.0, ge=0, description="ACQ: distance of realised and requested attention centre")
     paired: float = Field(5.0, ge=0, description="ACQ: adversarial loss on pairs of one condition")
-    consistency: float = Field(0.3, ge=0, description="ACQ: attention with running and with batch statistics")
+    consistency: Weight = Field(
+        "auto", description="ACQ: attention with running and with batch statistics; auto: 0.3, or 0 without them"
+    )
+    smoothness: float = Field(0.0, ge=0, description="mean squared difference of neighbouring pixels")
 
 
 class GeneratorSettings(Section):
@@ -38,7 +46,10 @@ class GeneratorSettings(Section):
     kind: str = Field("canvas", description="name of a registered generator")
     noise_dim: int = Field(64, ge=1, description="noise values per image")
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
-    steps: int = Field(500, ge=1, description="training steps")
+    steps: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="training steps; auto: auto_steps, or 0 without batch norms; 0: no generator"
+    )
+    auto_steps: int = Field(500, ge=1, description="training steps where steps is auto")
     batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
         "auto", description="images per step, in pairs of one condition; auto: at most 64"
     )
@@ -50,6 +61,25 @@ class GeneratorSettings(Section):
         5, ge=1, description="steps between two evaluations of the consistency loss, whose weight grows as much"
     )
     losses: GeneratorLosses = GeneratorLosses()
+
+    def fitted(self, *, normalised: bool) -> Self:
+        """The settings with numbers in place of each ``auto`` that depends on batch norms.
+
+        Args:
+            normalised: Whether the network has batch norms.
+
+        Raises:
+            RequestError: A given setting needs batch norms, and there are none.
+        """
+        steps = number_or(self.steps, self.auto_steps if normalised else 0)
+        if steps and not normalised:
+            raise RequestError(
+                f"generator.steps is {steps}, but a generator learns from batch norms, and the network has none; "
+                "leave it out, or give generator.steps=0"
+            )
+        automatic = _OF_NORMS if normalised else dict.fromkeys(_OF_NORMS, 0.0)
+        losses = fitted_weights(self.losses, "generator", automatic, normalised=normalised)
+        return self.model_copy(update={"steps": steps, "losses": losses})
 
 
 class GeneratorTraining:
@@ -64,7 +94,7 @@ class GeneratorTraining:
 
     def __init__(self, settings: GeneratorSettings, context: Context) -> None:
         self.settings, self.context = settings, context
-        self.steps = settings.steps
+        self.steps = number_or(settings.steps, settings.auto_steps)
         size = context.preprocessing.input_size
         self.batch = number_or(settings.batch, images_that_fit(_USUAL_BATCH, size, pixels=PIXELS_AT_ONCE, least=4))
         context.require_rows(self.batch)

@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from acq.core.evaluate import evaluating
 from acq.core.settings import Auto, LossWeights, Section, number_or
-from acq.core.values import Condition
+from acq.errors import RequestError
 from acq.synthesis.augmentation import jitter
 from acq.synthesis.dataset import Examples, SyntheticDataset
 from acq.synthesis.losses import total
 from acq.synthesis.refinement import ImageBatch, start
 from acq.training.context import Context
+from acq.training.fitting import Weight, fitted_weights
 from acq.training.phase import StepResult
 from acq.training.schedule import PIXELS_AT_ONCE, PIXELS_KEPT, images_that_fit, learning_rate_factor
 
 EXAMPLES = 12  # images whose way from proposal to finished image is kept for the report
 _USUAL_COUNT, _USUAL_BATCH = 512, 256
+_SCENE = 0.5  # share of a scene where there is a generator
+# automatic weights; without statistics, smoothness keeps the class loss from painting noise
+_WITH_NORMS = {"classes": 0.3, "statistics": 10.0, "centre": 20.0, "smoothness": 0.0}
+_WITHOUT_NORMS = {"classes": 1.0, "statistics": 0.0, "centre": 0.0, "smoothness": 1.0}
 _WARMUP = 0.05
 
 
 class ImageLosses(LossWeights):
     """Weights of the losses that refine images (formulas in ``acq.synthesis.losses``)."""
 
-    classes: float = Field(0.3, ge=0, description="cross entropy of the teacher's answers and the requested one")
-    statistics: float = Field(10.0, ge=0, description="distance from batch-norm statistics, in stored deviations")
+    classes: Weight = Field(
+        "auto",
+        description="cross entropy of the teacher's answers and the requested one; auto: 0.3, or 1 without batch norms",
+    )
+    statistics: Weight = Field(
+        "auto", description="distance from batch-norm statistics, in stored deviations; auto: 10, or 0 without them"
+    )
     statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
-    centre: float = Field(20.0, ge=0, description="distance of realised and requested attention centre")
+    centre: Weight = Field(
+        "auto",
+        description="distance of realised and requested attention centre; auto: 20, or 0 without batch norms",
+    )
     paired: float = Field(0.0, ge=0, description="adversarial loss on pairs of one condition")
     consistency: float = Field(0.0, ge=0, description="attention with running and with batch statistics")
+    smoothness: Weight = Field(
+        "auto", description="mean squared difference of neighbouring pixels; auto: 0, or 1 without batch norms"
+    )
 
 
 class ImageSettings(Section):
@@ -48,8 +63,30 @@ class ImageSettings(Section):
     )
     steps: int = Field(100, ge=0, description="refinement steps per image; 0 takes images as generated")
     learning_rate: float = Field(0.1, gt=0, description="peak learning rate of the pixels' logits")
-    scene: float = Field(0.5, ge=0, le=1, description="share of a procedural scene in the starting image")
+    scene: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        "auto", description="share of a procedural scene in the starting image; auto: 0.5, or 1 without a generator"
+    )
     losses: ImageLosses = ImageLosses()
+
+    def fitted(self, *, normalised: bool, generated: bool) -> Self:
+        """The settings with numbers in place of each ``auto`` that depends on batch norms or the generator.
+
+        Args:
+            normalised: Whether the network has batch norms.
+            generated: Whether there is a generator.
+
+        Raises:
+            RequestError: A given setting needs batch norms or a generator, and there are none.
+        """
+        automatic = _WITH_NORMS if normalised else _WITHOUT_NORMS
+        losses = fitted_weights(self.losses, "images", automatic, normalised=normalised)
+        if not generated and self.scene not in ("auto", 1):
+            raise RequestError(
+                f"images.scene is {self.scene:g}, but without a generator images begin as scenes; leave it out, or "
+                "give generator.steps"
+            )
+        scene = _SCENE if generated else 1.0
+        return self.filled(scene=scene).model_copy(update={"losses": losses})
 
 
 class ImageRefinement:
@@ -69,7 +106,7 @@ class ImageRefinement:
         self.batch = number_or(settings.batch, images_that_fit(_USUAL_BATCH, size, pixels=PIXELS_AT_ONCE, least=4))
         context.require_rows(self.count % self.batch or self.batch)  # the last batch is the smallest
         self.steps = max(1, settings.steps * math.ceil(self.count / self.batch))
-        self._origin: tuple[Tensor, Tensor] | None = None  # proposals and starting images of the first batch
+        self._origin: tuple[Tensor | None, Tensor] | None = None  # proposals and starting images of the first batch
         self._current: ImageBatch | None = None
         self._finished: list[tuple[Tensor, Tensor, Tensor]] = []  # images, labels and centres of each batch
 
@@ -108,7 +145,7 @@ class ImageRefinement:
         current, origin = state["current"], state["origin"]
         self._current = None if current is None else ImageBatch.restored(current, device)
         self._finished = [tuple(part.to(device) for part in parts) for parts in state["finished"]]
-        self._origin = None if origin is None else (origin[0].to(device), origin[1].to(device))
+        self._origin = None if origin is None else (_moved(origin[0], device), origin[1].to(device))
 
     def preview(self, count: int) -> Tensor | None:
         """The first images that are being refined, normalised; None between two batches."""
@@ -120,24 +157,20 @@ class ImageRefinement:
         context, settings = self.context, self.settings
         left = self.count - sum(len(label) for _, label, _ in self._finished)
         condition = context.conditions.draw((min(self.batch, left) + 1) // 2, context.rng)
-        proposals = self._proposals(condition)
+        proposals = context.proposals(condition)
         batch = start(
             proposals,
             condition,
             context.preprocessing,
-            scene=settings.scene,
+            scene=number_or(settings.scene, _SCENE),
             learning_rate=settings.learning_rate,
             rng=context.rng,
         )
         if not self._finished:
             starting = batch.images(context.preprocessing).detach()
-            self._origin = proposals[:EXAMPLES].clone(), starting[:EXAMPLES].clone()
+            first = None if proposals is None else proposals[:EXAMPLES].clone()
+            self._origin = first, starting[:EXAMPLES].clone()
         return batch
-
-    def _proposals(self, condition: Condition) -> Tensor:
-        with evaluating(self.context.generator):
-            proposals: Tensor = self.context.generator(condition)
-        return proposals
 
     def _finish(self, batch: ImageBatch) -> None:
         images, condition = batch.images(self.context.preprocessing).detach(), batch.condition
@@ -147,3 +180,7 @@ class ImageRefinement:
             self._origin = None
         self._finished.append((images, condition.label, condition.centre))
         self._current = None
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)

@@ -37,6 +37,10 @@ class Training:
         self.reduced: list[str] = []  # phases that went back once
         self._fault: str | None = None  # seen since the last look
 
+    def steps_of(self, phase: str) -> int:
+        """Number of steps of a phase; 0 where the run does not have it."""
+        return self.phases[phase].steps if phase in self.phases else 0
+
     def run(self) -> Iterator[Record]:
         """Do the remaining steps and yield a record after each. Between two records the state is whole.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from acq.core.normalisations import IMAGENET_MEAN, IMAGENET_STD
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
-from acq.zoo.registry import IMAGENET_MEAN, IMAGENET_STD
 
 SMALLEST = 8  # pixels per side
 

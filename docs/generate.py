@@ -115,6 +115,8 @@ def _type(facts: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in facts.get("enum", [facts.get("const")]))
     if facts["type"] == "object":
         return "name: " + _type(facts["additionalProperties"])
+    if facts["type"] == "array":
+        return "list of " + _type(facts["items"])
     low = facts.get("minimum", facts.get("exclusiveMinimum"))
     high = facts.get("maximum", facts.get("exclusiveMaximum"))
     words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "`null`"}

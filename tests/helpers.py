@@ -24,7 +24,7 @@ from acq.quantization.student import Student
 from acq.zoo.resnet import CifarResNet
 
 SIZE = (3, 16, 16)
-CLASSES = Output("class", 5)  # of the networks below
+CLASSES = Output.of("class", 5)  # of the networks below
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:

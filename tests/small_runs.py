@@ -13,8 +13,8 @@ from helpers import SIZE, network, traced
 from torch import fx, nn
 
 from acq.config import Config
-from acq.core.outputs import Kind
 from acq.core.processes import ALONE, Processes
+from acq.core.scores import Kind
 from acq.core.values import Preprocessing, Record
 from acq.network.trace import trace, weights_hash
 from acq.recipe import Request, Result, prepare, quantize
@@ -40,12 +40,12 @@ TRACES: dict[object, fx.GraphModule] = {}
 
 
 def traced_once(
-    model: nn.Module, size: tuple[int, int, int], outputs: str | None = None, kind: Kind | None = None
+    model: nn.Module, size: tuple[int, int, int], outputs: str | None = None, kinds: tuple[Kind, ...] = ()
 ) -> fx.GraphModule:
     """Trace a network, unless an equal one was traced before: tracing takes longer than a small run."""
-    key = weights_hash(model), size, str(model), outputs, kind
+    key = weights_hash(model), size, str(model), outputs, kinds
     if key not in TRACES:
-        TRACES[key] = trace(model, size, outputs, kind)
+        TRACES[key] = trace(model, size, outputs, kinds)
     return TRACES[key]
 
 

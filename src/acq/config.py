@@ -6,13 +6,14 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from acq.core.device import Device
-from acq.core.outputs import Kind
+from acq.core.outputs import BETWEEN, Traits
+from acq.core.scores import Kind
 from acq.core.settings import Section
 from acq.errors import RequestError, nearest
 from acq.quantization.formats import FULL_BITS, NumberFormat
@@ -30,6 +31,13 @@ _EASY_BITS = 7  # from this width on the default preset trains as long as the fa
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
 _AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them
+
+
+def _split(value: Any) -> Any:
+    """A text of kinds with commas as a list; None as an empty one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(BETWEEN) if part.strip()]
+    return () if value is None else value
 
 
 class Config(Section):
@@ -56,11 +64,11 @@ class Config(Section):
     outputs: str | None = Field(
         None,
         coerce_numbers_to_str=True,
-        description="name or index of the returned tensor that decides, if there are several; null: the only one",
+        description="names or indices of the returned tensors that decide, with commas; null: the only one",
     )
-    output_kind: Kind | None = Field(
-        None,
-        description="class: the largest score decides; multilabel: yes or no to each; null: as shape and end say",
+    output_kind: Annotated[tuple[Kind, ...], BeforeValidator(_split)] = Field(
+        (),
+        description="how each of them decides: class, multilabel, map, sequence or values; none: as shape and end say",
     )
     reduce_range: bool = Field(True, description="keep 8-bit weights in a 7-bit range, for CPUs without VNNI")
     power_of_two_scales: bool = Field(
@@ -146,22 +154,27 @@ class Config(Section):
         """Whether tensors that enter an addition are quantized; so it is as long as the placement is open."""
         return self.placement in ("auto", "deployable")
 
-    def fitted(self, *, normalised: bool) -> Self:
-        """The settings that a network really gets: each ``auto`` that depends on batch norms becomes a number.
+    def fitted(self, traits: Traits) -> Self:
+        """The settings that a network really gets: each ``auto`` that depends on the network becomes a number.
 
         Args:
-            normalised: Whether the network has batch norms, whose statistics the images can match.
+            traits: Of the network.
 
         Raises:
             RequestError: A given setting needs batch norms or a generator, and there are none.
         """
-        if not normalised and self.preset in _AS_GENERATED:
+        if not traits.normalised and self.preset in _AS_GENERATED:
             raise RequestError(
                 f"preset {self.preset} learns from batch norms, and the network has none; give --preset fast, default "
                 "or best, or the network before its batch norms are folded"
             )
-        generator = self.generator.fitted(normalised=normalised)
-        images = self.images.fitted(normalised=normalised, generated=bool(generator.steps))
+        if not traits.whole and self.preset in _AS_GENERATED:
+            raise RequestError(
+                f"preset {self.preset} asks images for one class each, and the network answers otherwise; "
+                "give --preset fast, default or best"
+            )
+        generator = self.generator.fitted(traits)
+        images = self.images.fitted(traits, generated=bool(generator.steps))
         return self.model_copy(update={"generator": generator, "images": images})
 
     def with_layers(self, layers: Mapping[str, int | Literal["float"]]) -> Self:

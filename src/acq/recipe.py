@@ -26,7 +26,7 @@ from acq.quantization.student import Student
 from acq.runs.rehearsal import rehearse
 from acq.runs.session import Session
 from acq.runs.summary import measure
-from acq.synthesis.condition import ConditionSampler
+from acq.synthesis.condition import ConditionSampler, usual_answers
 from acq.synthesis.generators import make_generator
 from acq.training.automatic_bits import automatic_bits
 from acq.training.calibration import Calibration
@@ -86,17 +86,18 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     device = choose_device(asked.device)
     graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
     placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
-    config = asked.placed(placement).fitted(normalised=teacher.structure.normalised)
+    config = asked.placed(placement).fitted(teacher.structure.traits)
     check_normalisation(teacher, known, given=request.normalisation_given)
     if config.budget is not None:
         chosen = automatic_bits(graph, known, config.format, placement, config.layers, config.budget)
         config = config.with_layers(chosen)
     student = build(graph, plan(graph, config.format, placement, config.layers), known)
-    made, answers = config.generator, teacher.output.answers
+    made, whole = config.generator, teacher.output.whole
+    answers = 1 if whole is None else whole.answers
     generator = make_generator(made.kind, known, answers, made.noise_dim, made.width, config.seed)
     context = Context(
         teacher, generator.to(device) if made.steps else None, student.to(device), known,
-        ConditionSampler(made.noise_dim, answers, made.centre_std),
+        ConditionSampler(made.noise_dim, teacher.output, made.centre_std, usual_answers(teacher, known, device)),
         torch.Generator(device).manual_seed(config.seed), config.precision == "mixed", processes,
     )  # fmt: skip
     phases: list[Phase] = [

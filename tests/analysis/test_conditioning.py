@@ -18,6 +18,7 @@ from acq.analysis.conditioning import (
     spread,
     spread_per_class,
 )
+from acq.core.outputs import Output
 from acq.core.values import Condition, Preprocessing, TeacherOutput
 from acq.network.attention import centre_of
 from acq.network.teacher import Teacher
@@ -75,7 +76,9 @@ def quality(seed: int = 0, centre_std: float = 0.2) -> GeneratorQuality:
     known = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
     generator = make_generator("canvas", known, 5, noise_dim=4, width=8, seed=0)
     teacher, rng = Teacher(traced("residual")), torch.Generator().manual_seed(seed)
-    return generator_quality(generator, teacher, student_of("residual"), ConditionSampler(4, 5, centre_std), 70, rng)
+    return generator_quality(
+        generator, teacher, student_of("residual"), ConditionSampler(4, Output.of("class", 5), centre_std), 70, rng
+    )
 
 
 def test_images_that_follow_their_conditions_have_full_marks() -> None:
@@ -169,7 +172,7 @@ class Answering(nn.Module):
 
 
 def measured(teacher: Obedient, answer: Callable[[Tensor], Tensor], count: int = 128) -> GeneratorQuality:
-    conditions, rng = ConditionSampler(3, 4, 0.2), torch.Generator().manual_seed(0)
+    conditions, rng = ConditionSampler(3, Output.of("class", 4), 0.2), torch.Generator().manual_seed(0)
     return generator_quality(Numbering(), teacher, Answering(answer), conditions, count, rng)  # type: ignore[arg-type]
 
 
@@ -177,7 +180,7 @@ def measured(teacher: Obedient, answer: Callable[[Tensor], Tensor], count: int =
 def test_a_generator_is_measured_on_at_least_as_many_images(count: int, batches: int) -> None:
     """Whole batches of pairs are made in eval mode, and modes are restored."""
     generator, student = Numbering().train(), Answering(lambda at: LABEL[at]).train()
-    conditions, rng = ConditionSampler(3, 4, 0.2), torch.Generator().manual_seed(0)
+    conditions, rng = ConditionSampler(3, Output.of("class", 4), 0.2), torch.Generator().manual_seed(0)
     generator_quality(generator, Obedient(), student, conditions, count, rng)  # type: ignore[arg-type]
     assert generator.batches == [64] * batches
     assert generator.training

@@ -42,7 +42,7 @@ def test_a_run_ends_with_three_lines(folder: Path) -> None:
     answer = acq(*quantize())
     quality, cost, then = answer.out.splitlines()
     assert re.fullmatch(
-        r"agreement  w4a4 student and float network name the same class for [\d.]+ % of augmented synthetic images",
+        r"agreement  w4a4 student and float network agree on [\d.]+ % of augmented synthetic images",
         quality,
     )
     assert re.fullmatch(r"size +1 kB  ->  0 kB of weights and scales    time \d+:\d\d min", cost)

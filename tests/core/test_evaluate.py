@@ -8,7 +8,7 @@ from acq.core.evaluate import accuracy, eval_mode, evaluating
 from acq.core.outputs import Output
 from acq.errors import RequestError
 
-THREE = Output("class", 3)
+THREE = Output.of("class", 3)
 
 
 class Mixed(nn.Module):

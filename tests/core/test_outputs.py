@@ -3,91 +3,108 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import CLASSES
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
-from acq.core.outputs import Output
+from acq.core.outputs import Answer, Output
+from acq.core.scores import Scores
 
-LABELS, ONE = Output("multilabel", 5), Output("multilabel", 1)
-ALL = [CLASSES, LABELS, ONE]
-
-
-def logits_of(output: Output, count: int = 12, seed: int = 0) -> Tensor:
-    return torch.randn(count, output.size, generator=torch.Generator().manual_seed(seed))
+PARTS = (Scores("class", (5,)), Scores("map", (3, 2, 2)), Scores("values", (4,)), Scores("multilabel", (2,)))
+SEVERAL, VALUES = Output(PARTS), Output.of("values", 4)
 
 
-def test_classes_keep_the_plain_formulas() -> None:
-    """Argmax, cross entropy, centring and counting of classes are those of torch, bit for bit."""
-    one, other = logits_of(CLASSES), logits_of(CLASSES, seed=1)
-    asked = torch.arange(12) % 5
-    assert CLASSES.answers == 5
-    assert torch.equal(CLASSES.answered(one), one.argmax(1))
-    assert torch.equal(CLASSES.came_true(one, asked), one.argmax(1) == asked)
-    assert torch.equal(CLASSES.same(one, other), (one.argmax(1) == other.argmax(1)).float())
-    assert torch.equal(CLASSES.right(one, asked), (one.argmax(1) == asked).float())
-    assert torch.equal(CLASSES.centred(one), one - one.mean(1, keepdim=True))
-    assert torch.equal(F.nll_loss(CLASSES.log_probabilities(one), asked), F.cross_entropy(one, asked))
-    assert CLASSES.majority(one) == 100 * int(torch.bincount(one.argmax(1)).max()) / 12
+def rows_of(output: Output, count: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(count, output.numbers, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("output", [LABELS, ONE])
-def test_a_label_is_asked_for_yes_or_no(output: Output) -> None:
-    """Answer k is yes to label k, and K + k is no; the loss is binary cross entropy of the label that is asked for."""
-    logits, size = logits_of(output), output.size
-    asked = torch.arange(12) % (2 * size)
-    label, yes = asked % size, (asked < size).float()
-    chosen = logits[torch.arange(12), label]
-    assert output.answers == 2 * size
-    expected = F.binary_cross_entropy_with_logits(chosen, yes)
-    torch.testing.assert_close(F.nll_loss(output.log_probabilities(logits), asked), expected)
-    assert torch.equal(output.came_true(logits, asked), (chosen > 0) == yes.bool())
+def split(rows: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(rows, [part.numbers for part in PARTS], 1)
 
 
-@pytest.mark.parametrize("output", ALL)
-@given(seed=st.integers(0, 99))
-def test_the_strongest_answer_comes_true(output: Output, seed: int) -> None:
-    """What an image answers of itself has the largest score, and would have come true had it been asked for."""
-    logits = logits_of(output, seed=seed)
-    answers = output.answered(logits)
-    assert output.came_true(logits, answers).all()
-    torch.testing.assert_close(output.log_probabilities(logits).argmax(1), answers)
+def test_an_output_of_one_tensor_is_its_scores() -> None:
+    """Every formula is that of the scores, bit for bit."""
+    (scores,), one, other = CLASSES.parts, rows_of(CLASSES), rows_of(CLASSES, seed=1)
+    asked = torch.arange(6) % 5
+    assert CLASSES.whole is scores
+    assert torch.equal(CLASSES.mismatch(one, asked), scores.mismatch(one, asked))
+    assert torch.equal(CLASSES.apart(one, other), scores.apart(one, other))
+    assert torch.equal(CLASSES.divergence(one, other), scores.divergence(one, other))
+    assert torch.equal(CLASSES.centred(one), scores.centred(one))
+    assert torch.equal(CLASSES.same(one, other), scores.same(one, other))
+    assert torch.equal(CLASSES.came_true(one, asked), scores.came_true(one, asked))
+    assert (CLASSES.majority(one), CLASSES.accuracy, str(CLASSES)) == (scores.majority(one), "top1", "5 classes")
 
 
-@pytest.mark.parametrize("output", ALL)
-@given(seed=st.integers(0, 99))
-def test_agreement_is_symmetric_and_whole_with_itself(output: Output, seed: int) -> None:
-    """Logits agree with themselves in full, and no answer that is the same for all agrees more than the majority."""
-    one, other = logits_of(output, seed=seed), logits_of(output, seed=seed + 1000)
-    assert (output.same(one, one) == 1).all()
-    assert torch.equal(output.same(one, other), output.same(other, one))
-    constant = output.scores(logits_of(output, 1, seed + 2000))[:, : output.size].expand_as(one)
-    assert 100 * output.same(one, constant).mean().item() <= output.majority(one) + 1e-4
+def test_several_tensors_add_their_losses_and_agree_as_the_least() -> None:
+    """Each tensor has its own columns of a row, and its own answers of those that are asked."""
+    one, other = rows_of(SEVERAL), rows_of(SEVERAL, seed=1)
+    pairs = list(zip(PARTS, split(one), split(other), strict=True))
+    torch.testing.assert_close(SEVERAL.apart(one, other), torch.stack([part.apart(a, b) for part, a, b in pairs]).sum())
+    expected = torch.stack([part.divergence(a, b) for part, a, b in pairs]).sum()
+    torch.testing.assert_close(SEVERAL.divergence(one, other), expected)
+    torch.testing.assert_close(SEVERAL.same(one, other), torch.stack([p.same(a, b) for p, a, b in pairs]).amin(0))
+    assert SEVERAL.majority(one) == min(part.majority(a) for part, a, _ in pairs)
+    assert SEVERAL.centred(one).shape == one.shape
+    asked = SEVERAL.drawn(3, SEVERAL.usual(one), torch.Generator().manual_seed(0))
+    assert asked.shape == (6, 1 + 4 + 0 + 1)
+    wanted = [PARTS[0].mismatch(split(one)[0], asked[:, 0]), PARTS[1].mismatch(split(one)[1], asked[:, 1:5])]
+    wanted.append(PARTS[3].mismatch(split(one)[3], asked[:, 5]))
+    torch.testing.assert_close(SEVERAL.mismatch(one, asked), torch.stack(wanted).sum())
+    assert SEVERAL.came_true(one, asked).shape == asked.shape
+    assert (SEVERAL.whole, SEVERAL.accuracy) == (None, None)
 
 
-def test_labels_are_compared_one_by_one() -> None:
-    """Agreement and accuracy are the share of labels; a number added to all logits changes them."""
-    logits = torch.tensor([[2.0, -1.0, 0.5, -0.1, 3.0]])
-    truth = torch.tensor([[1, 0, 0, 0, 1]])
-    assert LABELS.right(logits, truth).item() == pytest.approx(0.8)
-    assert LABELS.same(logits, -logits).item() == 0
-    assert LABELS.same(logits, logits + 0.7).item() == pytest.approx(0.8)
-    assert torch.equal(LABELS.centred(logits), logits)
-    assert ONE.right(torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 1])).tolist() == [1, 0]
+def test_what_comes_true_of_several_is_what_each_says() -> None:
+    """Answers that images give of themselves have come true."""
+    rows = rows_of(SEVERAL)
+    own = [
+        part.answered(part_rows).reshape(6, -1)
+        for part, part_rows in zip(PARTS, split(rows), strict=True)
+        if part.asked
+    ]
+    assert SEVERAL.came_true(rows, torch.cat(own, 1)).all()
 
 
-def test_no_has_the_negated_row_of_the_head() -> None:
-    """The weight of a score is the row of the logits for yes, and its negative for no."""
-    weight = torch.randn(5, 3)
-    features = torch.randn(4, 3)
-    torch.testing.assert_close(features @ LABELS.rows(weight).T, LABELS.scores(features @ weight.T))
-    assert CLASSES.rows(weight) is weight
+def test_values_ask_for_nothing() -> None:
+    """There is no class loss, and nothing that could come true."""
+    rows = rows_of(VALUES)
+    asked = VALUES.drawn(3, VALUES.usual(rows), torch.Generator())
+    assert asked.shape == (6, 0)
+    assert VALUES.mismatch(rows, asked) == 0
+    assert VALUES.came_true(rows, asked).shape == (6, 0)
+    assert not VALUES.asks
+    assert SEVERAL.asks
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 1, 1)])
-def test_logits_are_flat(shape: tuple[int, ...]) -> None:
-    """Trailing axes of one are dropped, of a single image too, and values [N] become [N, 1]."""
-    assert CLASSES.flat(torch.zeros(shape)).shape == (4, 5)
-    assert CLASSES.flat(torch.zeros(5)).shape == (1, 5)
-    assert ONE.flat(torch.zeros(4)).shape == (4, 1)
+@pytest.mark.parametrize("output", [CLASSES, SEVERAL, VALUES])
+def test_rows_hold_all_tensors(output: Output) -> None:
+    """Tensors of any shape become one row per image and end as they would by themselves."""
+    tensors = [torch.rand(3, *part.shape) for part in output.parts]
+    rows = output.flat(tensors)
+    assert torch.equal(rows, torch.cat([tensor.flatten(1) for tensor in tensors], 1))
+    ended = output.before(rows, ["sigmoid"] * len(tensors))
+    torch.testing.assert_close(ended, torch.logit(rows))
+
+
+def test_the_usual_answer_is_the_commonest_of_each_place() -> None:
+    """It is the mode over images."""
+    output = Output.of("sequence", 2, 3)
+    rows = torch.eye(3)[torch.tensor([[0, 1], [0, 2], [1, 2]])].flatten(1)
+    assert output.usual(rows).tolist() == [0, 2]
+
+
+def test_an_answer_says_what_counts() -> None:
+    """The text names the tensors that decide, where there are others."""
+    structure = {"dict": [["cells", "tensor"], ["box", "tensor"], ["other", "tensor"]]}
+    output = Output((Scores("map", (3, 2, 2)), Scores("values", (4,))))
+    answer = Answer(structure, ("cells", "box"), ("a", "b"), output)
+    assert (
+        str(answer)
+        == "3 classes per cell of 2x2 and 4 values in cells and box, which decide; returned: cells, box, other"
+    )
+    assert answer.figures() == {
+        "kind": "map,values",
+        "meaning": str(output),
+        "size": 3,
+        "counted": "cells,box",
+        "returned": "cells, box, other",
+    }

@@ -182,7 +182,7 @@ def test_a_run_that_two_processes_began_ends_in_one(scenes: Scenes) -> None:
     assert before[-1] == ("student", 10)
     run(request_(student={"steps": 12}), folder, resume=True)
     assert logged(folder) == [*before, ("student", 12)]
-    assert load(folder).output.size == 5
+    assert load(folder).output.numbers == 5
 
 
 @pytest.mark.usefixtures("quick_runs")
@@ -195,7 +195,7 @@ def test_a_killed_process_ends_the_run(scenes: Scenes) -> None:
     assert not (folder / "summary.json").exists()
     run(request_(), folder, resume=True, watches=(records.append,))
     assert (records[0].phase, records[0].step) == ("images", 2)
-    assert load(folder).output.size == 5
+    assert load(folder).output.numbers == 5
 
 
 def test_a_killed_main_process_ends_the_others(scenes: Scenes) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from helpers import CLASSES, SIZE, images, settled, student_from
 from torch import nn
 
 from acq.core.outputs import Output
+from acq.core.scores import Scores
 from acq.core.structures import flattened
 from acq.export.answers import FileAnswer
 from acq.export.engine import Engine
@@ -43,7 +45,7 @@ def test_a_file_returns_what_its_student_returns(name: str, tmp_path: Path) -> N
         found = engine.run(images(count).numpy())
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-        assert torch.equal(student.output.answered(engine(images(count))), student.output.answered(logits))
+        assert student.output.same(engine(images(count)), logits).eq(1).all()
 
 
 def test_names_that_a_file_cannot_have_are_changed() -> None:
@@ -56,20 +58,29 @@ def test_names_that_a_file_cannot_have_are_changed() -> None:
     assert FileAnswer.read(facts).names == ("images_", "v0_", "_")
 
 
-FACTS = FileAnswer(("a", "b"), 1, "softmax", CLASSES)
+FACTS = FileAnswer(("a", "b"), (1,), ("softmax",), CLASSES)
+SEVERAL = Output((Scores("map", (3, 4, 4)), Scores("values", (2, 5))))
+
+
+COUNTED = json.loads(FACTS.facts()["counted"])[0]
+WRONG: list[dict[str, Any]] = [
+    {"output": 2}, {"output": -1}, {"output": "a"}, {"ending": "relu"}, {"kind": "other"}, {"kind": "map"},
+    {"shape": [1]}, {"shape": 5}, {"shape": []}, {"shape": [0]}, {"other": 1},
+]  # fmt: skip
 
 
 def test_the_metadata_describe_the_outputs() -> None:
     """What is written is read."""
-    for answer in (FACTS, FileAnswer(("logits",), 0, None, Output("multilabel", 1))):
+    one = FileAnswer(("logits",), (0,), (None,), Output.of("multilabel", 1))
+    for answer in (FACTS, one, FileAnswer(("a", "b"), (1, 0), ("sigmoid", None), SEVERAL)):
         assert FileAnswer.read({key: str(value) for key, value in answer.facts().items()}) == answer
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"outputs": "a,b"}, {"outputs": "{}"}, {"outputs": "[1]"}, {"counted": "2"}, {"counted": "-1"},
-        {"ending": "relu"}, {"kind": "map"}, {"classes": "1"}, {"classes": "many"},
+        {"outputs": "a,b"}, {"outputs": "{}"}, {"outputs": "[1]"}, {"counted": "2"}, {"counted": "[]"},
+        *({"counted": json.dumps([{**COUNTED, **change}])} for change in WRONG),
     ],
 )  # fmt: skip
 def test_other_metadata_are_refused(change: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from acq.errors import RequestError
 from acq.files.arrays import CIFAR_RECORD
 from acq.files.images import LabelledImages, batches, read
 
-THREE = Output("class", 3)
+THREE = Output.of("class", 3)
 COLOUR = Preprocessing((3, 8, 10), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
@@ -112,10 +112,10 @@ def test_batches_cover_the_data_once_and_in_order(size: int) -> None:
 @pytest.mark.parametrize(
     ("labels", "output"),
     [
-        (np.eye(3, 4, dtype=np.uint8), Output("multilabel", 4)),
-        (np.eye(3, 4, dtype=bool), Output("multilabel", 4)),
-        (np.array([0, 1, 1]), Output("multilabel", 1)),
-        (np.array([[0], [1], [1]]), Output("multilabel", 1)),
+        (np.eye(3, 4, dtype=np.uint8), Output.of("multilabel", 4)),
+        (np.eye(3, 4, dtype=bool), Output.of("multilabel", 4)),
+        (np.array([0, 1, 1]), Output.of("multilabel", 1)),
+        (np.array([[0], [1], [1]]), Output.of("multilabel", 1)),
     ],
 )
 def test_labels_of_yes_and_no_are_read(labels: np.ndarray, output: Output, tmp_path: Path) -> None:
@@ -132,19 +132,23 @@ def test_two_folders_answer_no_and_yes(tmp_path: Path) -> None:
     for name, image in zip(("ham", "spam"), pixels(2), strict=True):
         (tmp_path / name).mkdir()
         Image.fromarray(image).save(tmp_path / name / "0.png")
-    data = read(tmp_path, input_size=(3, 8, 10), output=Output("multilabel", 1))
+    data = read(tmp_path, input_size=(3, 8, 10), output=Output.of("multilabel", 1))
     assert data.labels.tolist() == [0, 1]
-    with pytest.raises(RequestError, match=r"yes or no to 4 labels; give a \.npz file .*\[N, 4\]"):
-        read(tmp_path, input_size=(3, 8, 10), output=Output("multilabel", 4))
+    with pytest.raises(RequestError, match=r"4 labels, yes or no each; give a \.npz file .*\[N, 4\]"):
+        read(tmp_path, input_size=(3, 8, 10), output=Output.of("multilabel", 4))
 
 
 @pytest.mark.parametrize(
     ("labels", "output", "fact"),
     [
-        (np.arange(3), Output("multilabel", 4), r"are \[3\]; the network takes 0 and 1, \[N, 4\]"),
-        (np.eye(3, dtype=int), Output("multilabel", 4), r"are \[3, 3\]; the network takes 0 and 1, \[N, 4\]"),
+        (np.arange(3), Output.of("multilabel", 4), r"are \[3\]; the network takes 0 and 1, \[N, 4\]"),
+        (np.eye(3, dtype=int), Output.of("multilabel", 4), r"are \[3, 3\]; the network takes 0 and 1, \[N, 4\]"),
         (np.eye(3, dtype=int), THREE, r"are \[3, 3\]; the network takes class indices, \[N\]"),
-        (2 * np.eye(3, 4, dtype=int), Output("multilabel", 4), "go from 0 to 2 but the network says no or yes; give 0"),
+        (
+            2 * np.eye(3, 4, dtype=int),
+            Output.of("multilabel", 4),
+            "go from 0 to 2 but the network says no or yes; give 0",
+        ),
     ],
 )
 def test_labels_of_another_shape_are_refused(labels: np.ndarray, output: Output, fact: str, tmp_path: Path) -> None:

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from answers import ANSWERS, Answering, answering
-from helpers import CLASSES, SIZE, images, settled
-from torch import Tensor
+from helpers import CLASSES, SIZE, conv, images, settled
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from acq.core.outputs import Kind, Output
+from acq.core.outputs import Output
+from acq.core.scores import Ending, Kind, Scores
 from acq.errors import RequestError
 from acq.network.names import name_of
-from acq.network.outputs import answer_of, ending_of, logits_from, logits_of, returned_nodes
+from acq.network.outputs import answer_of, end_of, logits_from, logits_of, returned_nodes
 from acq.network.teacher import Teacher
 from acq.network.trace import trace
 
-LABELS, ONE = Output("multilabel", 5), Output("multilabel", 1)
+LABELS, ONE = Output.of("multilabel", 5), Output.of("multilabel", 1)
 FOUND: dict[str, Output] = {"sigmoid": LABELS, "one": ONE, "flat": ONE, "one sigmoid": ONE}
 
 
@@ -57,7 +60,7 @@ def test_the_answer_of_a_trace_is_that_of_the_network(name: str) -> None:
 )
 def test_the_kind_is_the_users_word(name: str, kind: Kind, expected: Output) -> None:
     """Scores of labels look like those of classes, and a sigmoid may end a network of classes."""
-    assert answer_of(trace(answering(name), SIZE, kind=kind)).output == expected
+    assert answer_of(trace(answering(name), SIZE, kinds=(kind,))).output == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_the_kind_is_the_users_word(name: str, kind: Kind, expected: Output) -> 
 def test_a_kind_that_contradicts_the_network_is_refused(name: str, kind: Kind, fact: str) -> None:
     """One score names no class, and classes of a softmax are no labels."""
     with pytest.raises(RequestError, match=f"{fact}.*--output-kind"):
-        answer_of(trace(answering(name), SIZE, kind=kind))
+        answer_of(trace(answering(name), SIZE, kinds=(kind,)))
 
 
 def test_a_chosen_output_decides() -> None:
@@ -79,8 +82,8 @@ def test_a_chosen_output_decides() -> None:
     model = settled(Answering(lambda z, one, x: {"many": z, "one": one.sigmoid()}))
     assert answer_of(trace(model, SIZE, "many")).output == CLASSES
     answer = answer_of(graph := trace(model, SIZE, "one"))
-    assert (answer.output, answer.counted, answer.names) == (ONE, "one", ("many", "one"))
-    assert answer.logits == name_of(logits_of(graph)) == "side"
+    assert (answer.output, answer.counted, answer.names) == (ONE, ("one",), ("many", "one"))
+    assert answer.logits == tuple(map(name_of, logits_of(graph))) == ("side",)
 
 
 def test_a_softmax_over_another_axis_does_not_end_a_network() -> None:
@@ -88,10 +91,88 @@ def test_a_softmax_over_another_axis_does_not_end_a_network() -> None:
     model = Answering(lambda z, one, x: torch.cat([z, one], 1).unflatten(1, (2, 3)).softmax(2).flatten(1))
     graph = trace(settled(model), SIZE)
     (node,) = returned_nodes(graph.graph)
-    assert ending_of(node, answer_of(graph).output.size) == (None, node)
+    assert (end_of(node).ending, end_of(node).logits) == (None, node)
 
 
 def test_names_of_layers_have_no_prefix() -> None:
     """Layers of a network that returns a structure are called as in a network that returns scores."""
     names = [{name_of(node) for node in trace(answering(name), SIZE).graph.nodes} for name in ("dict", "scores")]
     assert {"stem.1", "head"} <= names[0] & names[1]
+
+
+class Spatial(nn.Module):
+    """A network whose answer is a function of a map [N, 5, H, W] and its pooled values."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.stem, self.scores, self.answer = conv(3, 6), nn.Conv2d(6, 5, 1), answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(self.scores(F.relu(self.stem(x))))
+
+
+H, W = SIZE[1:]
+BY_SHAPE: dict[str, tuple[Callable[[Tensor], Any], Scores, Ending | None]] = {
+    "map": (lambda z: z, Scores("map", (5, H, W)), None),
+    "softmax of cells": (lambda z: z.softmax(1), Scores("map", (5, H, W)), "softmax"),
+    "yes or no of cells": (lambda z: z[:, :1].sigmoid(), Scores("map", (1, H, W)), "sigmoid"),
+    "upsampled": (lambda z: F.interpolate(z, scale_factor=2), Scores("map", (5, 2 * H, 2 * W)), None),
+    "labels of cells": (lambda z: z.sigmoid(), Scores("multilabel", (5 * H * W,)), "sigmoid"),
+    "steps": (lambda z: z.mean(2).transpose(1, 2), Scores("sequence", (W, 5)), None),
+    "softmax of steps": (lambda z: z.mean(2).transpose(1, 2).softmax(2), Scores("sequence", (W, 5)), "softmax"),
+    "log-softmax of steps": (
+        lambda z: z.mean(2).transpose(1, 2).log_softmax(-1), Scores("sequence", (W, 5)), "log_softmax",
+    ),
+    "steps behind their classes": (lambda z: z.mean(2).softmax(1), Scores("map", (5, W)), "softmax"),
+    "vectors of length one": (lambda z: F.normalize(z.mean((2, 3))), Scores("values", (5,)), None),
+    "softmax over columns": (lambda z: z.softmax(3), Scores("values", (5, H, W)), "softmax"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_SHAPE)
+def test_shape_and_end_say_what_scores_mean(name: str) -> None:
+    """Maps, sequences, labels and embeddings are told apart, and their logits are rows before the end."""
+    answer, scores, ending = BY_SHAPE[name]
+    model, x = settled(Spatial(answer)), images(3)
+    graph = trace(model, SIZE)
+    found = answer_of(graph).output
+    assert found.parts == (scores,)
+    (node,) = returned_nodes(graph.graph)
+    assert end_of(node).ending == ending
+    with torch.no_grad():
+        logits, wanted = logits_from(graph, x), found.flat([model(x)])
+        assert logits.shape == (3, scores.numbers)
+        before = found.before(wanted, (None if scores.kind == "values" else ending,))
+        torch.testing.assert_close(found.same(logits, before), torch.ones(3))
+
+
+def test_several_tensors_count_together() -> None:
+    """Their logits are one row per image, in the order in which they were named."""
+    model = settled(Spatial(lambda z: {"cells": z.softmax(1), "box": z.mean((2, 3)), "other": z.amax((2, 3))}))
+    graph, x = trace(model, SIZE, "box, cells", ("values", "map")), images(2)
+    answer = answer_of(graph)
+    assert answer.counted == ("box", "cells")
+    assert answer.output.parts == (Scores("values", (5,)), Scores("map", (5, H, W)))
+    assert str(answer).endswith("in box and cells, which decide; returned: cells, box, other")
+    with torch.no_grad():
+        torch.testing.assert_close(logits_from(graph, x)[:, :5], model(x)["box"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "fact"),
+    [
+        ("class", lambda z: z, r"of kind class are \[N, K\], not \[N, 5, "),
+        ("map", lambda z: z.mean((2, 3)), r"of kind map are \[N, K, H, W\], not \[N, 5\]"),
+        ("sequence", lambda z: z, r"of kind sequence are \[N, T, K\]"),
+    ],
+)
+def test_a_kind_of_another_shape_is_refused(kind: Kind, answer: Callable[[Tensor], Any], fact: str) -> None:
+    """The message has both shapes and the option."""
+    with pytest.raises(RequestError, match=f"{fact}.*--output-kind"):
+        answer_of(trace(settled(Spatial(answer)), SIZE, kinds=(kind,)))
+
+
+def test_values_of_any_shape_are_the_users_word() -> None:
+    """A map of numbers looks like a map of classes."""
+    graph = trace(settled(Spatial(lambda z: z)), SIZE, kinds=("values",))
+    assert answer_of(graph).output == Output.of("values", 5, H, W)

@@ -27,11 +27,14 @@ MAP, STEPS, GUESSES = torch.zeros(2, 5, 8, 8), torch.zeros(2, 7, 5), torch.zeros
         ({"map": MAP, "deep": [None, {"scores": SCORES}]}, 1),
         (Scores(SCORES, OTHER), 0),
         ({"hidden": OTHER, "head": {"logits": SCORES}}, 1),
+        (MAP, 0),
+        ([STEPS], 0),
+        ({"map": MAP, "logits": STEPS}, 1),
     ],
 )
 def test_the_tensor_that_decides_is_found(value: Any, place: int) -> None:
     """It is the only one that holds scores of floats, or the one that is called logits."""
-    assert returned(value, 2).place == place
+    assert returned(value, 2).places == (place,)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,25 @@ def test_the_tensor_that_decides_is_found(value: Any, place: int) -> None:
 )
 def test_the_user_chooses_by_name_or_index(outputs: str, value: Any, place: int) -> None:
     """Names win over indices, and a choice wins over what is called logits."""
-    assert returned(value, 2, outputs).place == place
+    assert returned(value, 2, outputs).places == (place,)
+
+
+def test_several_are_named_with_commas() -> None:
+    """Each has its own kind, or one kind stands for all."""
+    value = {"cells": MAP, "box": SCORES, "steps": STEPS}
+    found = returned(value, 2, "box, 0", ("values", "map"))
+    assert (found.places, found.kinds) == ((1, 0), ("values", "map"))
+    assert returned(value, 2, "box,steps", ("values",)).kinds == ("values", "values")
+    with pytest.raises(RequestError, match="2 kinds for 1 tensors"):
+        returned(value, 2, "box", ("values", "map"))
+    with pytest.raises(RequestError, match="names one tensor twice"):
+        returned(value, 2, "box,1")
+
+
+def test_maps_alone_are_listed() -> None:
+    """Where no tensor has a row of scores per image, the user chooses among maps."""
+    with pytest.raises(RequestError, match=r"0 \[N, 5, 8, 8\], 1 \[N, 7, 5\].*--outputs 0, or all that count"):
+        returned([MAP, STEPS], 2)
 
 
 def test_several_tensors_are_listed_with_the_option() -> None:
@@ -64,10 +85,8 @@ def test_several_tensors_are_listed_with_the_option() -> None:
 @pytest.mark.parametrize(
     ("value", "fact", "code"),
     [
-        (MAP, "a tensor [N, 5, 8, 8]", "self.network(images).mean((2, 3))"),
-        (STEPS, "a tensor [N, 7, 5]", "self.network(images).mean(1)"),
         (GUESSES, "a tensor [N] of int64", "self.network(images)[...]"),
-        ([MAP, STEPS], "0 [N, 5, 8, 8], 1 [N, 7, 5]", "self.network(images)[...]"),
+        (MAP.transpose(0, 1), "a tensor [N, 2, 8, 8]", "self.network(images)[...]"),
         ([{"boxes": torch.zeros(4, 4)}, {SCORES}], "a value of type set", "self.network(images)[...]"),
         ((None, "text"), "no tensor", "self.network(images)[...]"),
         (torch.tensor(1.0), "a tensor []", "self.network(images)[...]"),
@@ -75,7 +94,7 @@ def test_several_tensors_are_listed_with_the_option() -> None:
     ],
 )
 def test_the_message_shows_the_module_that_helps(value: Any, fact: str, code: str) -> None:
-    """Maps, sequences, guesses and other objects are refused with three lines of code that can be filled in."""
+    """Guesses, batches on another axis and other objects are refused with lines of code that can be filled in."""
     with pytest.raises(RequestError) as caught:
         returned(value, 2)
     first, *lines = str(caught.value).splitlines()
@@ -83,7 +102,7 @@ def test_the_message_shows_the_module_that_helps(value: Any, fact: str, code: st
     assert code in lines[-1]
     found: dict[str, Any] = {"nn": nn}
     exec("\n".join(line.removeprefix("    ") for line in lines).replace("[...]", ""), found)
-    assert isinstance(found["Scores"](nn.Identity())(SCORES[:, :, None, None] if value is MAP else STEPS), Tensor)
+    assert isinstance(found["Scores"](nn.Identity())(SCORES), Tensor)
 
 
 class Nested(nn.Module):

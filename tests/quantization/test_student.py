@@ -179,7 +179,7 @@ def test_a_student_returns_what_its_network_returns(name: str) -> None:
     for one, other in zip(flattened(found)[1], flattened(wanted)[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert isinstance(wanted, Scores) or isinstance(found, tuple if isinstance(wanted, tuple) else type(wanted))
-    assert logits.shape == (3, student.output.size)
+    assert logits.shape == (3, student.output.numbers)
     if name == "softmax":
         torch.testing.assert_close(logits.softmax(1), found)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from acq.analysis.conditioning import Conditioning, GeneratorQuality
 from acq.analysis.sensitivity import Sensitivity
 from acq.config import Config
+from acq.core.outputs import Traits
 from acq.network.operators import Role
 from acq.quantization.formats import NumberFormat
 from acq.quantization.node_plan import NodePlan, Plan
@@ -44,7 +45,7 @@ def make_run(folder: Path, *, stages: tuple[str, ...] = STAGES) -> Path:
         stages: The stages of the examples; only the last where images are as generated.
     """
     (folder / "samples").mkdir(parents=True)
-    config = Config.create("fast", {"bits": "w4a4"}).fitted(normalised=True)
+    config = Config.create("fast", {"bits": "w4a4"}).fitted(Traits())
     rng = np.random.default_rng(0)
     write(folder, "summary.json", {"model": HOSTILE, **config.headline(), **_figures()})
     write(folder, "diagnostics.json", _diagnostics(rng))
@@ -95,7 +96,7 @@ def _figures() -> dict[str, Any]:
         "label_accuracy": None,
     }
     quality = quality_figures(selection, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0))
-    output = {"kind": "class", "size": 5, "counted": "logits", "returned": "logits"}
+    output = {"kind": "class", "meaning": "5 classes", "size": 5, "counted": "logits", "returned": "logits"}
     return {"output": output, **cost, **size, **accuracy, **quality}
 
 

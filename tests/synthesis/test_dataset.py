@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from acq.synthesis.augmentation import augment
 from acq.synthesis.condition import ConditionSampler
 from acq.synthesis.dataset import DistillationBatch, SyntheticDataset, augmented, generate, teach
 
-CONDITIONS = ConditionSampler(noise_dim=3, answers=5, centre_std=0.2)
+CONDITIONS = ConditionSampler(noise_dim=3, output=CLASSES, centre_std=0.2)
 
 
 def rng(seed: int = 0) -> torch.Generator:

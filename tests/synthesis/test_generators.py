@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ def made(kind: str, size: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> 
 
 
 def drawn(pairs: int = 3, seed: int = 0) -> Condition:
-    return ConditionSampler(noise_dim=6, answers=5, centre_std=0.2).draw(pairs, torch.Generator().manual_seed(seed))
+    sampler = ConditionSampler(noise_dim=6, output=CLASSES, centre_std=0.2)
+    return sampler.draw(pairs, torch.Generator().manual_seed(seed))
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from acq.core.outputs import Output
 from acq.core.pixels import denormalise
 from acq.core.values import Preprocessing
 from acq.runs.checkpoint import load, save
@@ -26,7 +27,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def started(scene: float = 0.5, proposals: Tensor | None = None, seed: int = 0) -> ImageBatch:
     """Two pairs of images over scenes of ``seed``."""
-    condition = ConditionSampler(4, 5, 0.2).draw(2, rng(1))
+    condition = ConditionSampler(4, Output.of("class", 5), 0.2).draw(2, rng(1))
     proposals = images(4) if proposals is None else proposals
     return start(proposals, condition, KNOWN, scene=scene, learning_rate=0.1, rng=rng(seed))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import images
+from helpers import CLASSES, images
 from small_runs import assert_same, training_
 
 from acq.core.processes import Processes
@@ -22,7 +22,7 @@ def context(**settings: Any) -> Context:
 
 
 def condition(pairs: int = 3) -> Condition:
-    return ConditionSampler(noise_dim=4, answers=5, centre_std=0.2).draw(pairs, torch.Generator().manual_seed(1))
+    return ConditionSampler(noise_dim=4, output=CLASSES, centre_std=0.2).draw(pairs, torch.Generator().manual_seed(1))
 
 
 def test_what_no_phase_has_made_is_missed() -> None:

@@ -10,7 +10,7 @@ from acq.core.outputs import Output
 from acq.core.values import TeacherOutput
 from acq.training.guards import CollapseDetector, RangeGuard, nonfinite_losses
 
-THREE = Output("class", 3)
+THREE = Output.of("class", 3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -16,7 +16,7 @@ from acq.zoo.registry import BUILTINS
 from acq.zoo.resnet import resnet20
 
 SIZE = (3, 16, 16)
-TEN = Output("class", 10)
+TEN = Output.of("class", 10)
 
 
 @pytest.fixture

@@ -28,16 +28,18 @@ class Conditioning:
     """How closely images follow their conditions.
 
     Attributes:
-        correlation: Pearson's correlation of requested and realised centres, on the worse of the two axes.
-        spread: Standard deviation of realised centres of one answer, mean over axes and answers.
-        label_agreement: Share of images to which the teacher gives the requested answer.
+        correlation: Pearson's correlation of requested and realised centres, on the worse of the two axes. None where
+            images are not asked for one answer each.
+        spread: Standard deviation of realised centres of one answer, mean over axes and answers; None as above.
+        label_agreement: Share of images to which the teacher gives the requested answer, or of places; None where
+            nothing is asked.
         eval_train_similarity: Mean cosine of the attention maps with running and with batch statistics; None without
             batch norms.
     """
 
-    correlation: float
-    spread: float
-    label_agreement: float
+    correlation: float | None
+    spread: float | None
+    label_agreement: float | None
     eval_train_similarity: float | None
 
 
@@ -123,10 +125,11 @@ def _merged(columns: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _conditioning(columns: dict[str, Tensor]) -> Conditioning:
+    whole, came_true = columns["label"].dim() == 1, columns["came true"]
     return Conditioning(
-        correlation=correlation(columns["requested"], columns["realised"]).min().item(),
-        spread=spread(columns["realised"], columns["label"]),
-        label_agreement=columns["came true"].float().mean().item(),
+        correlation=correlation(columns["requested"], columns["realised"]).min().item() if whole else None,
+        spread=spread(columns["realised"], columns["label"]) if whole else None,
+        label_agreement=came_true.float().mean().item() if came_true.numel() else None,
         eval_train_similarity=columns["similarity"].mean().item() if "similarity" in columns else None,
     )
 

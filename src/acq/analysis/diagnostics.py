@@ -40,6 +40,8 @@ def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor
     parts = few.split(max(2, _PIXELS_AT_ONCE // area))  # type: ignore[no-untyped-call]
     student = build(graph, plan).to(images.device)
     calibrate(student, parts)
+    whole = teacher.output.whole is not None
+    spreads = spread_per_class(centres.realised, centres.label) if whole else {}
     return {
         "images": len(few),
         "layers": [asdict(layer) for layer in sensitivities(student, parts)],
@@ -47,8 +49,10 @@ def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor
         "centres": [
             {"label": label, "requested": rounded(requested), "realised": rounded(realised)}
             for label, requested, realised in zip(*(v.tolist() for v in vars(centres).values()), strict=True)
-        ],
-        "spread": {str(k): round(value, 4) for k, value in spread_per_class(centres.realised, centres.label).items()},
+        ]
+        if whole
+        else [],
+        "spread": {str(k): round(value, 4) for k, value in spreads.items()},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from acq.api.files import engine, load
 from acq.core.device import choose_device
 from acq.core.evaluate import Classifier, accuracy
 from acq.core.extras import require_onnx
-from acq.core.outputs import Kind, Output
+from acq.core.outputs import Output
+from acq.core.scores import Kind
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
@@ -34,7 +36,7 @@ class Target:
     """A classifier that can be evaluated.
 
     Attributes:
-        network: Normalised images [N, C, H, W] to logits [N, K].
+        network: Normalised images [N, C, H, W] to logits [N, L].
         preprocessing: Of its images.
         output: How the logits decide.
         model: Name of the network that it came from; empty where unknown.
@@ -65,24 +67,24 @@ def evaluate(
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
     outputs: str | None = None,
-    output_kind: Kind | None = None,
+    output_kinds: Sequence[Kind] = (),
     device: str = "auto",
 ) -> float:
-    """Accuracy in percent on labelled images: top-1 of classes, or the mean over labels.
+    """Accuracy in percent on labelled images: top-1 of classes, the mean over labels, or mean IoU of a map.
 
     Args:
         network: A student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
         data: An ``.npz`` file or a folder of classes.
         preprocessing: Of the network's images; a classifier of your own needs it.
         limit: Evaluate only the first images.
-        outputs: The name or index of the tensor that decides, if a network returns several.
-        output_kind: How it decides, where that is not what its shape and its end say.
+        outputs: The names or indices of the tensors that decide, joined by commas, if a network returns several.
+        output_kinds: How each decides, where that is not what its shape and its end say.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
         RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
     """
-    found = target(network, preprocessing=preprocessing, outputs=outputs, output_kind=output_kind, device=device)
+    found = target(network, preprocessing=preprocessing, outputs=outputs, output_kinds=output_kinds, device=device)
     return found.accuracy(Path(data), limit)[0]
 
 
@@ -91,7 +93,7 @@ def target(
     *,
     preprocessing: Preprocessing | None = None,
     outputs: str | None = None,
-    output_kind: Kind | None = None,
+    output_kinds: Sequence[Kind] = (),
     device: str = "auto",
     **options: Any,
 ) -> Target:
@@ -101,7 +103,7 @@ def target(
         network: As for ``evaluate``.
         preprocessing: Of a classifier of your own.
         outputs: As for ``evaluate``.
-        output_kind: As for ``evaluate``.
+        output_kinds: As for ``evaluate``.
         device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU.
         **options: Of ``acq.zoo.resolve``, for the name of a network alone.
 
@@ -113,11 +115,13 @@ def target(
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
-        graph = trace(network, preprocessing.input_size, outputs, output_kind)
+        graph = trace(network, preprocessing.input_size, outputs, output_kinds)
         return _of_graph(graph, preprocessing, "", next(network.parameters()).device)
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx" and _is_own(path)
-    if (is_file or path.is_dir()) and any(value is not None for value in (outputs, output_kind, *options.values())):
+    if (is_file or path.is_dir()) and any(
+        value is not None for value in (outputs, output_kinds or None, *options.values())
+    ):
         kind = "a file of acq export" if is_file else "a run folder"
         raise RequestError(f"{network} is {kind}, which has its own weights and sizes; leave out the other options")
     if is_file:
@@ -127,7 +131,7 @@ def target(
         facts = student_file.load_facts(path)
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
     named = resolve(str(network), outputs=tuple((outputs or "").split(",")) if outputs else (), **options)
-    graph = trace(named.model, named.preprocessing.input_size, outputs, output_kind)
+    graph = trace(named.model, named.preprocessing.input_size, outputs, output_kinds)
     return _of_graph(graph, named.preprocessing, str(network), place)
 
 

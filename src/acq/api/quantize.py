@@ -54,8 +54,10 @@ def quantize(
         out: The run folder; nothing is written without it.
         preset: ``fast``, ``default``, ``best`` or ``gdfq``.
         settings: Nested as in a configuration file, such as ``{"student": {"steps": 1000}}``.
-        outputs: The name or index of the returned tensor that decides, if the network returns several.
-        output_kind: ``class`` or ``multilabel``, where that is not what its shape and its end say.
+        outputs: The name or index of the returned tensor that decides, if the network returns several. Several that
+            count are joined by commas.
+        output_kind: ``class``, ``multilabel``, ``map``, ``sequence`` or ``values``, where shape and end do not
+            say so; for several tensors joined by commas.
         seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         data: Labelled images, an ``.npz`` file or a folder of classes. They only report accuracy, at the end.
@@ -109,8 +111,8 @@ def inspect(
         bits: Such as ``"w4a4"``, the default.
         preset: ``fast``, ``default``, ``best`` or ``gdfq``.
         settings: Nested as in a configuration file.
-        outputs: The name or index of the returned tensor that decides.
-        output_kind: ``class`` or ``multilabel``.
+        outputs: As for ``quantize``.
+        output_kind: As for ``quantize``.
 
     Returns:
         The plan; ``print`` shows it as a table.

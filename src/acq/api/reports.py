@@ -10,6 +10,7 @@ from typing import Any
 
 from acq.api.files import write_or_refuse
 from acq.config import Config, differences
+from acq.core.outputs import Traits
 from acq.errors import RequestError, first_line
 from acq.network.operators import BATCH_NORM
 from acq.quantization.node_plan import Plan
@@ -33,7 +34,8 @@ def write_report(run: str | Path) -> Path:
     require_run(folder)
     plan = student_file.load_plan(folder)
     try:
-        command = _command(student_file.load_facts(folder), folder, normalised=_has_norms(plan))
+        traits = student_file.load_output(folder).traits(normalised=_has_norms(plan))
+        command = _command(student_file.load_facts(folder), folder, traits)
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{folder / QUANTIZATION} is damaged ({first_line(error)}); quantize again") from error
     write_or_refuse(folder / REPORT, render(folder, plan, command))
@@ -69,11 +71,11 @@ def _has_norms(plan: Plan) -> bool:
     return any(node.operator == BATCH_NORM and len(node.shape) == 4 for node in plan.nodes)
 
 
-def _command(facts: Mapping[str, Any], run: Path, *, normalised: bool) -> str:
+def _command(facts: Mapping[str, Any], run: Path, traits: Traits) -> str:
     """The command that makes a run again, with the settings that differ from its preset."""
     origin, known = facts["origin"], facts["preprocessing"]
     config = Config.model_validate(facts["config"])
-    usual = Config.create(config.preset, {"bits": config.bits}).fitted(normalised=normalised)
+    usual = Config.create(config.preset, {"bits": config.bits}).fitted(traits)
     parts = ["acq", "quantize", str(origin["model"]), "--preset", config.preset, "--bits", config.bits]
     for option, value in (
         ("checkpoint", origin.get("checkpoint")),

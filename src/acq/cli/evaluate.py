@@ -10,7 +10,7 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
-from acq.cli.requests import data_path, kind_of, network_options
+from acq.cli.requests import data_path, kinds_of, network_options
 
 
 @command(
@@ -36,13 +36,13 @@ def evaluate(
     found = api.target(
         target,
         outputs=outputs,
-        output_kind=kind_of(output_kind),
+        output_kinds=kinds_of(output_kind),
         device=device or "auto",
         **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std),
     )
     percent, count = found.accuracy(data_path(data, found.model), limit)
     if as_json:
-        figures = {"test_images": count, found.output.accuracy: round(percent, 2)}
+        figures = {"test_images": count, str(found.output.accuracy): round(percent, 2)}
         print_json({"target": target, "data": data, **figures})
     elif found.output.kind == "class":
         print_lines([f"top-1  {percent:.2f} %  ({count:,} images)"])

@@ -57,7 +57,7 @@ def inspect(
     print_json(
         {
             "model": model,
-            "classes": structure.answer.output.size,
+            "classes": structure.answer.output.parts[0].size,
             "output": structure.answer.figures(),
             "features": context.teacher.features,
             "batch_norms": len(structure.norms),

@@ -52,16 +52,16 @@ Std = Annotated[
 Outputs = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|INDEX",
+        metavar="NAME|INDEX,...",
+        help="the returned tensors that decide, if MODEL returns several; in an ONNX file also values to cut it at",
         rich_help_panel=NETWORK,
-        help="the returned tensor that decides, if MODEL returns several; in an ONNX file also values to cut it at",
     ),
 ]
 OutputKind = Annotated[
     str | None,
     typer.Option(
-        metavar="class|multilabel",
-        help="whether the largest score decides or each says yes or no, where that is not found",
+        metavar="class|multilabel|map|sequence|values,...",
+        help="what the scores of each mean, where that is not found",
         rich_help_panel=NETWORK,
     ),
 ]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acq.core.outputs import agreement_of, is_cosine
 from acq.errors import Note
 from acq.quantization.node_plan import Plan
 from acq.runs.rehearsal import Rehearsal
@@ -106,8 +107,9 @@ def parity_figures(parity: Parity) -> dict[str, Any]:
 
 def parity_lines(parity: Parity) -> list[str]:
     """The comparison of a file with its student, one line per engine."""
+    verb = "returns the student's values with" if is_cosine(parity.kind) else "decides like the student on"
     lines = [
-        f"{name:<13}decides like the student on {found.match.agreement:.1f} % of {parity.images} images "
+        f"{name:<13}{verb} {agreement_of(parity.kind, found.match.agreement, f'{parity.images} images')} "
         f"(largest difference {found.match.difference:.2g}), {found.integer} of {found.layers} layers in integers"
         for name, found in parity.engines.items()
     ]

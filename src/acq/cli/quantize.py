@@ -13,6 +13,7 @@ from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, parity_lines, print_json, print_lines, without_notes
 from acq.cli.requests import config_of, data_path, json_object, names_of, network_of, network_options
 from acq.core.device import choose_device
+from acq.core.outputs import agreement_of, is_cosine
 from acq.core.processes import joined, started_by_torchrun
 from acq.core.units import in_kilobytes, in_minutes
 from acq.errors import RequestError
@@ -115,19 +116,20 @@ def _show(figures: dict[str, Any], exported: Exported | None, as_json: bool, qui
         print_lines([] if exported is None else parity_lines(exported.parity))
 
 
+_ACCURACIES = {"class": "top-1", "multilabel": "labels", "map": "mean IoU", "sequence": "steps"}
+
+
 def finished_lines(figures: dict[str, Any]) -> list[str]:
     """The figures of a finished run in three lines: quality, cost, and the file or what to run next."""
-    bits, is_class, measured = figures["bits"], figures["output"]["kind"] == "class", accuracies(figures)
+    bits, kind, measured = figures["bits"], figures["output"]["kind"], accuracies(figures)
     if measured is not None:
         float_, low = measured
-        quality = f"{'top-1 ' if is_class else 'labels'}     float {float_:.2f} %  ->  {bits} {low:.2f} %  "
+        quality = f"{_ACCURACIES[kind]:<11}float {float_:.2f} %  ->  {bits} {low:.2f} %  "
         quality += f"({low - float_:+.2f}, {figures['test_images']:,} test images)"
-    elif is_class:
-        quality = f"agreement  {bits} student and float network name the same class for {figures['agreement']:.1f} % "
-        quality += "of augmented synthetic images"
     else:
-        quality = f"agreement  {bits} student and float network say the same to {figures['agreement']:.1f} % "
-        quality += "of labels of augmented synthetic images"
+        verb = "agree with" if is_cosine(kind) else "agree on"
+        like = agreement_of(kind, figures["agreement"], "augmented synthetic images")
+        quality = f"agreement  {bits} student and float network {verb} {like}"
     size = f"{in_kilobytes(figures['float_bytes'])}  ->  {in_kilobytes(figures['quantized_bytes'])}"
     report = f"    (report: {figures['report']})" if figures["report"] else ""
     file = f"next       acq export {figures['run']}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from acq import zoo
 from acq.config import Config
-from acq.core.outputs import Kind
+from acq.core.scores import KINDS, Kind
 from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
 
@@ -68,15 +68,13 @@ def names_of(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def kind_of(text: str | None) -> Kind | None:
-    """The value of ``--output-kind``; RequestError if it is none."""
-    kinds: tuple[Kind, ...] = get_args(Kind)
-    for kind in kinds:
-        if kind == text:
-            return kind
-    if text is not None:
-        raise RequestError(f"--output-kind {text!r} is not known; give {' or '.join(kinds)}")
-    return None
+def kinds_of(text: str | None) -> tuple[Kind, ...]:
+    """The kinds in ``--output-kind``; RequestError if one is none."""
+    known = {str(kind): kind for kind in KINDS}
+    for name in names_of(text):
+        if name not in known:
+            raise RequestError(f"--output-kind {name!r} is not known; give {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    return tuple(known[name] for name in names_of(text))
 
 
 def json_object(text: str) -> dict[str, Any]:

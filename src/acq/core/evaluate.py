@@ -20,25 +20,27 @@ def accuracy(
     output: Output,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Accuracy in percent: top-1 of classes, or the mean over labels.
+    """Accuracy in percent (``Scores.measured``): top-1 of classes, the mean over labels, mean IoU of a map.
 
     Args:
-        network: Images [n, C, H, W] to logits [n, K]. A module is evaluated in eval mode and then restored.
-        batches: Images [n, C, H, W] and labels [n], or [n, K] where the logits are those of labels.
+        network: Images [n, C, H, W] to logits [n, L]. A module is evaluated in eval mode and then restored.
+        batches: Images [n, C, H, W] and what they show (``Scores.tally``).
         output: How the logits decide.
         device: Where the network is.
 
     Raises:
-        RequestError: There are no images.
+        RequestError: There are no images, or the output has no accuracy.
     """
-    right, total = 0.0, 0
+    if output.accuracy is None:
+        raise RequestError(f"a network that returns {output} has no accuracy; leave the data out")
+    scores, counts = output.parts[0], None
     with evaluating(network):
         for images, labels in batches:
-            right += output.right(network(images.to(device)), labels.to(device)).sum().item()
-            total += len(labels)
-    if not total:
+            found = scores.tally(network(images.to(device)), labels.to(device))
+            counts = found if counts is None else counts + found
+    if counts is None:
         raise RequestError("there are no images to evaluate on; give at least one")
-    return 100 * right / total
+    return scores.measured(counts)
 
 
 @contextmanager

@@ -1,160 +1,238 @@
-"""How a network's logits decide, and every formula that depends on it.
+"""What a network returns, and how the tensors that count decide together.
 
-Shapes: N images, K logits per image, A answers that an image can be asked for.
+Shapes: N images. The scores of all counted tensors are one row per image, [N, L]: those of the first, then the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from acq.core.scores import ACCURACIES, COUNTED, Ending, Kind, Scores
 from acq.core.structures import Structure, names_in, rebuilt
 
-Kind = Literal["class", "multilabel"]
-Ending = Literal["sigmoid", "softmax", "log_softmax"]
+BETWEEN = ","  # joins the kinds of several tensors
 
-# percent of the images with one answer, above which agreement says little: halfway between the least and all of them
-_MOST_MAJORITY: dict[Kind, float] = {"class": 50.0, "multilabel": 75.0}
+
+@dataclass(frozen=True)
+class Traits:
+    """What the settings of a run depend on.
+
+    Attributes:
+        normalised: Whether the network has batch norms, whose statistics images can match.
+        whole: Whether it answers for images as a whole, so that a generator can ask for an answer and a centre.
+        asks: Whether images can be asked for answers at all.
+    """
+
+    normalised: bool = True
+    whole: bool = True
+    asks: bool = True
 
 
 @dataclass(frozen=True)
 class Output:
-    """What the logits [N, K] of a network mean.
+    """How a network decides: by the scores of one tensor, or of several.
+
+    Losses are sums over tensors. Agreement is the least of theirs.
 
     Attributes:
-        kind: ``class``: the largest logit names the class. ``multilabel``: each logit says yes to its label where it is
-            above 0, and no elsewhere.
-        size: K, the number of classes or of labels.
+        parts: The scores of each counted tensor.
     """
 
-    kind: Kind
-    size: int
+    parts: tuple[Scores, ...]
 
-    def __post_init__(self) -> None:
-        if self.size < (2 if self.kind == "class" else 1):
-            raise ValueError(f"{self.size} logits are none of kind {self.kind}")
+    @classmethod
+    def of(cls, kind: Kind, *shape: int) -> Self:
+        """The output of a network whose only counted tensor has scores of that shape per image."""
+        return cls((Scores(kind, shape),))
 
     def __str__(self) -> str:
-        if self.kind == "class":
-            return f"{self.size} classes"
-        return "one yes-or-no answer" if self.size == 1 else f"{self.size} labels, yes or no each"
+        return " and ".join(map(str, self.parts))
 
     @property
-    def accuracy(self) -> str:
-        """The name of the accuracy that is measured: ``top1`` of classes, ``label_accuracy`` the mean over labels."""
-        return "top1" if self.kind == "class" else "label_accuracy"
-
-    def named(self, answer: int) -> str:
-        """An answer in words, such as ``class 3`` or ``label 3: no``."""
-        if self.kind == "class":
-            return f"class {answer}"
-        word = "yes" if answer < self.size else "no"
-        return word if self.size == 1 else f"label {answer % self.size}: {word}"
+    def kind(self) -> str:
+        """The kind of the scores; several are joined by commas."""
+        return BETWEEN.join(part.kind for part in self.parts)
 
     @property
-    def answers(self) -> int:
-        """A, the answers that an image can be asked for: the classes, or yes to each label and then no to each."""
-        return self.size if self.kind == "class" else 2 * self.size
+    def numbers(self) -> int:
+        """L, the scores of an image."""
+        return sum(part.numbers for part in self.parts)
+
+    @property
+    def whole(self) -> Scores | None:
+        """The scores, if they answer for images as a whole; ACQ's conditions and attention per answer need that."""
+        only = self.parts[0]
+        return only if len(self.parts) == 1 and only.answers and not only.places else None
+
+    @property
+    def asks(self) -> bool:
+        """Whether images can be asked for answers."""
+        return any(part.asked for part in self.parts)
+
+    def traits(self, *, normalised: bool) -> Traits:
+        """What the settings of a run depend on, for a network with or without batch norms."""
+        return Traits(normalised, self.whole is not None, self.asks)
+
+    @property
+    def accuracy(self) -> str | None:
+        """The name of the accuracy that labelled images measure; None if they measure none."""
+        return accuracy_name(self.kind)
 
     @property
     def most_majority(self) -> float:
-        """The percentage of the commonest answer above which agreement says little (this project's definition)."""
-        return _MOST_MAJORITY[self.kind]
+        """The percentage of the commonest answer above which agreement says little."""
+        return min(part.most_majority for part in self.parts)
 
-    def flat(self, values: Tensor) -> Tensor:
-        """The logits [N, K] of values [N], [N, K] or [N, K, 1, 1]."""
-        return values if values.dim() == 2 else values.reshape(-1, self.size)
+    def flat(self, values: Sequence[Tensor]) -> Tensor:
+        """The scores [N, L] of the counted tensors."""
+        rows = [part.flat(value) for part, value in zip(self.parts, values, strict=True)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
-    def before(self, values: Tensor, ending: Ending | None) -> Tensor:
-        """Values that decide as the logits do: [N, K] -> [N, K].
+    def before(self, rows: Tensor, endings: Sequence[Ending | None]) -> Tensor:
+        """Rows that decide as the scores do, from what the network returns: [N, L] -> [N, L]."""
+        found = [part.before(own, end) for part, own, end in zip(self.parts, self._split(rows), endings, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def mismatch(self, rows: Tensor, asked: Tensor) -> Tensor:
+        """Cross entropy of the answers and those that were asked for; 0 where nothing is asked.
 
         Args:
-            values: What a network returns.
-            ending: The operator that made it of the logits, if one did.
+            rows: Scores [N, L].
+            asked: [N] of images as a whole, otherwise [N, Q], the answers of all places and tensors.
         """
-        if ending == "sigmoid":
-            return torch.logit(values)
-        return values.log() if ending == "softmax" else values
+        if self.whole is not None:
+            return self.whole.mismatch(rows, asked)
+        wanted = torch.split(asked, [part.asked for part in self.parts], 1)
+        triples = zip(self.parts, self._split(rows), wanted, strict=True)
+        losses = [part.mismatch(own, _one(part, answers)) for part, own, answers in triples if part.asked]
+        return torch.stack(losses).sum() if losses else rows.new_zeros(())
 
-    def scores(self, logits: Tensor) -> Tensor:
-        """The evidence for each answer: [N, K] -> [N, A]. That for no to a label is the negated logit."""
-        return logits if self.kind == "class" else torch.cat((logits, -logits), 1)
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The sum of ``Scores.divergence``."""
+        return torch.stack([part.divergence(*own) for part, *own in self._pairs(student, teacher)]).sum()
 
-    def rows(self, weight: Tensor) -> Tensor:
-        """The weight of each answer's score, from that of the logits: [K, C] -> [A, C]."""
-        return weight if self.kind == "class" else torch.cat((weight, -weight))
+    def apart(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The sum of ``Scores.apart``."""
+        return torch.stack([part.apart(*own) for part, *own in self._pairs(student, teacher)]).sum()
 
-    def log_probabilities(self, logits: Tensor) -> Tensor:
-        """The logarithm of each answer's probability: [N, K] -> [N, A].
+    def centred(self, rows: Tensor) -> Tensor:
+        """The part of the scores that decides (``Scores.centred``), [N, L]."""
+        found = [part.centred(own).flatten(1) for part, own in zip(self.parts, self._split(rows), strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
-        Classes exclude each other, so theirs sum to one. With labels, those of yes and no to each label do.
-        """
-        return logits.log_softmax(1) if self.kind == "class" else F.logsigmoid(self.scores(logits))
-
-    def centred(self, logits: Tensor) -> Tensor:
-        """The part of the logits that decides. A number added to all of them changes no class, but every label."""
-        return logits - logits.mean(1, keepdim=True) if self.kind == "class" else logits
-
-    def answered(self, logits: Tensor) -> Tensor:
-        """The answer with the largest score: [N, K] -> [N]."""
-        return self.scores(logits).argmax(1)
-
-    def came_true(self, logits: Tensor, asked: Tensor) -> Tensor:
-        """Whether each image gets the answer that was asked of it: [N, K] and answers [N] -> [N]."""
-        if self.kind == "class":
-            return logits.argmax(1) == asked
-        return self.scores(logits).gather(1, asked.unsqueeze(1)).squeeze(1) > 0
+    def came_true(self, rows: Tensor, asked: Tensor) -> Tensor:
+        """Whether what was asked came true: [N] of images as a whole, otherwise [N, Q]."""
+        if self.whole is not None:
+            return self.whole.came_true(rows, asked)
+        wanted = torch.split(asked, [part.asked for part in self.parts], 1)
+        triples = zip(self.parts, self._split(rows), wanted, strict=True)
+        return torch.cat(
+            [
+                part.came_true(own, _one(part, answers)).reshape(len(rows), -1)
+                for part, own, answers in triples
+                if part.asked
+            ]
+            or [rows.new_zeros(len(rows), 0, dtype=torch.bool)],
+            1,
+        )
 
     def same(self, one: Tensor, other: Tensor) -> Tensor:
-        """The share of equal decisions per image: [N, K], [N, K] -> [N]. One class is equal or not."""
-        if self.kind == "class":
-            return (one.argmax(1) == other.argmax(1)).float()
-        return ((one > 0) == (other > 0)).float().mean(1)
+        """The share of equal decisions per image, [N]; of values the cosine. Of several tensors, the least."""
+        found = [part.same(*own) for part, *own in self._pairs(one, other)]
+        return found[0] if len(found) == 1 else torch.stack(found).amin(0)
 
-    def right(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """The share of right decisions per image: [N, K] -> [N].
+    def majority(self, rows: Tensor) -> float:
+        """The agreement, in percent, of the best answer that is the same for all images; the least of several."""
+        return min(part.majority(own) for part, own in zip(self.parts, self._split(rows), strict=True))
 
-        Args:
-            logits: [N, K].
-            truth: Classes [N]; or labels 0 and 1, [N, K], or [N] where K is 1.
-        """
-        if self.kind == "class":
-            return (logits.argmax(1) == truth).float()
-        return ((logits > 0) == truth.reshape(logits.shape).bool()).float().mean(1)
+    def drawn(self, pairs: int, usual: Tensor, rng: torch.Generator) -> Tensor:
+        """What images are asked for (``Scores.drawn``): [N] of images as a whole, otherwise [N, Q]."""
+        if self.whole is not None:
+            return self.whole.drawn(pairs, usual, rng)
+        own = torch.split(usual, [part.asked for part in self.parts])
+        drawn = [
+            part.drawn(pairs, answers, rng).reshape(2 * pairs, -1)
+            for part, answers in zip(self.parts, own, strict=True)
+            if part.asked
+        ]
+        return torch.cat(drawn, 1) if drawn else torch.zeros(2 * pairs, 0, dtype=torch.long, device=rng.device)
 
-    def majority(self, logits: Tensor) -> float:
-        """The agreement, in percent, of the best answer that is the same for all images [N, K]."""
-        if self.kind == "class":
-            return 100 * int(torch.bincount(logits.argmax(1)).max()) / len(logits)
-        yes = (logits > 0).float().mean(0)
-        return 100 * torch.maximum(yes, 1 - yes).mean().item()
+    def usual(self, rows: Tensor) -> Tensor:
+        """The answer that each place gets most often, [Q], from the scores [N, L] of some images."""
+        found = [
+            part.answered(own).reshape(len(rows), -1).mode(0).values
+            for part, own in zip(self.parts, self._split(rows), strict=True)
+            if part.asked
+        ]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=rows.device)
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return (rows,) if len(self.parts) == 1 else torch.split(rows, [part.numbers for part in self.parts], 1)
+
+    def _pairs(self, one: Tensor, other: Tensor) -> list[tuple[Scores, Tensor, Tensor]]:
+        return list(zip(self.parts, self._split(one), self._split(other), strict=True))
+
+
+def accuracy_name(kind: str) -> str | None:
+    """The name of the accuracy of an output in a summary (``Output.kind``); None if it has none."""
+    return {str(known): name for known, name in ACCURACIES.items()}.get(kind)
+
+
+def is_cosine(kind: str) -> bool:
+    """Whether agreement is a hundred times a cosine, because nothing is decided (``Output.kind``)."""
+    return set(kind.split(BETWEEN)) == {"values"}
+
+
+def agreement_of(kind: str, percent: float, images: str) -> str:
+    """Agreement in words, such as ``99.8 % of cells of 512 images``, or ``a cosine of 0.9998 on 512 images``.
+
+    Args:
+        kind: Of the output (``Output.kind``).
+        percent: The agreement.
+        images: On which images, in words.
+    """
+    if is_cosine(kind):
+        return f"a cosine of {percent / 100:.4f} on {images}"
+    return f"{percent:.1f} % of {counted_in(kind, images)}"
+
+
+def counted_in(kind: str, images: str) -> str:
+    """What agreement is a percentage of, such as ``cells of 512 images``; of several kinds the images."""
+    return {str(known): words for known, words in COUNTED.items()}.get(kind, "") + images
+
+
+def _one(part: Scores, answers: Tensor) -> Tensor:
+    """The answers of a part as its formulas take them: [N] where an image is one place."""
+    return answers if part.places else answers[:, 0]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network returns, and which part of it decides.
+    """What a network returns, and which tensors of it count.
 
     Attributes:
         structure: How the returned tensors are nested (``acq.core.structures``).
-        counted: The name of the tensor that decides.
-        logits: The public name of the node with its logits: the values before a final softmax or sigmoid.
+        counted: The names of the tensors that decide.
+        logits: For each, the public name of the node with its scores: the values before a final softmax or sigmoid.
         output: How they decide.
     """
 
     structure: Structure
-    counted: str
-    logits: str
+    counted: tuple[str, ...]
+    logits: tuple[str, ...]
     output: Output
 
     def __str__(self) -> str:
         if len(self.names) == 1:
             return str(self.output)
-        return f"{self.output} in {self.counted}, which decides; returned: {', '.join(self.names)}"
+        verb = "decides" if len(self.counted) == 1 else "decide"
+        counted, returned = " and ".join(self.counted), ", ".join(self.names)
+        return f"{self.output} in {counted}, which {verb}; returned: {returned}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -165,8 +243,9 @@ class Answer:
         """What a summary shows of it, as JSON values."""
         return {
             "kind": self.output.kind,
-            "size": self.output.size,
-            "counted": self.counted,
+            "meaning": str(self.output),
+            "size": self.output.parts[0].size,
+            "counted": BETWEEN.join(self.counted),
             "returned": ", ".join(self.names),
         }
 

@@ -33,7 +33,8 @@ class Condition:
 
     Attributes:
         noise: [N, Z].
-        label: What each image is asked for, [N]: an answer of ``acq.core.outputs.Output``, such as a class.
+        label: What each image is asked for: an answer of ``acq.core.outputs.Output`` such as a class, [N]; or the
+            answers of all places, [N, Q].
         centre: The attention centre (x, y) of each image, in [-1, 1], [N, 2].
     """
 

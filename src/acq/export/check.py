@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from acq.core.evaluate import evaluating
+from acq.core.outputs import is_cosine
 from acq.errors import RequestError
 from acq.export.answers import FileAnswer
 from acq.export.engine import Engine
@@ -19,7 +20,8 @@ from acq.export.engines import REFERENCE, installed_engines
 from acq.quantization.student import Student
 
 _BATCH = 32
-LEAST_AGREEMENT = 99.0  # percent
+LEAST_AGREEMENT = 99.0  # percent of decisions
+LEAST_COSINE = 99.9  # times 100: noise of 27 dB below the values
 _DOUBT = 1e-3  # below this chance a file is taken to agree less often than on the least agreement
 EQUAL_WITHIN = 1e-4  # of an output's largest value: differences of float rounding
 
@@ -29,7 +31,8 @@ class Match:
     """What a file returns compared with what its student returns.
 
     Attributes:
-        agreement: Images with the same top-1 class, or labels with the same answer, in percent.
+        agreement: Images with the same top-1 class, or labels, cells or steps with the same answer, in percent. Of
+            values it is a hundred times the mean cosine.
         equal: Images whose values are all equal within 1e-4 of their output's largest value, in percent.
         difference: The largest absolute difference of a value.
     """
@@ -60,12 +63,14 @@ class Parity:
 
     Attributes:
         images: Number of images.
+        kind: Of the output (``acq.core.outputs.Output.kind``).
         plain: ONNX Runtime without graph optimisations: the file's own meaning, in floating point.
         engines: The comparison on each installed engine, by its name (``acq.export.engines``).
         failures: Why an engine cannot run the file, by its name.
     """
 
     images: int
+    kind: str
     plain: Match
     engines: Mapping[str, EngineMatch]
     failures: Mapping[str, str]
@@ -90,8 +95,15 @@ class Parity:
         """The comparison on OpenVINO, if it is installed and runs the file."""
         return self.engines.get("openvino")
 
+    @property
+    def least(self) -> str:
+        """What a file must reach, in words."""
+        return f"{LEAST_COSINE / 100:g}" if is_cosine(self.kind) else f"{LEAST_AGREEMENT:g} %"
+
     def agrees(self, match: Match) -> bool:
-        """Whether the classes agree on 99 % of images, as far as so many images can tell."""
+        """Whether decisions agree on 99 % of images, as far as so many can tell; or values by a cosine of 0.999."""
+        if is_cosine(self.kind):
+            return match.agreement >= LEAST_COSINE
         differing = round(self.images * (1 - match.agreement / 100))
         return chance_of(differing, self.images, 1 - LEAST_AGREEMENT / 100) > _DOUBT
 
@@ -130,7 +142,7 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
             failures[name] = str(error)
         else:
             found[name] = EngineMatch(match, opened.kernels.integer, opened.kernels.layers)
-    return Parity(sum(map(len, parts)), plain, found, failures)
+    return Parity(sum(map(len, parts)), student.output.kind, plain, found, failures)
 
 
 def _parts(images: Tensor, size: int | None) -> list[Tensor]:

@@ -22,7 +22,7 @@ _KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(ui
 
 
 class Engine:
-    """Runs a file on the CPU: normalised images [N, C, H, W] to values [N, K] that decide as the logits do.
+    """Runs a file on the CPU: normalised images [N, C, H, W] to values [N, L] that decide as the logits do.
 
     Files that ``acq.files.screening`` refuses are never opened.
 
@@ -74,7 +74,7 @@ class Engine:
         self._channels_last = known.facts.get(LAYOUT) == "NHWC"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to values [N, K] that decide as the logits do."""
+        """Normalised images [N, C, H, W] to values [N, L] that decide as the logits do."""
         return self.answer.logits(self.run(self.input_for(images)))
 
     def input_for(self, images: Tensor) -> np.ndarray:
@@ -101,11 +101,12 @@ class Engine:
             found = self._computed(inputs)
         except Exception as error:  # as above
             raise RequestError(f"ONNX Runtime cannot run the file ({first_line(error)}); export it again") from error
-        decides, size = found[self.answer.place], self.answer.output.size
-        if decides.size != len(inputs) * size:
-            raise RequestError(
-                f"the file returns {decides.shape} for {len(inputs)} images of {size} logits; export it again"
-            )
+        for place, part in zip(self.answer.places, self.answer.output.parts, strict=True):
+            if found[place].size != len(inputs) * part.numbers:
+                raise RequestError(
+                    f"the file returns {found[place].shape} for {len(inputs)} images of {part.numbers} logits; "
+                    "export it again"
+                )
         return tuple(map(torch.from_numpy, found))
 
     def _computed(self, inputs: np.ndarray) -> list[np.ndarray]:

@@ -12,10 +12,11 @@ import onnx
 from torch import Tensor
 
 from acq.core.file_form import FileForm
+from acq.core.outputs import agreement_of
 from acq.core.pixels import from_bytes, to_bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
-from acq.export.check import LEAST_AGREEMENT, Parity, check
+from acq.export.check import Parity, check
 from acq.export.engine import Engine
 from acq.export.engines import ENGINES, require_engines
 from acq.export.form import in_form
@@ -124,8 +125,9 @@ def _require_agreement(parity: Parity, required: Sequence[str]) -> None:
         if not parity.agrees(worst):
             way_out = "leave it out of --engines" if name in required else "evaluate or load the run folder instead"
             raise RequestError(
-                f"on {ENGINES[name].label} the ONNX file decides like the student on only {worst.agreement:.1f} % of "
-                f"{parity.images} images, below {LEAST_AGREEMENT:g} %, so it was removed; {way_out}"
+                f"on {ENGINES[name].label} the ONNX file agrees with the student on only "
+                f"{agreement_of(parity.kind, worst.agreement, f'{parity.images} images')}, less than {parity.least}, "
+                f"so it was removed; {way_out}"
             )
     for name in required:
         if name in parity.failures:

@@ -28,7 +28,7 @@ def read_npz(path: Path, channels: int) -> tuple[Bytes, NDArray[Any]]:
         channels: Channels of the network; with one channel, images [N, H, W] become [N, H, W, 1].
 
     Returns:
-        Images uint8 [N, H, W, C] and integer labels [N] or [N, K]; their lengths and sizes are not compared yet.
+        Images uint8 [N, H, W, C] and integer labels [N], [N, K] or [N, H, W]; lengths and sizes are not compared yet.
 
     Raises:
         RequestError: The file is damaged, too large, or has other arrays.
@@ -78,10 +78,10 @@ def _check_headers(path: Path, images: Header, labels: Header) -> None:
     """Check types and sizes before any allocation, because a compressed file of 1 kB may declare terabytes."""
     if images.dtype != np.uint8:
         raise RequestError(f"images in {path} are {images.dtype}; save them as uint8, 0 to 255")
-    if len(labels.shape) not in (1, 2) or labels.dtype.kind not in "iub":
+    if len(labels.shape) not in (1, 2, 3) or labels.dtype.kind not in "iub":
         raise RequestError(
             f"labels in {path} are {labels.dtype} of shape {labels.shape}; "
-            "save class indices as integers [N], or labels as 0 and 1, [N, K]"
+            "save class indices as integers [N], labels as 0 and 1, [N, K], or classes per cell, [N, H, W]"
         )
     for array in (images, labels):
         array.require_stored()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from acq.core.outputs import Output
 from acq.core.pixels import Bytes, from_bytes
+from acq.core.scores import IGNORED, Scores
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.arrays import is_cifar_folder, read_cifar, read_npz
@@ -40,7 +41,8 @@ class LabelledImages:
 
     Attributes:
         images: uint8 [N, H, W, C], in memory or decoded from files when sliced.
-        labels: Class indices, int64 [N]; or 0 and 1 for no and yes to each label, int64 [N, K].
+        labels: Class indices, int64 [N]; or 0 and 1 for no and yes to each label, int64 [N, K];
+            or class indices per cell [N, H, W] or per step [N, T].
     """
 
     images: Images
@@ -63,7 +65,8 @@ def read(path: Path, *, input_size: tuple[int, int, int], output: Output, limit:
       is read too.
 
     A network that says yes or no to K labels takes a ``.npz`` file whose ``labels`` are 0 and 1, [N, K]. Where K is 1,
-    [N] and folders of two classes, no and yes, are taken too.
+    [N] and folders of two classes, no and yes, are taken too. A map is compared with classes per cell [N, H, W] of any
+    size, and a sequence with classes per step [N, T]. There 255 stands for an unknown class.
 
     Images in class folders come in turns: the first image of each class, then the second. So a limit covers the
     classes evenly. Broken image files are left out, with a warning that counts and names them.
@@ -105,7 +108,7 @@ def batches(
         size: Images per batch at most; ``images_at_once`` if None.
 
     Yields:
-        Normalised images float32 [n, C, H, W], and labels int64 [n] or [n, K].
+        Normalised images float32 [n, C, H, W], and labels int64 [n] or [n, ...].
 
     Raises:
         RequestError: An image file is broken.
@@ -131,22 +134,46 @@ def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], input_si
 
 def _folders(path: Path, output: Output) -> int:
     """The number of classes that a folder may have: those of the network, or no and yes."""
-    if output.kind == "multilabel" and output.size > 1:
+    scores = output.whole
+    if scores is None or (scores.decision == "each" and scores.size > 1):
         raise RequestError(
-            f"{path} is a folder of classes but the network says yes or no to {output.size} labels; "
-            f"give a .npz file with labels of 0 and 1, [N, {output.size}]"
+            f"{path} is a folder of classes but the network returns {output}; "
+            f"give a .npz file with labels, {_wanted(_scores(path, output))}"
         )
-    return max(2, output.size)
+    return max(2, scores.size)
+
+
+def _scores(path: Path, output: Output) -> Scores:
+    """What the labels are compared with; RequestError where nothing can be."""
+    if output.accuracy is None:
+        raise RequestError(f"the network returns {output}, which no labels are compared with; leave {path} out")
+    return output.parts[0]
+
+
+def _wanted(scores: Scores) -> str:
+    """The labels that scores are compared with, for a message."""
+    if scores.kind == "map":
+        return "class indices per cell, [N, H, W]"
+    if scores.kind == "sequence":
+        return f"class indices per step, [N, {scores.places[0]}]"
+    return "class indices, [N]" if scores.kind == "class" else f"0 and 1, [N, {scores.size}]"
 
 
 def _check_labels(path: Path, labels: NDArray[np.int64], output: Output) -> None:
-    shapes = {"class": [()], "multilabel": [(), (1,)] if output.size == 1 else [(output.size,)]}[output.kind]
-    if labels.shape[1:] not in shapes:
-        wanted = "class indices, [N]" if output.kind == "class" else f"0 and 1, [N, {output.size}]"
-        raise RequestError(f"labels in {path} are {list(labels.shape)}; the network takes {wanted}")
-    low, high = int(labels.min()), int(labels.max())
-    most = output.size - 1 if output.kind == "class" else 1
+    scores = _scores(path, output)
+    found = labels.shape[1:]
+    fits = {
+        "class": found == (),
+        "multilabel": found == (scores.size,) or (scores.size == 1 and found == ()),
+        "map": len(found) == len(scores.places),
+        "sequence": found == scores.places,
+    }
+    if not fits[scores.kind]:
+        raise RequestError(f"labels in {path} are {list(labels.shape)}; the network takes {_wanted(scores)}")
+    known = labels[labels != IGNORED] if scores.places else labels
+    low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
+    most = scores.size - 1 if scores.decision == "one" else 1
     if low < 0 or high > most:
-        what = f"has {output.size} classes" if output.kind == "class" else "says no or yes"
-        way_out = f"number them 0 to {most}" if output.kind == "class" else "give 0 and 1"
+        what = f"has {scores.size} classes" if scores.decision == "one" else "says no or yes"
+        way_out = f"number them 0 to {most}" if scores.decision == "one" else "give 0 and 1"
         raise RequestError(f"labels in {path} go from {low} to {high} but the network {what}; {way_out}")

@@ -1,13 +1,17 @@
-"""How a traced network answers: the node of its logits, how they decide, and what it returns."""
+"""How a traced network answers: the nodes of its logits, how they decide, and what it returns."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from acq.core.interpreter import KeepingInterpreter
-from acq.core.outputs import Answer, Ending, Kind, Output
+from acq.core.outputs import Answer, Output
+from acq.core.scores import Ending, Kind, Scores
 from acq.core.structures import TENSOR, names_in
 from acq.errors import RequestError
 from acq.network.constants import shape_of
@@ -22,6 +26,13 @@ _ENDINGS: dict[Any, Ending] = {
     aten.log_softmax.int: "log_softmax",
     aten._log_softmax.default: "log_softmax",
 }
+_LENGTHS = (aten.sum.dim_IntList, aten.sqrt.default, aten.linalg_vector_norm.default)
+_NORM_STEPS = 4  # at most, from a length to its square root: a clamp and an expansion lie between
+_SHAPES: dict[Kind, str] = {
+    "class": "[N, K]", "multilabel": "of any shape", "map": "[N, K, H, W]", "sequence": "[N, T, K]",
+    "values": "of any shape",
+}  # fmt: skip
+_FITTING = "leave --output-kind out, or give another"
 SHAPES = (
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims,
     aten.squeeze.default, aten.unsqueeze.default,
@@ -34,23 +45,27 @@ def answer_of(graph: fx.GraphModule) -> Answer:
     Raises:
         RequestError: The kind that the user gave does not fit.
     """
-    known = _returned(graph)
-    ending, logits, size = _end(graph)
-    output = _output(size, ending, known.kind)
-    return Answer(known.structure, names_in(known.structure)[known.place], name_of(logits), output)
+    known, counted = _returned(graph), _counted(graph)
+    names = names_in(known.structure)
+    return Answer(
+        known.structure,
+        tuple(names[place] for place in known.places),
+        tuple(name_of(logits) for logits, _ in counted),
+        Output(tuple(scores for _, scores in counted)),
+    )
 
 
-def logits_of(graph: fx.GraphModule) -> fx.Node:
-    """The node whose values are the logits, [N, K] or as ``Output.flat`` takes them."""
-    return _end(graph)[1]
+def logits_of(graph: fx.GraphModule) -> tuple[fx.Node, ...]:
+    """For each tensor that counts, the node whose values are its logits."""
+    return tuple(logits for logits, _ in _counted(graph))
 
 
 def logits_from(graph: fx.GraphModule, images: Tensor) -> Tensor:
-    """The logits [N, K] of a traced network for normalised images [N, C, H, W]."""
-    node = logits_of(graph)
-    interpreter = KeepingInterpreter(graph, graph.graph, (node,))
+    """The logits [N, L] of a traced network for normalised images [N, C, H, W]."""
+    nodes = logits_of(graph)
+    interpreter = KeepingInterpreter(graph, graph.graph, nodes)
     interpreter.run(images)
-    return answer_of(graph).output.flat(interpreter.kept[node])
+    return answer_of(graph).output.flat([interpreter.kept[node] for node in nodes])
 
 
 def returned_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
@@ -59,43 +74,113 @@ def returned_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
     return tuple(returned)
 
 
-def ending_of(node: fx.Node, size: int) -> tuple[Ending | None, fx.Node]:
-    """The softmax or sigmoid that ends a network, and the node of its logits; the node itself where there is none.
+@dataclass(frozen=True)
+class End:
+    """How a counted tensor comes about.
 
-    Args:
-        node: A returned tensor.
-        size: Its numbers per image.
+    Attributes:
+        logits: The node of its logits: the tensor itself, or what enters the softmax or sigmoid that ends it.
+        ending: That softmax or sigmoid, if there is one.
+        axis: The axis over which a softmax competes; None without one.
+        shape: Of the tensor, -1 where it depends on the number of images.
+        named: Whether the values name anything: False behind a normalisation of vectors, as in embeddings.
     """
+
+    logits: fx.Node
+    ending: Ending | None
+    axis: int | None
+    shape: tuple[int, ...]
+    named: bool
+
+
+def end_of(node: fx.Node) -> End:
+    """How a returned tensor comes about."""
     last = node
     while last.target in SHAPES and isinstance(last.args[0], fx.Node):
         last = last.args[0]
-    ending = _ENDINGS.get(last.target)
+    shape, ending = _shape(node), _ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
-        return None, node
-    if ending != "sigmoid":
-        shape, axis = last.meta["shape"] if "shape" in last.meta else shape_of(last), last.args[1]
-        if not isinstance(axis, int) or axis % len(shape) == 0 or shape[axis] != size:
-            return None, node  # it competes over something else than the classes
-    return ending, last.args[0]
+        return End(node, None, None, shape, not _is_embedding(last))
+    if ending == "sigmoid":
+        return End(last.args[0], ending, None, shape, True)
+    inner, axis = _shape(last), last.args[1]
+    if not isinstance(axis, int) or axis % len(inner) == 0:
+        return End(node, None, None, shape, True)  # it competes over the images
+    axis %= len(inner)
+    if inner != shape:  # the axis of the returned tensor that has as many classes
+        alike = [place for place, size in enumerate(shape) if place and size == inner[axis]]
+        if len(alike) != 1:
+            return End(node, None, None, shape, True)
+        axis = alike[0]
+    return End(last.args[0], ending, axis, shape, True)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["shape"]) if "shape" in node.meta else shape_of(node)
+
+
+def _is_embedding(node: fx.Node) -> bool:
+    """Whether a node divides vectors by their length, or normalises each of their numbers over the images."""
+    if node.target is aten.batch_norm.default:
+        return len(_shape(node)) == 2
+    if node.target is not aten.div.Tensor or len(node.all_input_nodes) != 2:
+        return False
+    vector, length = node.all_input_nodes
+    for _ in range(_NORM_STEPS):
+        if length is vector or not length.all_input_nodes:
+            break
+        if length.target in _LENGTHS:
+            return True
+        length = length.all_input_nodes[0]
+    return False
 
 
 def _returned(graph: fx.GraphModule) -> Returned:
-    known: Returned = graph.meta.get(RETURNED, Returned(TENSOR, 0, None))
+    known: Returned = graph.meta.get(RETURNED, Returned(TENSOR, (0,), (None,)))
     return known
 
 
-def _end(graph: fx.GraphModule) -> tuple[Ending | None, fx.Node, int]:
-    """The softmax or sigmoid behind the logits, the node of the logits, and their numbers per image."""
-    counted = returned_nodes(graph.graph)[_returned(graph).place]
-    shape = shape_of(counted)
-    size = shape[1] if len(shape) > 1 else 1
-    return *ending_of(counted, size), size
+def _counted(graph: fx.GraphModule) -> list[tuple[fx.Node, Scores]]:
+    """The node of the logits of each tensor that counts, and what they mean. Values are taken as they are returned."""
+    known, nodes, found = _returned(graph), returned_nodes(graph.graph), []
+    for place, kind in zip(known.places, known.kinds, strict=True):
+        end = end_of(nodes[place])
+        scores = _scores(end, kind)
+        found.append((nodes[place] if scores.kind == "values" else end.logits, scores))
+    return found
 
 
-def _output(size: int, ending: Ending | None, kind: Kind | None) -> Output:
-    found: Kind = "multilabel" if size == 1 or ending == "sigmoid" else "class"
-    if kind == "class" and size == 1:
-        raise RequestError("one score per image names no class; leave --output-kind out, or give multilabel")
-    if kind == "multilabel" and ending not in (None, "sigmoid"):
+def _scores(end: End, kind: Kind | None) -> Scores:
+    """What the scores of a tensor mean: as the user says, or by shape and end."""
+    sides = end.shape[1:]
+    whole = math.prod(sides[1:]) == 1
+    found = kind or _kind(end, whole)
+    if found == "class" and whole and (not sides or sides[0] == 1):
+        raise RequestError("one score per image names no class; leave --output-kind out, or give multilabel or values")
+    if found == "multilabel" and end.ending not in (None, "sigmoid"):
         raise RequestError("the network ends in a softmax, so its classes exclude each other; leave --output-kind out")
-    return Output(kind or found, size)
+    if found == "multilabel" or (found == "class" and whole):
+        return Scores(found, (math.prod(sides),))
+    wanted = {"class": 1, "sequence": 2}.get(found)
+    if (wanted and len(sides) != wanted) or (found == "map" and whole) or (found == "sequence" and sides[-1] < 2):
+        raise RequestError(f"scores of kind {found} are {_SHAPES[found]}, not {_text(sides)}; {_FITTING}")
+    return Scores(found, sides or (1,))
+
+
+def _kind(end: End, whole: bool) -> Kind:
+    sides = end.shape[1:]
+    if not end.named:
+        return "values"
+    if whole:
+        return "multilabel" if sides[:1] in ((), (1,)) or end.ending == "sigmoid" else "class"
+    if end.axis == len(sides) and len(sides) == 2:
+        return "sequence"
+    if end.ending == "sigmoid" and sides[0] > 1:
+        return "multilabel"
+    if end.axis not in (None, 1):
+        return "values"  # its classes are along neither the first axis nor the last of a sequence
+    return "sequence" if len(sides) == 2 and end.axis is None and end.ending is None else "map"
+
+
+def _text(sides: Sequence[int]) -> str:
+    return f"[{', '.join(['N', *map(str, sides)])}]"

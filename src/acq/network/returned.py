@@ -1,7 +1,8 @@
-"""What a module returned in one forward pass: how its tensors are nested, and which of them decides."""
+"""What a module returned in one forward pass: how its tensors are nested, and which of them decide."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acq.core.outputs import Kind
+from acq.core.outputs import BETWEEN
+from acq.core.scores import Kind
 from acq.core.structures import ALONE, TENSOR, Structure, flattened, names_in
 from acq.errors import RequestError, nearest
 
@@ -23,39 +25,45 @@ class Returned:
 
     Attributes:
         structure: How the tensors are nested.
-        place: The index of the tensor that decides.
-        kind: How it decides, where the user says so.
+        places: The indices of the tensors that decide.
+        kinds: How each decides, where the user says so.
     """
 
     structure: Structure
-    place: int
-    kind: Kind | None
+    places: tuple[int, ...]
+    kinds: tuple[Kind | None, ...]
 
 
-def returned(value: Any, images: int, outputs: str | None = None, kind: Kind | None = None) -> Returned:
+def returned(value: Any, images: int, outputs: str | None = None, kinds: Sequence[Kind] = ()) -> Returned:
     """Read what a network returned for a batch.
 
     Args:
         value: What it returned.
         images: Number of images of the batch.
-        outputs: The name or the index of the tensor that decides, if the user chose one.
-        kind: How it decides, if the user says so.
+        outputs: The names or indices of the tensors that decide, joined by commas, if the user chose some.
+        kinds: How each decides, if the user says so; one stands for all.
 
     Raises:
-        RequestError: No tensor can decide, or several can and none is chosen.
+        RequestError: No tensor can decide, several can and none is chosen, or the kinds are not as many.
     """
     try:
         structure, tensors = flattened(value)
     except TypeError as error:
-        raise RequestError(f"the network returns {error}, not class scores [N, K]; {_WRAPPER}") from None
+        raise RequestError(f"the network returns {error}, not tensors of scores; {_WRAPPER}") from None
     names = names_in(structure)
     if len(set(names)) < len(names):
         raise RequestError(f"the network returns two tensors of one name among {_listed(names, tensors)}; {_WRAPPER}")
-    fit = [place for place, tensor in enumerate(tensors) if _decides(tensor, images)]
-    place = _found(names, tensors, fit) if outputs is None else _chosen(names, tensors, outputs)
-    if place not in fit:
-        raise _refusal(names, tensors, place)
-    return Returned(structure, place, kind)
+    able = [place for place, tensor in enumerate(tensors) if _decides(tensor, images)]
+    if outputs is None:
+        places: tuple[int, ...] = (_found(names, tensors, able),)
+    else:
+        places = tuple(_chosen(names, tensors, text.strip()) for text in outputs.split(BETWEEN))
+    for place in places:
+        if place not in able:
+            raise _refusal(names, tensors, place)
+    if len(set(places)) < len(places):
+        raise RequestError(f"--outputs {outputs} names one tensor twice; name each once")
+    return Returned(structure, places, _for_each(kinds, places))
 
 
 @contextmanager
@@ -81,8 +89,24 @@ def flat_answers(model: nn.Module, structure: Structure) -> Iterator[None]:
             model.__dict__["forward"] = own
 
 
-def _found(names: Sequence[str], tensors: Sequence[Tensor], fit: Sequence[int]) -> int:
-    """The place of the only tensor that fits, or of the one among those that is called logits."""
+def _for_each(kinds: Sequence[Kind], places: Sequence[int]) -> tuple[Kind | None, ...]:
+    """A kind per tensor."""
+    if len(kinds) <= 1:
+        return (*kinds, None)[:1] * len(places)
+    if len(kinds) != len(places):
+        raise RequestError(
+            f"--output-kind has {len(kinds)} kinds for {len(places)} tensors; give one per name in --outputs, or one "
+            "for all"
+        )
+    return tuple(kinds)
+
+
+def _found(names: Sequence[str], tensors: Sequence[Tensor], able: Sequence[int]) -> int:
+    """The place of the only tensor that can decide, or of the one that is called logits.
+
+    Tensors with one row of scores per image come before maps and sequences.
+    """
+    fit = [place for place in able if math.prod(tensors[place].shape[2:]) == 1] or able
     called = [place for place in fit if names[place].rpartition(".")[2] == ALONE]
     for choice in (fit, called):
         if len(choice) == 1:
@@ -91,7 +115,7 @@ def _found(names: Sequence[str], tensors: Sequence[Tensor], fit: Sequence[int]) 
         raise _refusal(names, tensors, 0 if tensors else None)
     raise RequestError(
         f"the network returns several tensors: {_listed(names, tensors)}; "
-        f"name the one with the class scores, such as --outputs {names[fit[0]]}"
+        f"name the one that decides, such as --outputs {names[fit[0]]}, or all that count, with commas between"
     )
 
 
@@ -107,9 +131,8 @@ def _chosen(names: Sequence[str], tensors: Sequence[Tensor], outputs: str) -> in
 
 
 def _decides(tensor: Tensor, images: int) -> bool:
-    """Whether a tensor has floats [N], [N, K] or [N, K, 1, 1]."""
-    flat = tensor.shape[:1] == (images,) and all(size == 1 for size in tensor.shape[2:])
-    return flat and tensor.is_floating_point() and tensor.numel() > 0
+    """Whether a tensor has floats, and a row per image."""
+    return tensor.shape[:1] == (images,) and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _listed(names: Sequence[str], tensors: Sequence[Tensor]) -> str:
@@ -122,16 +145,13 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _refusal(names: Sequence[str], tensors: Sequence[Tensor], place: int | None) -> RequestError:
-    """The error where what a network returns is no class scores, with the module that would help."""
+    """The error where what a network returns is no scores, with the module that would help."""
     if place is None:
-        return RequestError(f"the network returns no tensor, but class scores [N, K] are needed; {_WRAPPER}")
+        return RequestError(f"the network returns no tensor, but scores with a row per image are needed; {_WRAPPER}")
     tensor = tensors[place]
     what = f"a tensor {_shape(tensor)}" if len(tensors) == 1 else _listed(names, tensors)
     what += "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
-    mean = {3: ".mean(1)", 4: ".mean((2, 3))"}.get(tensor.dim(), "") if len(tensors) == 1 else "[...]"
-    return RequestError(
-        f"the network returns {what}, not class scores [N, K]; {_WRAPPER.replace('[...]', mean or '[...]')}"
-    )
+    return RequestError(f"the network returns {what}, not scores with a row per image; {_WRAPPER}")
 
 
 _WRAPPER = """wrap it in a module that returns those, such as

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import fx
 
-from acq.core.outputs import Answer
+from acq.core.outputs import Answer, Traits
 from acq.errors import RequestError
 from acq.network.constants import shape_of
 from acq.network.outputs import SHAPES, answer_of, logits_of
@@ -35,8 +36,9 @@ class NetworkStructure:
     Attributes:
         features: The last spatial feature map before the logits.
         norms: The batch normalizations over images, in order of execution; none in a network without them.
-        head: The weight [K, C] that turns pooled features into logits; None when the head is anything else.
-        logits: The node whose values are the logits.
+        head: The weight [K, C] that turns pooled features into logits; None when the head is anything else, or the
+            network does not answer for images as a whole.
+        logits: For each tensor that counts, the node whose values are its logits.
         answer: What the network returns, and how it decides.
         depthwise: Whether a convolution is depthwise.
     """
@@ -44,9 +46,14 @@ class NetworkStructure:
     features: fx.Node
     norms: tuple[fx.Node, ...]
     head: fx.Node | None
-    logits: fx.Node
+    logits: tuple[fx.Node, ...]
     answer: Answer
     depthwise: bool
+
+    @property
+    def traits(self) -> Traits:
+        """What the settings of a run depend on."""
+        return self.answer.output.traits(normalised=self.normalised)
 
     @property
     def normalised(self) -> bool:
@@ -64,15 +71,17 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     norms = tuple(n for n in nodes if n.target is aten.batch_norm.default and len(shape_of(n)) == 4)
     logits = logits_of(graph)
     ancestors, maps = _ancestors(logits), _maps(nodes)
-    spatial = [node for node in maps if node in ancestors and math.prod(maps[node]) >= _LEAST_CELLS]
+    before = [node for node in maps if node in ancestors and node not in logits]
+    spatial = [node for node in before if math.prod(maps[node]) >= _LEAST_CELLS]
     if not spatial:
         raise RequestError(
             f"the network has no feature map [N, C, H, W] with at least {_LEAST_CELLS} cells before its logits; "
             "give a larger --input-size, or a convolutional network"
         )
     features = spatial[-1]
-    head = _linear_head(logits, features)
-    return NetworkStructure(features, norms, head, logits, answer_of(graph), is_depthwise(graph))
+    answer = answer_of(graph)
+    head = _linear_head(logits[0], features) if answer.output.whole is not None else None
+    return NetworkStructure(features, norms, head, logits, answer, is_depthwise(graph))
 
 
 def _maps(nodes: list[fx.Node]) -> dict[fx.Node, tuple[int, ...]]:
@@ -100,8 +109,8 @@ def _maps(nodes: list[fx.Node]) -> dict[fx.Node, tuple[int, ...]]:
     return maps
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, waiting = set[fx.Node](), [node]
+def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found, waiting = set[fx.Node](), list(nodes)
     while waiting:
         current = waiting.pop()
         if current not in found:

@@ -53,11 +53,11 @@ class Teacher(nn.Module):
         return tuple(self._running(norm) for norm in self.structure.norms)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, K] with running statistics."""
+        """Logits [N, L] with running statistics."""
         return self.logits(images)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits [N, K] with running statistics; a student has the same method."""
+        """Logits [N, L] with running statistics; a student has the same method."""
         return logits_from(self.graph, images)
 
     def read(
@@ -74,7 +74,8 @@ class Teacher(nn.Module):
 
         Args:
             images: [N, C, H, W]; with several processes this process's rows of a batch.
-            label: Answers [N] of the attention maps, of the whole batch; those of the largest scores where None.
+            label: Answers [N] of the attention maps, of the whole batch; those of the largest scores where None. They
+                matter only where the network answers for images as a whole.
             batch_statistics: Normalise by the batch's own moments, as BatchNorm2d does in training. No buffer changes.
             moments: Measure the moments of the inputs of batch normalizations.
             mixed: Compute the network's products in bfloat16; the output is float32 all the same.
@@ -88,7 +89,7 @@ class Teacher(nn.Module):
         )
         with mixed_precision(images.device, mixed):
             reader.run(images)
-        rows = self.output.flat(reader.kept[self.structure.logits])
+        rows = self.output.flat([reader.kept[node] for node in self.structure.logits])
         count, kept = len(images) if label is None else len(label), reader.kept[self.structure.features]
         logits, features = (processes.gather(at_least_float(part), count) for part in (rows, kept))
         attention = self._attention(logits, features, label)
@@ -96,11 +97,11 @@ class Teacher(nn.Module):
         return TeacherOutput(logits, features, attention, centre_of(attention), found)
 
     def _attention(self, logits: Tensor, features: Tensor, label: Tensor | None) -> Tensor:
-        weight = constant(self.graph, self.structure.head)
-        if weight is None:
+        weight, scores = constant(self.graph, self.structure.head), self.output.whole
+        if weight is None or scores is None:
             return channel_energy(features)
-        answers = self.output.answered(logits) if label is None else label
-        return class_activation(features, self.output.rows(weight), answers)
+        answers = scores.answered(logits) if label is None else label
+        return class_activation(features, scores.head(weight), answers)
 
     def _running(self, norm: fx.Node) -> Moments:
         mean, var = constant(self.graph, norm.args[3]), constant(self.graph, norm.args[4])
@@ -129,7 +130,7 @@ class _Reader(KeepingInterpreter):
         batch_statistics: bool,
         wants_moments: bool,
     ) -> None:
-        super().__init__(graph, graph.graph, (structure.features, structure.logits))
+        super().__init__(graph, graph.graph, (structure.features, *structure.logits))
         self.norms = frozenset(structure.norms)
         self.processes = processes
         self.batch_statistics = batch_statistics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from acq.core.evaluate import eval_mode
-from acq.core.outputs import Kind
+from acq.core.scores import Kind
 from acq.errors import RequestError
 from acq.network.constants import shape_of
 from acq.network.decomposition import require_known_operators
@@ -29,7 +30,7 @@ _SAME = 1e-2  # of the largest score; batches of other sizes are rounded differe
 
 
 def trace(
-    model: nn.Module, input_size: tuple[int, int, int], outputs: str | None = None, kind: Kind | None = None
+    model: nn.Module, input_size: tuple[int, int, int], outputs: str | None = None, kinds: Sequence[Kind] = ()
 ) -> fx.GraphModule:
     """Trace ``model`` in eval mode with torch.export, for any batch size.
 
@@ -41,11 +42,11 @@ def trace(
     Args:
         model: A classifier, perhaps within a wrapper such as ``DataParallel``.
         input_size: Channels, height and width of its images.
-        outputs: The name or index of the returned tensor that decides, if there are several.
-        kind: How it decides, where that is not what its shape and its last operator say.
+        outputs: The names or indices of the returned tensors that decide, joined by commas, if there are several.
+        kinds: How each decides, where that is not what its shape and its last operator say; one stands for all.
 
     Raises:
-        RequestError: The model rejects such images, cannot be exported, returns no scores [N, K], or answers
+        RequestError: The model rejects such images, cannot be exported, returns no scores, or answers
             differently when an image comes in another batch.
     """
     network = as_module(model)
@@ -56,7 +57,7 @@ def trace(
         warnings.simplefilter("ignore")
         with readable(network):
             example = torch.zeros(2, *input_size, device=next(network.parameters(), torch.empty(0)).device)
-            found = returned(answer(network, example), len(example), outputs, kind)
+            found = returned(answer(network, example), len(example), outputs, kinds)
             with flat_answers(network, found.structure):
                 graph = exported(network, example)
     graph.meta[RETURNED] = found

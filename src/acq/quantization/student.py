@@ -70,7 +70,7 @@ class Student(nn.Module):
         return tuple(KeepingInterpreter(self, self.graph).run(images))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to logits [N, K]: before a softmax or sigmoid that ends the network."""
+        """Normalised images [N, C, H, W] to logits [N, L]: before a softmax or sigmoid that ends the network."""
         return self.read(images, ())[0]
 
     def read(self, images: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,17 +81,17 @@ class Student(nn.Module):
             taps: Public names of nodes.
 
         Returns:
-            The logits [N, K], and the value of each tap, quantized where it has a quantizer.
+            The logits [N, L] of all tensors that count, and the value of each tap, quantized where it has a quantizer.
 
         Raises:
             ValueError: The student has no node of that name. The input of a folded batch norm is no node.
         """
         nodes = {tap: self._tapped(tap) for tap in taps}
-        logits = self._tapped(self.answer.logits)
-        interpreter = KeepingInterpreter(self, self.graph, (logits, *nodes.values()))
+        logits = [self._tapped(name) for name in self.answer.logits]
+        interpreter = KeepingInterpreter(self, self.graph, (*logits, *nodes.values()))
         interpreter.run(images)
         kept = interpreter.kept
-        return self.output.flat(kept[logits]), {tap: kept[node] for tap, node in nodes.items()}
+        return self.output.flat([kept[node] for node in logits]), {tap: kept[node] for tap, node in nodes.items()}
 
     def modules_in_order(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """The nodes that run a layer or a quantizer, each with its module, in order of execution."""

@@ -8,7 +8,10 @@ from typing import Any
 from acq.quantization.node_plan import Plan
 from acq.runs.summary import accuracies
 
-_SEES = {"class": "sees the requested class in", "multilabel": "gives the requested answer to"}
+_SEES = {
+    "class": "sees the requested class in", "multilabel": "gives the requested answer to",
+    "map": "sees the requested class in the cells of", "sequence": "sees the requested class in the steps of",
+}  # fmt: skip
 _ENOUGH = 0.9  # share of images of the requested class, below which agreement says little
 
 
@@ -39,11 +42,11 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
             "The interval of the accuracy covers the choice of test images. It does not cover the variation between "
             "seeds."
         )
-    share = summary["attention"]["label_agreement"]
-    if share < _ENOUGH:
+    share, kind = summary["attention"]["label_agreement"], summary["output"]["kind"]
+    if share is not None and share < _ENOUGH:
         yield (
-            f"The teacher {_SEES[summary['output']['kind']]} only {100 * share:.0f} % of the finished images. "
-            "Agreement then says little about real images. More images.steps may help."
+            f"The teacher {_SEES.get(kind, 'gives the requested answers to')} only {100 * share:.0f} % of the "
+            "finished images. Agreement then says little about real images. More images.steps may help."
         )
 
 

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acq.core.outputs import accuracy_name, counted_in, is_cosine
 from acq.core.units import in_kilobytes, in_minutes
 from acq.runs.summary import accuracies
 
+_ACCURACIES = {
+    "class": "Top-1 accuracy", "multilabel": "Accuracy of labels", "map": "Mean IoU", "sequence": "Accuracy of steps",
+}  # fmt: skip
 _CONFIDENCE = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -33,10 +37,7 @@ def headline(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]])
         _accuracy(summary),
         Figure(
             "Agreement",
-            f"{summary['agreement']:.2f} %",
-            "of augmented synthetic images get the same class from student and teacher"
-            if summary["output"]["kind"] == "class"
-            else "of labels of augmented synthetic images get the same answer from student and teacher",
+            *_agreement(summary["output"]["kind"], summary["agreement"]),
         ),
         Figure(
             "Size",
@@ -47,6 +48,15 @@ def headline(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]])
         *_latencies(latencies),
         Figure("Time", in_minutes(summary["seconds"]), f"on {summary['device']}, {_threads(summary['threads'])}"),
     ]
+
+
+def _agreement(kind: str, percent: float) -> tuple[str, str]:
+    """The figure, and what it is a share of."""
+    images = "augmented synthetic images"
+    if is_cosine(kind):
+        return f"{percent / 100:.4f}", f"mean cosine of what student and teacher return for {images}"
+    same = "class" if kind in ("class", "map", "sequence") else "answer"
+    return f"{percent:.2f} %", f"of {counted_in(kind, images)} get the same {same} from student and teacher"
 
 
 def margin(percent: float, count: int) -> float:
@@ -64,7 +74,9 @@ def margin(percent: float, count: int) -> float:
 
 def _accuracy(summary: Mapping[str, Any]) -> Figure:
     is_class, measured = summary["output"]["kind"] == "class", accuracies(summary)
-    name = "Top-1 accuracy" if is_class else "Accuracy of labels"
+    name = _ACCURACIES.get(summary["output"]["kind"], "Accuracy")
+    if accuracy_name(summary["output"]["kind"]) is None:
+        return Figure(name, "not measured", "values are compared with no labels")
     if measured is None:
         return Figure(name, "not measured", "give labelled real images with --data to measure it")
     (before, after), count = measured, summary["test_images"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from acq.core.outputs import Output
+from acq.core.scores import Scores
 from acq.quantization.node_plan import Plan
 from acq.report import figures
 from acq.report.caveats import caveats
@@ -35,14 +35,24 @@ def render(run: Path, plan: Plan, command: str) -> str:
     """
     files, strips, made_by = read_run(run), read_strips(run), version("acquant")
     with damage_reported(run):
-        output = Output(files.summary["output"]["kind"], int(files.summary["output"]["size"]))
-        answer = "class" if output.kind == "class" else "answer"
-        values = {**_figures(files, answer), **_tables(files, plan), "output": output, "answer": answer}
+        answer = "class" if files.summary["output"]["kind"] == "class" else "answer"
+        values = {
+            **_figures(files, answer),
+            **_tables(files, plan),
+            "answer": answer,
+            "named": _named(files.summary["output"]),
+        }
         return (
             environment()
             .get_template("run.html")
             .render(run=run.name, strips=strips, plan=plan, command=command, version=made_by, **values)
         )
+
+
+def _named(output: Mapping[str, Any]) -> Callable[[int], str]:
+    """How an answer to an image as a whole is called; maps and sequences have none."""
+    size = (int(output["size"]),)
+    return Scores("class" if output["kind"] == "class" else "multilabel", size).named
 
 
 def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
@@ -53,6 +63,7 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
         "headline": headline(files.summary, files.latencies),
         "centre_std": files.settings["generator"]["centre_std"],
         "has_generator": files.summary["generator"]["agreement"] is not None,
+        "follows": files.summary["attention"]["correlation"] is not None,
         "follows_centre": _follows_centre(files.settings),
         "images": files.diagnostics["images"],
         "layers": rows,
@@ -76,7 +87,7 @@ def _figures(files: RunFiles, answer: str) -> dict[str, Any]:
     rows = found["statistics"]
     return {
         "centres": len(found["centres"]),
-        "scatter": figures.scatter(found["centres"]),
+        "scatter": figures.scatter(found["centres"]) if found["centres"] else "",
         "spread": found["spread"],
         "spreads": figures.spreads(found["spread"], answer) if found["spread"] else "",
         "statistics": figures.statistics(rows) if rows else "",

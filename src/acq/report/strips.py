@@ -30,8 +30,8 @@ class Strip:
     """One example. Lengths are in heights of an image.
 
     Attributes:
-        label: The requested class.
-        seen: The class that the teacher sees in the finished image.
+        label: The requested class; None where images are not asked for one answer each.
+        seen: The class that the teacher sees in the finished image; None as above.
         requested: The requested centre (x, y) in [-1, 1].
         realised: The realised centre (x, y) in [-1, 1].
         stages: The images as data addresses, by stage, the finished one last.
@@ -39,8 +39,8 @@ class Strip:
         side: Width of an image.
     """
 
-    label: int
-    seen: int
+    label: int | None
+    seen: int | None
     requested: tuple[float, float]
     realised: tuple[float, float]
     stages: Mapping[str, str]
@@ -72,15 +72,15 @@ def read_strips(run: Path) -> list[Strip]:
     index = run / SAMPLES / INDEX
     with damage_reported(index):
         strips = [_strip(run / SAMPLES, row) for row in from_json(read_text(index))]
-    return sorted(strips, key=lambda strip: strip.label)
+    return sorted(strips, key=lambda strip: -1 if strip.label is None else strip.label)
 
 
 def _strip(folder: Path, row: Mapping[str, Any]) -> Strip:
     images = {stage: _image(folder, row["files"][stage]) for stage in STAGES if stage in row["files"]}
     size = images[_FINISHED].size
     return Strip(
-        label=int(row["label"]),
-        seen=int(row["class"]),
+        label=None if row["label"] is None else int(row["label"]),
+        seen=None if row["class"] is None else int(row["class"]),
         requested=_centre(row["requested"]),
         realised=_centre(row["realised"]),
         stages={stage: _address(image) for stage, image in images.items()},

@@ -42,8 +42,7 @@ def write_samples(
     label, centre = asked.label, asked.centre
     with torch.no_grad():
         output = teacher.read(stages["finished"], label)
-    came_true = teacher.output.came_true(output.logits, label)
-    seen = torch.where(came_true, label, teacher.output.answered(output.logits))
+    seen = _seen(teacher, output.logits, label)
     pixels = {stage: to_bytes(images, preprocessing) for stage, images in stages.items()}
     rows = []
     for index in range(len(label)):
@@ -52,8 +51,8 @@ def write_samples(
             _save(pixels[stage][index], folder / SAMPLES / name)
         rows.append(
             {
-                "label": int(label[index]),
-                "class": int(seen[index]),
+                "label": None if seen is None else int(label[index]),
+                "class": None if seen is None else int(seen[index]),
                 "requested": _rounded(centre[index]),
                 "realised": _rounded(output.centre[index]),
                 "attention": [_rounded(line) for line in _relative(output.attention[index])],
@@ -61,6 +60,14 @@ def write_samples(
             }
         )
     write_atomically(folder / SAMPLES / INDEX, json.dumps(rows) + "\n")
+
+
+def _seen(teacher: Teacher, logits: Tensor, label: Tensor) -> Tensor | None:
+    """The answer that the teacher gives to each image, [n]; None where it does not answer for images as a whole."""
+    scores = teacher.output.whole
+    if scores is None:
+        return None
+    return torch.where(scores.came_true(logits, label), label, scores.answered(logits))
 
 
 def _stages(examples: Examples | None, dataset: SyntheticDataset) -> dict[str, Tensor]:

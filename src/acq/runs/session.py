@@ -159,7 +159,7 @@ class OpenRun:
         self.folder.write_diagnostics(diagnostics)
         for name, content in files.items():
             write_atomically(self.folder.path / name, content)
-        student_file.save(context.student, self.folder.path, {**record, "classes": context.teacher.output.size})
+        student_file.save(context.student, self.folder.path, dict(record))
         self.folder.write_summary(summary)
 
     def export(self) -> Exported | None:

@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
+from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.files.atomic import write_atomically
@@ -100,6 +101,11 @@ def load(folder: Path) -> Student:
 def load_plan(folder: Path) -> Plan:
     """Load the plan of a student; raises as ``load``."""
     return _read_document(folder).plan
+
+
+def load_output(folder: Path) -> Output:
+    """Load how a student decides; raises as ``load``."""
+    return _read_document(folder).answer.answer().output
 
 
 def load_facts(folder: Path) -> dict[str, Any]:

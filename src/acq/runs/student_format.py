@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import fx
 
-from acq.core.outputs import Answer, Kind, Output
+from acq.core.outputs import Answer, Output
+from acq.core.scores import Kind, Scores
 from acq.core.structures import checked
 from acq.errors import RequestError
 from acq.network.names import name_of
@@ -25,7 +26,7 @@ from acq.quantization.node_plan import Plan
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 
-FORMAT: Literal[4] = 4
+FORMAT: Literal[5] = 5
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")  # on sizes, and items of tuples
 _RAW_MEMORY = ("as_strided", "empty", "empty_strided", "_embedding_bag")
 _UNSUITABLE = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output}
@@ -66,32 +67,36 @@ class QuantizerEntry(_Strict):
     channels: int | None
 
 
+class CountedEntry(_Strict):
+    """A returned tensor that counts, the node of its logits, and what these mean: as ``acq.core.scores.Scores``."""
+
+    name: str
+    logits: str
+    kind: Kind
+    shape: tuple[int, ...]
+
+
 class AnswerEntry(_Strict):
     """What the network returns, and how it decides: as ``acq.core.outputs.Answer``."""
 
-    kind: Kind
-    size: int
-    counted: str
-    logits: str
+    counted: list[CountedEntry] = Field(min_length=1)
     structure: Any
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
         """Describe an answer."""
-        output = answer.output
-        return cls(
-            kind=output.kind,
-            size=output.size,
-            counted=answer.counted,
-            logits=answer.logits,
-            structure=answer.structure,
-        )
+        rows = zip(answer.counted, answer.logits, answer.output.parts, strict=True)
+        counted = [CountedEntry(name=name, logits=logits, **vars(part)) for name, logits, part in rows]
+        return cls(counted=counted, structure=answer.structure)
 
     def answer(self) -> Answer:
         """The answer; ValueError where it is none."""
-        found = Answer(checked(self.structure), self.counted, self.logits, Output(self.kind, self.size))
-        if self.counted not in found.names:
-            raise ValueError(f"it returns no {self.counted!r}")
+        names, logits = (tuple(getattr(entry, key) for entry in self.counted) for key in ("name", "logits"))
+        parts = tuple(Scores(entry.kind, entry.shape) for entry in self.counted)
+        found = Answer(checked(self.structure), names, logits, Output(parts))
+        for name in names:
+            if name not in found.names:
+                raise ValueError(f"it returns no {name!r}")
         return found
 
 
@@ -106,7 +111,7 @@ class PreprocessingEntry(_Strict):
 class Document(_Strict):
     """The whole of ``quantization.json``; ``sha256`` is that of ``student.safetensors``."""
 
-    format: Literal[4]
+    format: Literal[5]
     sha256: str
     plan: Plan
     nodes: list[NodeEntry]

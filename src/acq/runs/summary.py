@@ -14,7 +14,8 @@ from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_co
 from acq.analysis.diagnostics import diagnose
 from acq.core.evaluate import Classifier, accuracy
 from acq.core.memory import peak_memory_mb
-from acq.core.outputs import Output
+from acq.core.outputs import accuracy_name
+from acq.core.scores import ACCURACIES
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
 from acq.network.teacher import Teacher
@@ -58,8 +59,8 @@ def measure(
 
 def accuracies(summary: Mapping[str, Any]) -> tuple[float, float] | None:
     """The accuracy of teacher and student in a summary, in percent; None where it is not known."""
-    name = Output(summary["output"]["kind"], summary["output"]["size"]).accuracy
-    before, after = summary[f"teacher_{name}"], summary[name]
+    name = accuracy_name(summary["output"]["kind"])
+    before, after = (None, None) if name is None else (summary[f"teacher_{name}"], summary[name])
     return None if before is None or after is None else (before, after)
 
 
@@ -122,13 +123,15 @@ def accuracy_figures(
             return None
         return round(accuracy(network, batches(images, preprocessing), teacher.output, device), 2)
 
-    name = teacher.output.accuracy
-
+    name, names = teacher.output.accuracy, [known for known in ACCURACIES.values() if known]
+    own: dict[str, float | None] = {}
+    if name is not None:
+        own[f"teacher_{name}"] = measured(teacher, next(teacher.parameters()).device)
+        own[name] = measured(student.logits, next(student.parameters()).device)
     return {
         "test_images": None if images is None else len(images),
-        **{f"{whose}{other}": None for other in ("top1", "label_accuracy") for whose in ("teacher_", "")},
-        f"teacher_{name}": measured(teacher, next(teacher.parameters()).device),
-        name: measured(student.logits, next(student.parameters()).device),
+        **{f"{whose}{other}": None for other in names for whose in ("teacher_", "")},
+        **own,
     }
 
 

@@ -39,7 +39,7 @@ def try_out(student: Student) -> None:
         _compare_shapes(student, few, more)
         image = torch.zeros(1, *size)
         logits, values = student.logits(image), student.returned(image)
-    if logits.shape != (1, student.output.size):
+    if logits.shape != (1, student.output.numbers):
         raise ValueError(f"its logits have shape {tuple(logits.shape)}")
     if not all(isinstance(value, Tensor) for value in values):
         raise ValueError("it returns a value that is no tensor")

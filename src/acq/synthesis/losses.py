@@ -46,7 +46,7 @@ def total(batch: GeneratorBatch, weights: Mapping[str, float]) -> tuple[Tensor, 
 @loss("classes")
 def class_match(batch: GeneratorBatch) -> Tensor:
     """Cross entropy of the teacher's answers and the requested ones (GDFQ, Xu et al. 2020, eq. 3)."""
-    return F.nll_loss(batch.output.log_probabilities(batch.eval_output.logits), batch.condition.label)
+    return batch.output.mismatch(batch.eval_output.logits, batch.condition.label)
 
 
 @loss("statistics")

@@ -37,7 +37,8 @@ class StudentSettings(Section):
     """Training of the student."""
 
     steps: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto", description="training steps; auto: auto_steps, or 0 if a convolution is depthwise"
+        "auto",
+        description="training steps; auto: auto_steps, or 0 if a convolution is depthwise or values are returned",
     )
     auto_steps: int = Field(600, ge=0, description="training steps where steps is auto")
     batch: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="images per step; auto: at most 64")
@@ -70,8 +71,8 @@ class Distillation:
 
     def __init__(self, settings: StudentSettings, context: Context) -> None:
         self.settings, self.context = settings, context
-        depthwise = context.teacher.structure.depthwise
-        self.steps = number_or(settings.steps, 0 if depthwise else settings.auto_steps)
+        rounding_alone = context.teacher.structure.depthwise or not context.teacher.output.asks
+        self.steps = number_or(settings.steps, 0 if rounding_alone else settings.auto_steps)
         self.batch = settings.batch_for(context.preprocessing.input_size)
         context.require_rows(self.batch)
         self.optimizer = torch.optim.Adam(_parameter_groups(context.student, settings.scale_learning_rate), fused=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
 
+from acq.core.outputs import Traits
 from acq.core.settings import Auto, LossWeights, Section, number_or
 from acq.errors import RequestError
 from acq.synthesis.losses import total
@@ -47,7 +49,8 @@ class GeneratorSettings(Section):
     noise_dim: int = Field(64, ge=1, description="noise values per image")
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
     steps: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto", description="training steps; auto: auto_steps, or 0 without batch norms; 0: no generator"
+        "auto",
+        description="training steps; auto: auto_steps, or 0 without batch norms or for maps; 0: no generator",
     )
     auto_steps: int = Field(500, ge=1, description="training steps where steps is auto")
     batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
@@ -62,23 +65,29 @@ class GeneratorSettings(Section):
     )
     losses: GeneratorLosses = GeneratorLosses()
 
-    def fitted(self, *, normalised: bool) -> Self:
-        """The settings with numbers in place of each ``auto`` that depends on batch norms.
+    def fitted(self, traits: Traits) -> Self:
+        """The settings with numbers in place of each ``auto`` that depends on the network.
 
         Args:
-            normalised: Whether the network has batch norms.
+            traits: Of the network.
 
         Raises:
-            RequestError: A given setting needs batch norms, and there are none.
+            RequestError: A given setting needs what the network does not have.
         """
-        steps = number_or(self.steps, self.auto_steps if normalised else 0)
-        if steps and not normalised:
+        steps = number_or(self.steps, self.auto_steps if traits.normalised and traits.whole else 0)
+        if steps and not traits.whole:
+            raise RequestError(
+                f"generator.steps is {steps}, but a generator asks images for one answer each, and the network answers "
+                "otherwise; leave it out, or give generator.steps=0"
+            )
+        if steps and not traits.normalised:
             raise RequestError(
                 f"generator.steps is {steps}, but a generator learns from batch norms, and the network has none; "
                 "leave it out, or give generator.steps=0"
             )
-        automatic = _OF_NORMS if normalised else dict.fromkeys(_OF_NORMS, 0.0)
-        losses = fitted_weights(self.losses, "generator", automatic, normalised=normalised)
+        automatic = _OF_NORMS if traits.normalised else dict.fromkeys(_OF_NORMS, 0.0)
+        read = traits if steps else replace(traits, whole=True, asks=True)  # nothing reads the losses without steps
+        losses = fitted_weights(self.losses, "generator", automatic, read)
         return self.model_copy(update={"steps": steps, "losses": losses})
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from acq.core.outputs import Traits
 from acq.core.settings import Auto, LossWeights, Section, number_or
 from acq.errors import RequestError
 from acq.synthesis.augmentation import jitter
@@ -35,7 +36,8 @@ class ImageLosses(LossWeights):
 
     classes: Weight = Field(
         "auto",
-        description="cross entropy of the teacher's answers and the requested one; auto: 0.3, or 1 without batch norms",
+        description="cross entropy of the teacher's answers and the requested ones; auto: 0.3, 1 without batch norms, "
+        "or 0 where nothing can be asked for",
     )
     statistics: Weight = Field(
         "auto", description="distance from batch-norm statistics, in stored deviations; auto: 10, or 0 without them"
@@ -43,12 +45,14 @@ class ImageLosses(LossWeights):
     statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
     centre: Weight = Field(
         "auto",
-        description="distance of realised and requested attention centre; auto: 20, or 0 without batch norms",
+        description="distance of realised and requested attention centre; auto: 20; 0 for maps or without batch norms",
     )
     paired: float = Field(0.0, ge=0, description="adversarial loss on pairs of one condition")
     consistency: float = Field(0.0, ge=0, description="attention with running and with batch statistics")
     smoothness: Weight = Field(
-        "auto", description="mean squared difference of neighbouring pixels; auto: 0, or 1 without batch norms"
+        "auto",
+        description="mean squared difference of neighbouring pixels; auto: 0, or 1 for the classes of a network "
+        "without batch norms",
     )
 
 
@@ -68,18 +72,27 @@ class ImageSettings(Section):
     )
     losses: ImageLosses = ImageLosses()
 
-    def fitted(self, *, normalised: bool, generated: bool) -> Self:
-        """The settings with numbers in place of each ``auto`` that depends on batch norms or the generator.
+    def fitted(self, traits: Traits, *, generated: bool) -> Self:
+        """The settings with numbers in place of each ``auto`` that depends on the network or the generator.
+
+        Where no loss is left, scenes stay as they are: a network without batch norms that nothing can be asked of.
 
         Args:
-            normalised: Whether the network has batch norms.
+            traits: Of the network.
             generated: Whether there is a generator.
 
         Raises:
-            RequestError: A given setting needs batch norms or a generator, and there are none.
+            RequestError: A given setting needs what the network or the run does not have.
         """
-        automatic = _WITH_NORMS if normalised else _WITHOUT_NORMS
-        losses = fitted_weights(self.losses, "images", automatic, normalised=normalised)
+        automatic = dict(_WITH_NORMS if traits.normalised else _WITHOUT_NORMS)
+        if not traits.whole:
+            automatic["centre"] = 0.0
+        if not traits.asks:
+            automatic |= {"classes": 0.0, "smoothness": 0.0}
+        filled = self.losses.filled(**automatic)
+        if not any(filled.model_dump().values()):
+            return self.filled(scene=1.0).model_copy(update={"losses": filled, "steps": 0})
+        losses = fitted_weights(self.losses, "images", automatic, traits)
         if not generated and self.scene not in ("auto", 1):
             raise RequestError(
                 f"images.scene is {self.scene:g}, but without a generator images begin as scenes; leave it out, or "

@@ -10,31 +10,24 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from acq.core.outputs import Output
+from acq.core.scores import relative_error
 
 
 def logit_match(student: Tensor, teacher: Tensor, output: Output) -> Tensor:
-    """|zs - zt|^2 / |zt|^2 over a batch of logits [N, K], both centred over classes if they are those of classes.
-
-    This is the high-temperature limit of distillation by KL divergence (Hinton et al., arXiv 1503.02531, section 2.1).
-    """
-    return feature_match(output.centred(student), output.centred(teacher))
+    """The relative squared error of logits [N, L], centred over classes if they are those of classes."""
+    return output.apart(student, teacher)
 
 
 def probability_match(student: Tensor, teacher: Tensor, output: Output) -> Tensor:
-    """KL divergence in nats of the student's probabilities from the teacher's, mean over images [N, K].
-
-    That of labels is the sum over labels.
-    """
-    answers, reference = map(output.log_probabilities, (student, teacher))
-    return F.kl_div(answers, reference, reduction="batchmean", log_target=True)
+    """KL divergence in nats of the student's probabilities from the teacher's, from logits [N, L]."""
+    return output.divergence(student, teacher)
 
 
 def feature_match(student: Tensor, teacher: Tensor) -> Tensor:
     """|fs - ft|^2 / |ft|^2 over a batch of features of any shape."""
-    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12)
+    return relative_error(student, teacher)
 
 
 def student_losses(
@@ -43,8 +36,8 @@ def student_losses(
     """The losses that have a weight, by name.
 
     Args:
-        student: Logits [N, K] and features.
-        teacher: Logits [N, K] and features.
+        student: Logits [N, L] and features.
+        teacher: Logits [N, L] and features.
         weights: Weight by name; 0 leaves a loss out.
         output: How the logits decide.
     """

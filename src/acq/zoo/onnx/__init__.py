@@ -82,7 +82,8 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     model = read_model(file)
     exits = exits_of(model, outputs)
     entrance = entrance_of(model)
-    part = cut(model, exits)
+    part, tail = cut(model, exits), tail_of(model, entrance.name, exits)
+    content = None if tail is None else screened_tail(tail.SerializeToString())
     graph = fused(folded(graph_of(part, entrance.name, exits)))
     known = complete(entrance.input_size(input_size), entrance.kind == "uint8")
     network = _network(graph, entrance, known.input_size)
@@ -92,8 +93,6 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     images = normalised_scenes(2, known, torch.Generator().manual_seed(0))
     images = images.round().clamp(0, 255) if entrance.kind == "uint8" else images
     require_equal(network, part, entrance, images, half=bool(types) or entrance.kind == "float16")
-    tail = tail_of(model, entrance.name, exits)
-    content = None if tail is None else screened_tail(tail.SerializeToString())
     return Imported(network.eval(), known, _form(model, entrance, exits, content), content)
 
 

@@ -20,6 +20,8 @@ from acq.zoo.onnx.values import UnreadError, Value
 
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 
+_LISTS = ("SplitToSequence", "SequenceConstruct")  # what they return is no array
+
 
 def folded(graph: Graph) -> Graph:
     """The graph without nodes that read no image, and with their values as constants.
@@ -29,7 +31,7 @@ def folded(graph: Graph) -> Graph:
     """
     constants, nodes, budget = dict(graph.constants), [], FOLDED_VALUES
     for node in graph.nodes:
-        if all(name in constants for name in node.inputs if name):
+        if node.kind not in _LISTS and all(name in constants for name in node.inputs if name):
             with refused(node):
                 arrays = _computed(node, [constants.get(name) for name in node.inputs], budget)
             budget -= sum(array.size for array in arrays)

@@ -106,7 +106,7 @@ def tensor(value: Value, device: torch.device) -> Tensor:
     if value.dtype == object:
         raise UnreadError("computes with the number of images")
     kind = {"b": torch.bool, "i": torch.int64, "u": torch.int64}.get(value.dtype.kind, torch.float32)
-    return torch.tensor(value.tolist(), dtype=kind, device=device).reshape(value.shape)
+    return torch.tensor(np.ascontiguousarray(value), dtype=kind, device=device).reshape(value.shape)
 
 
 def matched(values: Sequence[Value]) -> list[Any]:

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from acq.zoo.onnx.registry import Node, reads
-from acq.zoo.onnx.values import Host, UnreadError, Value, host, integer, integers, is_host, matched, plain, tensor
+from acq.zoo.onnx.values import (
+    Host,
+    UnreadError,
+    Value,
+    host,
+    integer,
+    integers,
+    is_host,
+    matched,
+    plain,
+    require_small,
+    tensor,
+)
 
 
 @reads("Slice", on_host=True)
@@ -60,6 +72,7 @@ def _gather(node: Node, x: Value, places: Value) -> Any:
 
 def _gathered(x: Value, places: Host, axis: int) -> Value:
     if is_host(x):
+        require_small([places.size, *x.shape[:axis], *x.shape[axis + 1 :]])
         return host(np.take(x, places.astype(np.int64), axis))
     if places.ndim == 0:
         return x.select(axis, integer(places))
@@ -87,6 +100,7 @@ def _gather_nd(node: Node, x: Value, places: Value) -> Any:
     if node.get("batch_dims", 0):
         raise UnreadError("has batch_dims")
     if is_host(x) and is_host(places):
+        require_small([*places.shape[:-1], *x.shape[places.shape[-1] :]])
         return x[tuple(np.moveaxis(places.astype(np.int64), -1, 0))]
     device = next(value.device for value in (x, places) if isinstance(value, Tensor))
     table, chosen = tensor(x, device), tensor(places, device)
@@ -126,6 +140,8 @@ def _one_hot(node: Node, places: Value, depth: Value, values: Value) -> Any:
     size = plain([integer(depth)])[0]
     if not 0 < size < 1 << 20:
         raise UnreadError(f"makes {size} classes")
+    if is_host(places):
+        require_small([places.size, size])
     device = next((value.device for value in (places, values) if isinstance(value, Tensor)), torch.device("cpu"))
     chosen = _from_front(tensor(places, device).long(), size).unsqueeze(-1)
     (hit,) = matched([(chosen == torch.arange(size, device=device))])

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acq.zoo.onnx.registry import HOST, Node, reads
-from acq.zoo.onnx.values import UnreadError, Value, integers, is_host, plain, require_small
+from acq.zoo.onnx.values import UnreadError, Value, integers, is_host, plain
 
 _FIRST_MODES = 11  # the version from which a file says how places are computed
 _CLOSE = 1e-6
+_LONGEST = 1 << 16  # pixels per side
 _ROUNDINGS: dict[str, Callable[[float], int]] = {
     "round_prefer_floor": lambda place: math.ceil(place - 0.5),
     "round_prefer_ceil": lambda place: math.floor(place + 0.5),
@@ -105,7 +106,8 @@ def _axes(node: Node, x: Tensor, scales: Value | None, sizes: Value | None) -> l
     axes = [found.get(axis, Axis(x.shape[axis], x.shape[axis], 1.0)) for axis in range(2, x.dim())]
     if any(axis.new < 1 or axis.scale <= 0 for axis in axes):
         raise UnreadError("makes an image without pixels")
-    require_small([axis.new for axis in axes])
+    if max(axis.new for axis in axes) > _LONGEST:
+        raise UnreadError(f"makes an image of more than {_LONGEST:,} pixels per side")
     return axes
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.core.batchnorm import affine_and_moments, at_least_float, batch_norm_affine
-from acq.core.interpreter import KeepingInterpreter
+from acq.core.interpreter import KeepingInterpreter, value_of
 from acq.core.outputs import Output
 from acq.core.processes import ALONE, Processes
 from acq.core.values import Moments, TeacherOutput
@@ -95,6 +95,17 @@ class Teacher(nn.Module):
         attention = self._attention(logits, features, label)
         found = processes.pool_moments(reader.moments, len(images) / count)
         return TeacherOutput(logits, features, attention, centre_of(attention), found)
+
+    def first_moments(self, images: Tensor) -> Moments:
+        """Moments of the input of the first batch normalization for images [N, C, H, W]; nothing behind it is computed.
+
+        The network must have one.
+        """
+        source = self.structure.norms[0].args[0]
+        assert isinstance(source, fx.Node)
+        values = value_of(self.graph, self.graph.graph, source, images)
+        var, mean = torch.var_mean(at_least_float(values), (0, 2, 3), correction=0)
+        return Moments(mean, var)
 
     def _attention(self, logits: Tensor, features: Tensor, label: Tensor | None) -> Tensor:
         weight, scores = constant(self.graph, self.structure.head), self.output.whole

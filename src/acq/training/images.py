@@ -90,7 +90,7 @@ class ImageSettings(Section):
         if not traits.asks:
             automatic |= {"classes": 0.0, "smoothness": 0.0}
         filled = self.losses.filled(**automatic)
-        if not any(filled.model_dump().values()):
+        if not traits.asks and not any(filled.model_dump().values()):
             return self.filled(scene=1.0).model_copy(update={"losses": filled, "steps": 0})
         losses = fitted_weights(self.losses, "images", automatic, traits)
         if not generated and self.scene not in ("auto", 1):

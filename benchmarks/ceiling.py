@@ -35,7 +35,7 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:count]
     pixels = from_bytes(images[chosen.numpy()], known).to(context.rng.device, memory_format=torch.channels_last)
     batch = context.teach(pixels)
-    context.dataset = SyntheticDataset(batch, output.answered(batch.logits), pixels.new_zeros(len(pixels), 2))
+    context.dataset = SyntheticDataset(batch, output.parts[0].answered(batch.logits), pixels.new_zeros(len(pixels), 2))
     training.current = "calibration"
     for _ in training.run():
         pass

@@ -48,7 +48,13 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
                 shared = key, training.state()
         labelled = read(data, input_size=network.preprocessing.input_size, output=context.teacher.output)
         figures, _ = measure(training, prepared.graph, labelled)
-        yield {"model": network.name, **config.headline(), "settings": settings_of(config), **figures, **origin()}
+        yield {
+            "model": network.name,
+            **prepared.config.headline(),
+            "settings": settings_of(config),
+            **figures,
+            **origin(),
+        }
 
 
 def _with_student_of(state: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def without_norms():
 def without_space():
     return nn.Sequential(nn.Conv2d(3, 4, 16), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))
 
-def without_scores():
+def cells():
     return layers(4)
 
 def of_one_size():

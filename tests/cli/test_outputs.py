@@ -24,7 +24,7 @@ def labels(folder: Path) -> Path:
 def test_the_output_that_decides_is_asked_for(folder: Path) -> None:
     """Without the option the line has names, shapes and the option."""
     line = refusal(*quantize(network=HEADS))
-    assert "seen [N, 5], age [N, 3]; name the one with the class scores, such as --outputs seen" in line
+    assert "seen [N, 5], age [N, 3]; name the one that decides, such as --outputs seen" in line
     assert "no 'ages'" in refusal(*quantize("--outputs", "ages", network=HEADS))
     kind = refusal(*quantize("--outputs", "age", "--output-kind", "multilabel", network=HEADS))
     assert "the network ends in a softmax" in kind
@@ -35,7 +35,10 @@ def test_labels_are_quantized_measured_and_exported(labels: Path) -> None:
     answer = acq(*quantize("--outputs", "seen", "--data", labels.name, network=HEADS, export=True))
     assert answer.out.startswith("labels     float ")
     summary = json.loads((labels.parent / "run" / "summary.json").read_text())
-    assert summary["output"] == {"kind": "multilabel", "size": 5, "counted": "seen", "returned": "seen, age"}
+    assert summary["output"] == {
+        "kind": "multilabel", "meaning": "5 labels, yes or no each", "size": 5,
+        "counted": "seen", "returned": "seen, age",
+    }  # fmt: skip
     assert (summary["top1"], summary["teacher_top1"]) == (None, None)
     for target in ("run", "run/model.onnx"):
         found = acq("evaluate", target, "--data", labels.name, "--json").json()
@@ -52,14 +55,14 @@ def test_inspection_names_what_decides(folder: Path) -> None:
     out = acq("inspect", *HEADS, "--outputs", "1").text()
     assert out.splitlines()[-1] == "it answers with 3 classes in age, which decides; returned: seen, age"
     found = acq("inspect", *HEADS, "--outputs", "age", "--json").json()["output"]
-    assert found == {"kind": "class", "size": 3, "counted": "age", "returned": "seen, age"}
+    assert found == {"kind": "class", "meaning": "3 classes", "size": 3, "counted": "age", "returned": "seen, age"}
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         ("data.npz", "labels in data.npz are [10]; the network takes 0 and 1, [N, 5]"),
-        ("classes", "says yes or no to 5 labels; give a .npz file"),
+        ("classes", "returns 5 labels, yes or no each; give a .npz file"),
     ],
 )
 def test_labels_of_another_kind_are_refused(data: str, words: str, labels: Path) -> None:
@@ -70,6 +73,6 @@ def test_labels_of_another_kind_are_refused(data: str, words: str, labels: Path)
 
 def test_a_kind_that_is_not_known_is_refused(labels: Path) -> None:
     """The line has the kinds; a run folder and a file know their own."""
-    wrong = ("--data", labels.name, "--output-kind", "map")
-    assert "give class or multilabel" in refusal("evaluate", *HEADS, *wrong)
-    assert "output_kind" in refusal(*quantize("--output-kind", "map", network=HEADS))
+    wrong = ("--data", labels.name, "--output-kind", "box")
+    assert "give class, multilabel, map, sequence or values" in refusal("evaluate", *HEADS, *wrong)
+    assert "output_kind" in refusal(*quantize("--output-kind", "box", network=HEADS))

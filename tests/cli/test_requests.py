@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "Usual ones are: --mean 0,0,0 --std 1,1,1 (0 to 1)"
     ),
     "a network without feature maps": (quantize(network=of("without_space")), "no feature map"),
-    "a network without scores": (quantize(network=of("without_scores")), "a tensor [N, 4, 8, 8], not class scores"),
+    "a generator for a map": (quantize(network=of("cells")), "a generator asks images for one answer each"),
     "a network with two paths": (quantize(network=of("Undecided")), "depends on the values of its images"),
     # the student
     "one bit": (quantize("--bits", "w1a4"), "bits out of range"),

@@ -105,10 +105,7 @@ def test_the_file_describes_itself() -> None:
         "bits": "w4a8",
         "placement": "deployable",
         "outputs": '["logits"]',
-        "counted": "0",
-        "ending": "",
-        "kind": "class",
-        "classes": "5",
+        "counted": '[{"output": 0, "ending": null, "kind": "class", "shape": [5]}]',
         "images": "normalised floats [N, C, H, W]",
     }
     for preprocessing, more in (

@@ -37,7 +37,7 @@ def test_a_checked_file_gets_its_name(student: Student, tmp_path: Path) -> None:
     plain, optimised = (Match(100, 100, match.difference) for match in (made.parity.plain, made.parity.optimised))
     openvino = EngineMatch(Match(100, made.parity.openvino.match.equal, made.parity.openvino.match.difference), 8, 8)
     found = {"onnxruntime": EngineMatch(optimised, 8, 8), "openvino": openvino}
-    assert made.parity == Parity(40, plain, found, {})
+    assert made.parity == Parity(40, "class", plain, found, {})
     assert max(plain.difference, optimised.difference) < 1e-5  # sums of the last layer in another order
 
 
@@ -106,7 +106,8 @@ def test_chance_on_few_images_refuses_no_file(
 def parity(runtime: float, openvino: float, count: int) -> Parity:
     """A comparison with these agreements on so many images."""
     engines = {"onnxruntime": Match(runtime, 60, 3), "openvino": Match(openvino, 60, 3)}
-    return Parity(count, Match(100, 100, 0), {name: EngineMatch(match, 7, 8) for name, match in engines.items()}, {})
+    found = {name: EngineMatch(match, 7, 8) for name, match in engines.items()}
+    return Parity(count, "class", Match(100, 100, 0), found, {})
 
 
 def test_a_student_that_is_not_in_integers_is_found(tmp_path: Path) -> None:

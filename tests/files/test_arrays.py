@@ -42,7 +42,7 @@ def test_grey_images_need_no_channel_axis(tmp_path: Path, shape: tuple[int, ...]
         ({"labels": np.arange(2)}, "no array 'images'"),
         ({"images": pixels(2).astype(np.float32), "labels": np.arange(2)}, "are float32"),
         ({"images": pixels(2), "labels": np.zeros(2)}, "labels .* are float64"),
-        ({"images": pixels(2), "labels": np.zeros((2, 1, 1), int)}, r"of shape \(2, 1, 1\)"),
+        ({"images": pixels(2), "labels": np.zeros((2, 1, 1, 1), int)}, r"of shape \(2, 1, 1, 1\)"),
         ({"images": np.array([None, {}]), "labels": np.arange(2)}, "are object"),
     ],
 )

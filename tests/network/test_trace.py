@@ -252,7 +252,7 @@ def test_what_a_network_prints_stays_off_stdout(capsys: pytest.CaptureFixture[st
     [
         (Flat(), (3, 20, 20), "does not take images of 3x20x20: .*--input-size"),
         (Chain(), (1, 16, 16), "does not take images of 1x16x16: .*--input-size"),
-        (nn.Flatten(), (3, 0, 0), r"returns a tensor \[N, 0\], not class scores"),
+        (nn.Flatten(), (3, 0, 0), r"returns a tensor \[N, 0\], not scores with a row"),
         (Chain(Undecided()), SIZE, r"depends on the values of its images \(.*test_trace.py, line \d+\)"),
         (Chain(Halves()), SIZE, r"number of its images as a plain number \(.*test_trace.py, line \d+\)"),
     ],

@@ -299,7 +299,7 @@ def test_a_free_folder_is_numbered(tmp_path: Path) -> None:
     [
         ("my.nets:build", "my.nets-build-w4a4"),
         ("timm:mobilenetv3_small_100.lamb_in1k", "timm-mobilenetv3_small_100.lamb_in1k-w4a4"),
-        ("../up/and/away.onnx", "up-and-away.onnx-w4a4"),
+        ("../up/and/away.onnx", "away-w4a4"),
         ("TorchVision:ResNet18", "torchvision-resnet18-w4a4"),
     ],
 )

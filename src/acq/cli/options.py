@@ -60,8 +60,8 @@ Outputs = Annotated[
 OutputKind = Annotated[
     str | None,
     typer.Option(
-        metavar="class|multilabel|map|sequence|values,...",
-        help="what the scores of each mean, where that is not found",
+        metavar="KIND,...",
+        help="class, multilabel, map, sequence or values: what the scores of each mean, where that is not found",
         rich_help_panel=NETWORK,
     ),
 ]

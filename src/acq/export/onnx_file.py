@@ -126,7 +126,7 @@ def _require_agreement(parity: Parity, required: Sequence[str]) -> None:
             way_out = "leave it out of --engines" if name in required else "evaluate or load the run folder instead"
             raise RequestError(
                 f"on {ENGINES[name].label} the ONNX file agrees with the student on only "
-                f"{agreement_of(parity.kind, worst.agreement, f'{parity.images} images')}, less than {parity.least}, "
+                f"{agreement_of(parity.kind, worst.agreement, f'{parity.images} images')}, below {parity.least}, "
                 f"so it was removed; {way_out}"
             )
     for name in required:

@@ -10,6 +10,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +103,29 @@ def outcome(path: Path) -> str:
     return "run"
 
 
-def main(count: int, seed: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    rng, found = random.Random(seed), Counter[str]()
-    whole = [content(name, raw) for name in NETWORKS for raw in (False, True)]
+def search(
+    whole: Sequence[bytes], outcome: Callable[[Path], str], count: int, rng: random.Random, folder: Path
+) -> Counter[str]:
+    """What becomes of changed files, which are written as ``FOLDER/file.onnx`` one after the other.
+
+    Args:
+        whole: Contents of valid files.
+        outcome: Reads a file, and names what became of it.
+        count: How many changed files.
+        rng: Random state of the changes.
+        folder: Where the files are written.
+    """
+    found = Counter[str]()
     for _ in range(count):
         (folder / "file.onnx").write_bytes(changed(rng.choice(whole), rng))
         found[outcome(folder / "file.onnx")] += 1
-    print(json.dumps(found))
+    return found
+
+
+def main(count: int, seed: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    whole = [content(name, raw) for name in NETWORKS for raw in (False, True)]
+    print(json.dumps(search(whole, outcome, count, random.Random(seed), folder)))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ import random
 import resource
 import sys
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from fuzz_engine import changed
+from fuzz_engine import search
 from helpers import SIZE, network
 from onnx import helper
 from onnx_files import exported, model_of
@@ -84,7 +83,6 @@ def main(count: int, seed: int, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rng, found = random.Random(seed), Counter[str]()
     whole = [sizes().SerializeToString()]
     for name in NETWORKS:
         file = exported(network(name), folder / "own.onnx", SIZE, dynamo=False, folded=False, free=name != "shuffle")
@@ -92,10 +90,7 @@ def main(count: int, seed: int, folder: Path) -> None:
     for content in whole:
         (folder / "file.onnx").write_bytes(content)
         assert outcome(folder / "file.onnx") == "imported"
-    for _ in range(count):
-        (folder / "file.onnx").write_bytes(changed(rng.choice(whole), rng))
-        found[outcome(folder / "file.onnx")] += 1
-    print(json.dumps(found))
+    print(json.dumps(search(whole, outcome, count, random.Random(seed), folder)))
 
 
 if __name__ == "__main__":

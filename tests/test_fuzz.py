@@ -248,24 +248,26 @@ def test_a_reader_returns_a_value_or_a_request_error(name: str, tmp_path: Path) 
     fuzz()
 
 
-def test_a_screened_file_does_not_break_the_engine(tmp_path: Path) -> None:
-    """ONNX Runtime gives logits or one line for every changed file that passes the screening; its process survives."""
+def searched(program: str, *arguments: str | int, folder: Path) -> dict[str, int]:
+    """What a search in a process of its own found; the process must survive."""
     seed = secrets.randbelow(2**32) if LONG else 0
-    command = [sys.executable, str(Path(__file__).with_name("fuzz_engine.py")), str(COUNT), str(seed), str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name(program)), *map(str, (*arguments, seed, folder))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (command, done.returncode, done.stderr[-2000:])
-    found = json.loads(done.stdout)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def test_a_screened_file_does_not_break_the_engine(tmp_path: Path) -> None:
+    """ONNX Runtime gives logits or one line for every changed file that passes the screening; its process survives."""
+    found = searched("fuzz_engine.py", COUNT, folder=tmp_path)
     assert sum(found.values()) == COUNT
     assert found["run"] > COUNT // 50
 
 
 def test_a_foreign_onnx_file_is_imported_or_refused_in_one_line(tmp_path: Path) -> None:
     """Whatever is changed in it: no other exception, no crash, and no more memory than a limit."""
-    seed = secrets.randbelow(2**32) if LONG else 0
-    command = [sys.executable, str(Path(__file__).with_name("fuzz_imports.py")), str(COUNT), str(seed), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (command, done.returncode, done.stderr[-2000:])
-    found = json.loads(done.stdout)
+    found = searched("fuzz_imports.py", COUNT, folder=tmp_path)
     assert found.keys() == {"refused", "imported"}
     assert sum(found.values()) == COUNT
 
@@ -275,12 +277,7 @@ def test_a_foreign_onnx_file_is_imported_or_refused_in_one_line(tmp_path: Path) 
 )
 def test_a_changed_run_folder_and_a_drawn_network_get_a_file_or_one_line(kind: str, count: int, tmp_path: Path) -> None:
     """No graph of a run folder and no network crashes the process that loads, saves and exports it."""
-    seed = secrets.randbelow(2**32) if LONG else 0
-    program = Path(__file__).with_name("fuzz_students.py")
-    command = [sys.executable, str(program), kind, str(count), str(seed), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (command, done.returncode, done.stderr[-2000:])
-    found = json.loads(done.stdout)
+    found = searched("fuzz_students.py", kind, count, folder=tmp_path)
     assert sum(found.values()) == count
     assert found.get("exported", 0) > 0
     assert found.get("exported, differs", 0) <= count // 50  # a tie on few images

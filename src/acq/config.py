@@ -12,9 +12,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from acq.core.device import Device
-from acq.core.outputs import BETWEEN, Traits
+from acq.core.outputs import Traits
 from acq.core.scores import Kind
-from acq.core.settings import Section
+from acq.core.settings import Section, names_of
 from acq.errors import RequestError, nearest
 from acq.quantization.formats import FULL_BITS, NumberFormat
 from acq.quantization.node_plan import Placement
@@ -31,13 +31,7 @@ _EASY_BITS = 7  # from this width on the default preset trains as long as the fa
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
 _AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them
-
-
-def _split(value: Any) -> Any:
-    """A text of kinds with commas as a list; None as an empty one."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(BETWEEN) if part.strip()]
-    return () if value is None else value
+_NAMES = BeforeValidator(lambda value: names_of(value) if value is None or isinstance(value, str) else value)
 
 
 class Config(Section):
@@ -66,7 +60,7 @@ class Config(Section):
         coerce_numbers_to_str=True,
         description="names or indices of the returned tensors that decide, with commas; null: the only one",
     )
-    output_kind: Annotated[tuple[Kind, ...], BeforeValidator(_split)] = Field(
+    output_kind: Annotated[tuple[Kind, ...], _NAMES] = Field(
         (),
         description="how each of them decides: class, multilabel, map, sequence or values; none: as shape and end say",
     )

@@ -40,18 +40,18 @@ def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor
     parts = few.split(max(2, _PIXELS_AT_ONCE // area))  # type: ignore[no-untyped-call]
     student = build(graph, plan).to(images.device)
     calibrate(student, parts)
-    whole = teacher.output.whole is not None
-    spreads = spread_per_class(centres.realised, centres.label) if whole else {}
+    rows, spreads = [], {}
+    if teacher.output.whole is not None:
+        rows = list(zip(*(value.tolist() for value in vars(centres).values()), strict=True))
+        spreads = spread_per_class(centres.realised, centres.label)
     return {
         "images": len(few),
         "layers": [asdict(layer) for layer in sensitivities(student, parts)],
         "statistics": statistics(teacher, parts),
         "centres": [
             {"label": label, "requested": rounded(requested), "realised": rounded(realised)}
-            for label, requested, realised in zip(*(v.tolist() for v in vars(centres).values()), strict=True)
-        ]
-        if whole
-        else [],
+            for label, requested, realised in rows
+        ],
         "spread": {str(k): round(value, 4) for k, value in spreads.items()},
     }
 

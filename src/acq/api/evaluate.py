@@ -17,6 +17,7 @@ from acq.core.evaluate import Classifier, accuracy
 from acq.core.extras import require_onnx
 from acq.core.outputs import Output
 from acq.core.scores import Kind
+from acq.core.settings import names_of
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
@@ -130,7 +131,7 @@ def target(
         require_run(path)
         facts = student_file.load_facts(path)
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
-    named = resolve(str(network), outputs=tuple((outputs or "").split(",")) if outputs else (), **options)
+    named = resolve(str(network), outputs=names_of(outputs), **options)
     graph = trace(named.model, named.preprocessing.input_size, outputs, output_kinds)
     return _of_graph(graph, named.preprocessing, str(network), place)
 

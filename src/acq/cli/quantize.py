@@ -11,10 +11,11 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, parity_lines, print_json, print_lines, without_notes
-from acq.cli.requests import config_of, data_path, json_object, names_of, network_of, network_options
+from acq.cli.requests import config_of, data_path, json_object, network_of, network_options
 from acq.core.device import choose_device
 from acq.core.outputs import agreement_of, is_cosine
 from acq.core.processes import joined, started_by_torchrun
+from acq.core.settings import names_of
 from acq.core.units import in_kilobytes, in_minutes
 from acq.errors import RequestError
 from acq.recipe import Request

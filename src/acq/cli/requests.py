@@ -10,6 +10,7 @@ from typing import Any
 from acq import zoo
 from acq.config import Config
 from acq.core.scores import KINDS, Kind
+from acq.core.settings import names_of
 from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
 
@@ -61,11 +62,6 @@ def data_path(data: str, model: str) -> Path:
     if sample is None:
         raise RequestError(f"no sample is bundled with {model}; give --data an .npz or a folder of classes")
     return sample
-
-
-def names_of(text: str | None) -> tuple[str, ...]:
-    """The names in a list with commas; none where it is not given."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def kinds_of(text: str | None) -> tuple[Kind, ...]:

@@ -13,7 +13,7 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import parity_figures, parity_lines, print_json, print_lines, print_table, shortened
-from acq.cli.requests import names_of
+from acq.core.settings import names_of
 from acq.core.units import in_kilobytes
 
 

@@ -107,9 +107,7 @@ class Output:
         """
         if self.whole is not None:
             return self.whole.mismatch(rows, asked)
-        wanted = torch.split(asked, [part.asked for part in self.parts], 1)
-        triples = zip(self.parts, self._split(rows), wanted, strict=True)
-        losses = [part.mismatch(own, _one(part, answers)) for part, own, answers in triples if part.asked]
+        losses = [part.mismatch(own, answers) for part, own, answers in self._asked(rows, asked)]
         return torch.stack(losses).sum() if losses else rows.new_zeros(())
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -129,17 +127,9 @@ class Output:
         """Whether what was asked came true: [N] of images as a whole, otherwise [N, Q]."""
         if self.whole is not None:
             return self.whole.came_true(rows, asked)
-        wanted = torch.split(asked, [part.asked for part in self.parts], 1)
-        triples = zip(self.parts, self._split(rows), wanted, strict=True)
-        return torch.cat(
-            [
-                part.came_true(own, _one(part, answers)).reshape(len(rows), -1)
-                for part, own, answers in triples
-                if part.asked
-            ]
-            or [rows.new_zeros(len(rows), 0, dtype=torch.bool)],
-            1,
-        )
+        found = [part.came_true(own, answers) for part, own, answers in self._asked(rows, asked)]
+        nothing = rows.new_zeros(len(rows), 0, dtype=torch.bool)
+        return torch.cat([nothing, *(part.reshape(len(rows), -1) for part in found)], 1)
 
     def same(self, one: Tensor, other: Tensor) -> Tensor:
         """The share of equal decisions per image, [N]; of values the cosine. Of several tensors, the least."""
@@ -174,13 +164,22 @@ class Output:
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return (rows,) if len(self.parts) == 1 else torch.split(rows, [part.numbers for part in self.parts], 1)
 
+    def _asked(self, rows: Tensor, asked: Tensor) -> list[tuple[Scores, Tensor, Tensor]]:
+        """The parts that can be asked, each with its own scores and answers: [N] where an image is one place."""
+        wanted = torch.split(asked, [part.asked for part in self.parts], 1)
+        return [
+            (part, own, answers if part.places else answers[:, 0])
+            for part, own, answers in zip(self.parts, self._split(rows), wanted, strict=True)
+            if part.asked
+        ]
+
     def _pairs(self, one: Tensor, other: Tensor) -> list[tuple[Scores, Tensor, Tensor]]:
         return list(zip(self.parts, self._split(one), self._split(other), strict=True))
 
 
 def accuracy_name(kind: str) -> str | None:
     """The name of the accuracy of an output in a summary (``Output.kind``); None if it has none."""
-    return {str(known): name for known, name in ACCURACIES.items()}.get(kind)
+    return ACCURACIES.get(kind)
 
 
 def is_cosine(kind: str) -> bool:
@@ -203,12 +202,7 @@ def agreement_of(kind: str, percent: float, images: str) -> str:
 
 def counted_in(kind: str, images: str) -> str:
     """What agreement is a percentage of, such as ``cells of 512 images``; of several kinds the images."""
-    return {str(known): words for known, words in COUNTED.items()}.get(kind, "") + images
-
-
-def _one(part: Scores, answers: Tensor) -> Tensor:
-    """The answers of a part as its formulas take them: [N] where an image is one place."""
-    return answers if part.places else answers[:, 0]
+    return COUNTED.get(kind, "") + images
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # percent with one answer, above which agreement says little: halfway between the least and all of them
 _MOST_MAJORITY: dict[Decision, float] = {"one": 50.0, "each": 75.0, "none": 95.0}
 # the names of accuracies in a summary
-ACCURACIES: dict[Kind, str | None] = {
+ACCURACIES: dict[str, str | None] = {
     "class": "top1", "multilabel": "label_accuracy", "map": "mean_iou", "sequence": "step_accuracy", "values": None,
 }  # fmt: skip
 # what agreement and accuracy count, in an image
-COUNTED: dict[Kind, str] = {
+COUNTED: dict[str, str] = {
     "class": "", "multilabel": "labels of ", "map": "cells of ", "sequence": "steps of ", "values": "",
 }  # fmt: skip
 IGNORED = 255  # the number of a cell or step without a known class

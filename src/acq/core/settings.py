@@ -34,6 +34,11 @@ class LossWeights(Section):
         return self
 
 
+def names_of(text: str | None) -> tuple[str, ...]:
+    """The names in a list with commas; none where it is not given."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def number_or(value: Number | Auto, automatic: Number) -> Number:
     """The number itself, or ``automatic`` where the setting is ``auto``."""
     return automatic if value == "auto" else value

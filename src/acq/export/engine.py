@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from acq.errors import RequestError, first_line
 from acq.export.answers import FileAnswer
 from acq.export.form import LAYOUT
 from acq.export.graph import RAW
+from acq.files.onnx_session import session_of
 from acq.files.screening import screened
 
 _KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -47,12 +47,6 @@ class Engine:
         self, file: Path, level: str = "ORT_ENABLE_ALL", *, threads: int = 0, optimised: Path | None = None
     ) -> None:
         known = screened(file)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 4  # errors are raised as exceptions
-        if optimised is not None:
-            options.optimized_model_filepath = str(optimised)
         try:
             self.raw = known.facts["images"] == RAW
             self.answer = FileAnswer.read(known.facts)
@@ -61,9 +55,9 @@ class Engine:
         except (KeyError, ValueError) as error:
             raise RequestError(f"{file} was not written by acq export; give a run folder or such a file") from error
         try:
-            self.session = onnxruntime.InferenceSession(
-                known.content, options, providers=["CPUExecutionProvider"], enable_fallback=False
-            )  # with a fallback it would print to standard output
+            self.session = session_of(
+                known.content, level, threads=threads or torch.get_num_threads(), optimised=optimised
+            )
         except Exception as error:  # the runtime's errors have no common base, and a foreign file can cause any
             raise RequestError(
                 f"ONNX Runtime cannot run {file} ({first_line(error)}); export it again, or update onnxruntime"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
+
+from acq.files.onnx_session import session_of
 
 Sizes = Mapping[str, np.ndarray]
 _SHAPES = ("Shape", "Size")
@@ -55,9 +56,7 @@ def _computed(model: onnx.ModelProto, names: Sequence[str], inputs: Sizes) -> di
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(copy.SerializeToString())
     wanted = {value.name for value in session.get_inputs()}
     found = session.run(list(names), {name: value for name, value in inputs.items() if name in wanted})
     return dict(zip(names, found, strict=True))

@@ -13,6 +13,7 @@ from onnx import helper, version_converter
 
 from acq.errors import RequestError, first_line
 from acq.export.form import rename
+from acq.files.onnx_session import session_of
 from acq.files.screening import TAIL_FACT
 
 _REST = "the part of the file behind --outputs"
@@ -64,11 +65,8 @@ def require_equal(whole: Path, model: bytes, tail: onnx.ModelProto, images: np.n
         raise RequestError(f"{_REST} gives other values behind the student; name other values as --outputs")
 
 
-def _session(content: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised as exceptions
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+def _session(content: bytes) -> onnxruntime.InferenceSession:
+    return session_of(content, "ORT_DISABLE_ALL")
 
 
 def _version(model: onnx.ModelProto) -> int:

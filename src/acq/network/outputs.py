@@ -62,10 +62,12 @@ def logits_of(graph: fx.GraphModule) -> tuple[fx.Node, ...]:
 
 def logits_from(graph: fx.GraphModule, images: Tensor) -> Tensor:
     """The logits [N, L] of a traced network for normalised images [N, C, H, W]."""
-    nodes = logits_of(graph)
+    counted = _counted(graph)
+    nodes = [logits for logits, _ in counted]
     interpreter = KeepingInterpreter(graph, graph.graph, nodes)
     interpreter.run(images)
-    return answer_of(graph).output.flat([interpreter.kept[node] for node in nodes])
+    output = Output(tuple(scores for _, scores in counted))
+    return output.flat([interpreter.kept[node] for node in nodes])
 
 
 def returned_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
 from acq.core.evaluate import eval_mode
 from acq.errors import RequestError, first_line
+from acq.files.onnx_session import session_of
 from acq.zoo.onnx.inputs import Entrance
 from acq.zoo.onnx.network import OnnxNetwork
 
@@ -61,16 +61,11 @@ def _computed(
     model: onnx.ModelProto, entrance: Entrance, images: Tensor, names: list[str]
 ) -> dict[str, np.ndarray[Any, Any]]:
     """What ONNX Runtime computes, for as many images at once as the file takes."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised as exceptions
-    options.intra_op_num_threads = torch.get_num_threads()
     array = images.numpy().transpose(0, 2, 3, 1) if entrance.layout == "NHWC" else images.numpy()
     array = np.ascontiguousarray(array).astype(entrance.kind)
     step = entrance.batch or len(array)
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=False
-        )
+        session = session_of(model.SerializeToString(), threads=torch.get_num_threads())
         whole = len(array) // step * step
         runs = [session.run(names, {entrance.name: array[at : at + step]}) for at in range(0, whole, step)]
     except Exception as error:  # the runtime's errors have no common base, and a foreign file can cause any

@@ -11,6 +11,7 @@ from runs import ROOT
 
 from acq.config import Config
 from acq.files.documents import assignment, read_settings
+from acq.zoo import registry
 
 WITH_OPTION = ("preset", "placement", "first_last_bits", "add_bits", "budget", "device")  # other settings: --set
 
@@ -28,6 +29,7 @@ class Network:
         checkpoint: A file of the data folder, if the network has no weights of its own.
         config: A recipe of this repository, if one is needed.
         settings: Of all cases, as ``key=value``.
+        images: Options that say the size and normalisation of its images, if the network has none of its own.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Network:
     checkpoint: str | None = None
     config: str | None = None
     settings: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,23 @@ class Case:
         changes = map(assignment, (*network.settings, *self.settings))
         return Config.create("default", *file, *changes, {"bits": self.bits, "seed": seed})
 
-    def words(self, seed: int, data: str, root: str) -> list[str]:
-        """The words of ``acq`` that make a run.
+    def words(self, seed: int, data: str) -> list[str]:
+        """The words of ``acq`` that make a run in the folder of this repository.
 
         Args:
             seed: Of the run.
             data: The folder of test data, with a slash at the end.
-            root: The folder of this repository, with a slash; empty if it is the current one.
         """
         network = self.network
-        words = ["quantize", network.model]
+        words = ["quantize", network.model, *network.images]
         words += ["--checkpoint", data + network.checkpoint] if network.checkpoint else []
-        words += ["--config", root + network.config] if network.config else []
+        words += ["--config", network.config] if network.config else []
         words += ["--bits", self.bits, *options_of((*network.settings, *self.settings))]
         return [*words, "--seed", str(seed), "--data", data + network.data]
 
     def command(self, seed: int) -> str:
         """The command that makes a run again in the folder of this repository, with the test data in ``data/``."""
-        return shlex.join(["acq", *self.words(seed, "data/", "")])
+        return shlex.join(["acq", *self.words(seed, "data/")])
 
     def obstacle(self, data: Path) -> str | None:
         """Why this machine cannot run the case; None if it can."""
@@ -145,6 +147,39 @@ LITE0 = Network(
     config="recipes/efficientnet_lite0.yaml",
 )
 
+
+def trained(name: str, title: str, about: str) -> Network:
+    """A network of ``recipes/networks.py``."""
+    return Network(
+        name.replace("_", "-"),
+        title,
+        (
+            about,
+            f"It never had batch norms. `recipes/train_cifar10.py {name}` trained it.",
+            CIFAR,
+            "The first and last layers have 8-bit weights. Images start from scenes, and there is no generator.",
+        ),
+        f"recipes.networks:{name}",
+        "cifar10-test.npz",
+        checkpoint=f"{name}/weights.safetensors",
+        images=(
+            *("--input-size", "3,32,32"),
+            *("--mean", ",".join(map(str, registry.CIFAR.mean)), "--std", ",".join(map(str, registry.CIFAR.std))),
+        ),
+    )
+
+
+GROUPNORM = trained("groupnorm_resnet", "ResNet with group norms", "Three stages of two blocks, 0.70 M parameters.")
+NORM_FREE = trained(
+    "norm_free_resnet",
+    "ResNet without norms",
+    "Standardised weights and scaled sums (NF-ResNet), three stages of two blocks, 0.70 M parameters.",
+)
+VIT = trained(
+    "vit", "Vision transformer", "A stem of three convolutions and five blocks of width 96, 0.46 M parameters."
+)
+CONVNEXT = trained("convnext", "ConvNeXt", "Three stages of two blocks, 0.64 M parameters.")
+
 CASES = (
     Case(BUNDLED, "w8a8"),
     Case(BUNDLED, "w4a8"),
@@ -166,4 +201,6 @@ CASES = (
     Case(LITE0, "w8a8", ("images.count=64", "generator.steps=40"), seeds=(0,)),
     Case(LITE0, "w4a8", seeds=(0,)),
     Case(LITE0, "w4a4", seeds=(0,)),
+    *(Case(network, bits, seeds=(0, 1)) for network in (GROUPNORM, NORM_FREE) for bits in ("w8a8", "w4a4")),
+    *(Case(network, bits, seeds=(0, 1)) for network in (VIT, CONVNEXT) for bits in ("w8a8", "w4a8")),
 )

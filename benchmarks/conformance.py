@@ -64,8 +64,8 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
     Raises:
         RuntimeError: The run failed.
     """
-    folder = folders / runs.COMMIT / f"{case.name.replace('/', '-')}-seed{seed}"
-    words = case.words(seed, f"{data.resolve()}/", f"{runs.ROOT}/")
+    folder = folders.resolve() / runs.COMMIT / f"{case.name.replace('/', '-')}-seed{seed}"
+    words = case.words(seed, f"{data.resolve()}/")
     words += ["--out", str(folder), "--json", "--quiet"]
     if (folder / "config.yaml").exists():
         words.append("--overwrite" if runs.COMMIT.endswith("-dirty") else "--resume")
@@ -83,12 +83,13 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
 
 
 def acq(words: Sequence[str]) -> str:
-    """What ``acq`` prints on standard output in a new process.
+    """What ``acq`` prints on standard output in a new process, in the folder of this repository.
 
     Raises:
         RuntimeError: It failed; the message is the last line on standard error.
     """
-    done = subprocess.run([sys.executable, "-m", "acq", *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "acq", *words]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return done.stdout

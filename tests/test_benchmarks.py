@@ -215,5 +215,5 @@ def test_committed_commands_are_accepted(script: Script) -> None:
         given = command.make_context("quantize", shlex.split(row["command"])[2:], resilient_parsing=True).params
         assert (given["bits"], given["seed"]) == (case.bits, row["seed"])
         config = case.config(row["seed"])
-        used = config.placed("deployable") if config.placement == "auto" else config  # what these networks get
+        used = config.placed(row["placement"]) if config.placement == "auto" else config
         assert used.headline().items() <= row.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -104,6 +105,17 @@ def test_floats_between_layers_are_no_shortcoming(name: str) -> None:
     assert {node.operator for node in found.float_nodes} & FLOAT_BY_DESIGN
     assert not [node for node in found.float_nodes if "not supported" in node.note]
     assert all(node.note for node in found.float_nodes)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(2, 8), lambda: nn.GroupNorm(1, 8), lambda: nn.InstanceNorm2d(8)])
+def test_norms_of_each_image_stay_in_floating_point(norm: Callable[[], nn.Module]) -> None:
+    """A convolutional network with such norms stays deployable, and each norm says why it is not on integers."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), norm(), nn.ReLU(), nn.Conv2d(8, 8, 3), norm(), head), SIZE)
+    found = plan(graph, FORMATS["w4a4"], placement_of(graph, "auto"))
+    assert found.placement == "deployable"
+    assert len(found.float_nodes) == 2
+    assert all(node.note.startswith("engines compute it in floating point") for node in found.float_nodes)
 
 
 def test_an_unknown_operator_between_layers_is_missed() -> None:

@@ -84,15 +84,15 @@ _OVERLOADS: dict[Role, tuple[str, ...]] = {
 
 ROLES: dict[str, Role] = {f"aten.{name}": role for role, names in _OVERLOADS.items() for name in names}
 ROLES["_operator.getitem"] = Role.MOVE
-LAYER_NORM = "aten.layer_norm.default"
+LAYER_NORM, GROUP_NORM = "aten.layer_norm.default", "aten.group_norm.default"
 SOFTMAX = "aten.softmax.int"
 # products of two computed matrices; one by a constant matrix becomes a linear layer (acq.network.rewrites)
 MATRIX_PRODUCTS = frozenset({"aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.baddbmm.default"})
 # kept whole outside torch's core set: parts of a group norm demand a contiguous input, and files hold the others whole
-WHOLE = frozenset({"aten.group_norm.default", LAYER_NORM, SOFTMAX, "aten.matmul.default"})
+WHOLE = frozenset({GROUP_NORM, LAYER_NORM, SOFTMAX, "aten.matmul.default"})
 VOCABULARY = WHOLE.union(ROLES)
-# what attention is made of, beside layers: engines win nothing with integers there
-FLOAT_BY_DESIGN = MATRIX_PRODUCTS | {LAYER_NORM, SOFTMAX}
+# norms of each image, and what attention is made of beside layers: engines win nothing with integers there
+FLOAT_BY_DESIGN = MATRIX_PRODUCTS | {LAYER_NORM, GROUP_NORM, SOFTMAX}
 
 
 def operator_of(node: fx.Node) -> str:

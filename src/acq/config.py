@@ -157,19 +157,18 @@ class Config(Section):
         Raises:
             RequestError: A given setting needs batch norms or a generator, and there are none.
         """
-        if not traits.normalised and self.preset in _AS_GENERATED:
-            raise RequestError(
-                f"preset {self.preset} learns from batch norms, and the network has none; give --preset fast, default "
-                "or best, or the network before its batch norms are folded"
-            )
-        if not traits.whole and self.preset in _AS_GENERATED:
-            raise RequestError(
-                f"preset {self.preset} asks images for one class each, and the network answers otherwise; "
-                "give --preset fast, default or best"
-            )
+        needed = (
+            (traits.whole, "asks images for one class each, and the network answers otherwise"),
+            (traits.normalised, "learns from batch norms, and the network has none, or folded ones"),
+            (traits.spatial, "needs features with places, such as a map, and the network has none"),
+        )
+        faults = [fault for there, fault in needed if not there]
+        if faults and self.preset in _AS_GENERATED:
+            raise RequestError(f"preset {self.preset} {faults[0]}; give --preset fast, default or best")
         generator = self.generator.fitted(traits)
         images = self.images.fitted(traits, generated=bool(generator.steps))
-        return self.model_copy(update={"generator": generator, "images": images})
+        student = self.student.fitted(traits)
+        return self.model_copy(update={"generator": generator, "images": images, "student": student})
 
     def with_layers(self, layers: Mapping[str, int | Literal["float"]]) -> Self:
         """The same settings with the bits of single layers."""

@@ -76,7 +76,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
         quantize(*WITHOUT_GENERATOR, network=["tinynet:without_norms", *SIZE]),
         "Usual ones are: --mean 0,0,0 --std 1,1,1 (0 to 1)"
     ),
-    "a network without feature maps": (quantize(network=of("without_space")), "no feature map"),
+    "a generator without features": (
+        quantize("--set", "generator.steps=10", network=of("without_space")), "a generator follows attention"
+    ),
     "a generator for a map": (quantize(network=of("cells")), "a generator asks images for one answer each"),
     "a network with two paths": (quantize(network=of("Undecided")), "depends on the values of its images"),
     # the student

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from acq.core.evaluate import evaluating
 from acq.core.values import Condition, TeacherOutput
+from acq.network.features import pooled
 from acq.network.teacher import Teacher
 from acq.quantization.student import Student
 from acq.synthesis.condition import ConditionSampler
@@ -29,12 +30,12 @@ class Conditioning:
 
     Attributes:
         correlation: Pearson's correlation of requested and realised centres, on the worse of the two axes. None where
-            images are not asked for one answer each.
+            images are not asked for one answer each, or the network has no features with places.
         spread: Standard deviation of realised centres of one answer, mean over axes and answers; None as above.
         label_agreement: Share of images to which the teacher gives the requested answer, or of places; None where
             nothing is asked.
         eval_train_similarity: Mean cosine of the attention maps with running and with batch statistics; None without
-            batch norms.
+            batch norms or features.
     """
 
     correlation: float | None
@@ -45,7 +46,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Centres:
-    """Labels [N], requested centres [N, 2] and realised centres [N, 2]."""
+    """Labels [N], requested centres [N, 2] and realised centres [N, 2]; [N, 0] where the network has no features."""
 
     label: Tensor
     requested: Tensor
@@ -83,7 +84,7 @@ def generator_quality(
             condition = conditions.draw(_BATCH // 2, rng)
             images = generator(condition)
             output = teacher.read(images, condition.label)
-            here, there = output.features.mean((2, 3)).chunk(2)
+            here, there = pooled(output.features).chunk(2)
             same = teacher.output.same(student.logits(images), output.logits)
             measured = _measured(teacher, images, condition, output)
             columns.append({**measured, "distance": relative_distance(here, there), "same": same})
@@ -113,7 +114,7 @@ def _measured(teacher: Teacher, images: Tensor, condition: Condition, output: Te
         "realised": output.centre,
         "came true": teacher.output.came_true(output.logits, condition.label),
     }
-    if not teacher.structure.normalised:
+    if not (teacher.structure.normalised and output.attention.numel()):
         return found
     other = teacher.read(images, condition.label, batch_statistics=True)
     return {**found, "similarity": F.cosine_similarity(output.attention.flatten(1), other.attention.flatten(1))}
@@ -125,10 +126,11 @@ def _merged(columns: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _conditioning(columns: dict[str, Tensor]) -> Conditioning:
-    whole, came_true = columns["label"].dim() == 1, columns["came true"]
+    came_true, realised = columns["came true"], columns["realised"]
+    has_centres = columns["label"].dim() == 1 and realised.shape[1] > 0
     return Conditioning(
-        correlation=correlation(columns["requested"], columns["realised"]).min().item() if whole else None,
-        spread=spread(columns["realised"], columns["label"]) if whole else None,
+        correlation=correlation(columns["requested"], realised).min().item() if has_centres else None,
+        spread=spread(realised, columns["label"]) if has_centres else None,
         label_agreement=came_true.float().mean().item() if came_true.numel() else None,
         eval_train_similarity=columns["similarity"].mean().item() if "similarity" in columns else None,
     )

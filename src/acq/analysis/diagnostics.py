@@ -41,7 +41,7 @@ def diagnose(graph: fx.GraphModule, plan: Plan, teacher: Teacher, images: Tensor
     student = build(graph, plan).to(images.device)
     calibrate(student, parts)
     rows, spreads = [], {}
-    if teacher.output.whole is not None:
+    if teacher.output.whole is not None and teacher.structure.features is not None:
         rows = list(zip(*(value.tolist() for value in vars(centres).values()), strict=True))
         spreads = spread_per_class(centres.realised, centres.label)
     return {

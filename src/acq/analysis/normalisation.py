@@ -24,6 +24,10 @@ WITHOUT_NORMS = (
     "the network has no BatchNorm2d, so images start from scenes and follow classes and smoothness, without a "
     "generator; where batch norms were folded, the network or file before that gives better images"
 )
+WITHOUT_FEATURES = (
+    "the network has no features with places, such as a map of at least 4 cells, so it has no attention, and images "
+    "start from scenes, without a generator"
+)
 _SCENES, _PIXELS = 64, 1 << 20  # most scenes, and most pixels of all scenes together
 _CLEARLY = 2.0  # factor by which another normalisation must be closer
 _FAR = 0.04  # distance below which the given normalisation is right, whatever others give
@@ -39,7 +43,7 @@ class Fit:
 
 
 def check_normalisation(teacher: Teacher, preprocessing: Preprocessing, *, given: bool) -> None:
-    """Say what a user should know about batch norms and normalisation.
+    """Say what a user should know about batch norms, features and normalisation.
 
     Args:
         teacher: The network.
@@ -56,6 +60,8 @@ def check_normalisation(teacher: Teacher, preprocessing: Preprocessing, *, given
         text = doubt(fits(teacher, preprocessing))
         if text is not None:
             warnings.warn(text, stacklevel=3)
+        if teacher.features is None:
+            warnings.warn(WITHOUT_FEATURES, Note, stacklevel=3)
     elif given:
         warnings.warn(WITHOUT_NORMS, Note, stacklevel=3)
     else:

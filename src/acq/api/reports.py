@@ -15,7 +15,7 @@ from acq.errors import RequestError, first_line
 from acq.network.operators import BATCH_NORM
 from acq.quantization.node_plan import Plan
 from acq.runs import student_file
-from acq.runs.folder import require_run
+from acq.runs.folder import require_run, summary_of
 from acq.runs.names import QUANTIZATION, REPORT
 
 
@@ -34,7 +34,8 @@ def write_report(run: str | Path) -> Path:
     require_run(folder)
     plan = student_file.load_plan(folder)
     try:
-        traits = student_file.load_output(folder).traits(normalised=_has_norms(plan))
+        spatial = summary_of(folder).get("features", "") is not None  # runs of before had features
+        traits = student_file.load_output(folder).traits(normalised=_has_norms(plan), spatial=spatial)
         command = _command(student_file.load_facts(folder), folder, traits)
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{folder / QUANTIZATION} is damaged ({first_line(error)}); quantize again") from error

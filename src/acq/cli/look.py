@@ -8,6 +8,7 @@ from acq.cli.app import command
 from acq.cli.output import plan_rows, print_json, print_lines, print_plan, print_table
 from acq.cli.requests import config_of, network_of, network_options
 from acq.config import Config
+from acq.network.structure import NetworkStructure
 from acq.recipe import Request, prepare
 from acq.runs.rehearsal import rehearse
 
@@ -61,12 +62,19 @@ def inspect(
             "output": structure.answer.figures(),
             "features": context.teacher.features,
             "batch_norms": len(structure.norms),
-            "attention": "class activation" if structure.head else "channel energy",
+            "attention": _attention(structure),
             "plan": plan_rows(plan, rehearsal),
             "engines": list(rehearsal.engines),
             "export": "; ".join(rehearsal.notes()) or None,
         }
     )
+
+
+def _attention(structure: NetworkStructure) -> str | None:
+    """How attention is found; None where the network has no features with places."""
+    if structure.features is None:
+        return None
+    return "class activation" if structure.head else "channel energy"
 
 
 @command()

@@ -26,11 +26,13 @@ class Traits:
         normalised: Whether the network has batch norms, whose statistics images can match.
         whole: Whether it answers for images as a whole, so that a generator can ask for an answer and a centre.
         asks: Whether images can be asked for answers at all.
+        spatial: Whether it has features with places, and so attention with a centre.
     """
 
     normalised: bool = True
     whole: bool = True
     asks: bool = True
+    spatial: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class Output:
         """Whether images can be asked for answers."""
         return any(part.asked for part in self.parts)
 
-    def traits(self, *, normalised: bool) -> Traits:
-        """What the settings of a run depend on, for a network with or without batch norms."""
-        return Traits(normalised, self.whole is not None, self.asks)
+    def traits(self, *, normalised: bool, spatial: bool = True) -> Traits:
+        """What the settings of a run depend on, for a network with or without batch norms and features with places."""
+        return Traits(normalised, self.whole is not None, self.asks, spatial)
 
     @property
     def accuracy(self) -> str | None:

@@ -57,9 +57,9 @@ class TeacherOutput:
 
     Attributes:
         logits: [N, K].
-        features: The last spatial feature map, [N, C, H, W].
-        attention: A map per image that sums to one, [N, H, W].
-        centre: The mass-weighted mean coordinate of the attention, [N, 2].
+        features: The last features with places: a map [N, C, H, W], or tokens [N, T, C]; [N, 0] without any.
+        attention: A map per image that sums to one, [N, H, W]; [N, 0, 0] without features.
+        centre: The mass-weighted mean coordinate of the attention, [N, 2]; [N, 0] without features.
         moments: One entry per batch normalization in order of execution; empty when not asked for.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
+import torch
 from torch import Tensor, fx, nn
 
 
@@ -50,6 +51,28 @@ def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Te
         made = graph.graph.create_node("get_attr", f"{owner}.{leaf}".lstrip("."))
     made.meta = dict(known.meta)
     user.args = (*user.args[:place], made, *user.args[place + 1 :])
+
+
+def constant_before(graph: fx.GraphModule, user: fx.Node, like: fx.Node, value: Tensor, leaf: str = "") -> fx.Node:
+    """A new constant that a node can take.
+
+    Args:
+        graph: The traced network; it changes.
+        user: The node.
+        like: The constant beside which it is stored.
+        value: The tensor.
+        leaf: The last part of its name, such as ``weight``; by default that of the other constant.
+    """
+    path, _, own = str(like.target).rpartition(".")
+    name = leaf or own
+    while hasattr(module_at(graph, path), name):
+        path += "_" if leaf else ""
+        name += "" if leaf else "_"
+    module_at(graph, path).register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+    with graph.graph.inserting_before(user):
+        made = graph.graph.create_node("get_attr", f"{path}.{name}".lstrip("."))
+    made.meta = {"val": value}
+    return made
 
 
 def module_at(graph: fx.GraphModule, path: str) -> nn.Module:

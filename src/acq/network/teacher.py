@@ -27,9 +27,6 @@ class Teacher(nn.Module):
 
     Args:
         graph: From ``acq.network.trace.trace``.
-
-    Raises:
-        RequestError: The network has no spatial features.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -43,9 +40,10 @@ class Teacher(nn.Module):
         return self.structure.answer.output
 
     @property
-    def features(self) -> str:
-        """Public name of the node whose values are the last spatial features."""
-        return name_of(self.structure.features)
+    def features(self) -> str | None:
+        """Public name of the node whose values are the last features with places; None without any."""
+        found = self.structure.features
+        return None if found is None else name_of(found.node)
 
     @property
     def stored_moments(self) -> tuple[Moments, ...]:
@@ -90,11 +88,15 @@ class Teacher(nn.Module):
         with mixed_precision(images.device, mixed):
             reader.run(images)
         rows = self.output.flat([reader.kept[node] for node in self.structure.logits])
-        count, kept = len(images) if label is None else len(label), reader.kept[self.structure.features]
-        logits, features = (processes.gather(at_least_float(part), count) for part in (rows, kept))
-        attention = self._attention(logits, features, label)
-        found = processes.pool_moments(reader.moments, len(images) / count)
-        return TeacherOutput(logits, features, attention, centre_of(attention), found)
+        count = len(images) if label is None else len(label)
+        logits, found = processes.gather(at_least_float(rows), count), self.structure.features
+        pooled = processes.pool_moments(reader.moments, len(images) / count)
+        if found is None:
+            nothing = logits.new_empty(count, 0)
+            return TeacherOutput(logits, nothing, nothing.new_empty(count, 0, 0), nothing, pooled)
+        features = processes.gather(at_least_float(reader.kept[found.node]), count)
+        attention = self._attention(logits, found.as_map(features), label)
+        return TeacherOutput(logits, features, attention, centre_of(attention), pooled)
 
     def first_moments(self, images: Tensor) -> Moments:
         """Moments of the input of the first batch normalization for images [N, C, H, W]; nothing behind it is computed.
@@ -141,7 +143,8 @@ class _Reader(KeepingInterpreter):
         batch_statistics: bool,
         wants_moments: bool,
     ) -> None:
-        super().__init__(graph, graph.graph, (structure.features, *structure.logits))
+        features = () if structure.features is None else (structure.features.node,)
+        super().__init__(graph, graph.graph, (*features, *structure.logits))
         self.norms = frozenset(structure.norms)
         self.processes = processes
         self.batch_statistics = batch_statistics

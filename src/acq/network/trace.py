@@ -21,6 +21,8 @@ from acq.network.export import exported
 from acq.network.folding import fold_constants
 from acq.network.modules import answer, as_module, other_types, readable
 from acq.network.names import assign_names
+from acq.network.pieces import join_pieces
+from acq.network.products import products_as_layers
 from acq.network.returned import RETURNED, flat_answers, returned
 from acq.network.rewrites import simplify
 
@@ -67,6 +69,8 @@ def trace(
     graph.graph.eliminate_dead_code()
     fold_constants(graph)
     require_known_operators(graph.graph)
+    join_pieces(graph)
+    products_as_layers(graph)
     simplify(graph)
     graph.recompile()
     _require_independent_images(graph, example)

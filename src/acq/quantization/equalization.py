@@ -30,7 +30,7 @@ _CONSUMERS: dict[int, type[QuantLayer]] = {2: QuantLinear, 4: QuantConv2d}
 
 
 @torch.no_grad()
-def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[str] = ()) -> bool:
+def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[str | None] = ()) -> bool:
     """Rescale the channels of layer inputs with fewer than 8 bits.
 
     Each channel is divided by a factor: the scale at which its values are quantized best, relative to the largest such
@@ -42,7 +42,7 @@ def equalize(student: Student, batches: Sequence[Tensor], *, keep: Collection[st
     Args:
         student: A calibrated student; its weights, biases and channel scales change.
         batches: Images [N, C, H, W].
-        keep: Names of tensors that stay as they are.
+        keep: Names of tensors that stay as they are; None is no tensor.
 
     Returns:
         Whether anything changed. Ranges must then be calibrated again.

@@ -93,6 +93,11 @@ class Student(nn.Module):
         kept = interpreter.kept
         return self.output.flat([kept[node] for node in logits]), {tap: kept[node] for tap, node in nodes.items()}
 
+    def read_features(self, images: Tensor, tap: str | None) -> tuple[Tensor, Tensor]:
+        """The logits [N, L] of one forward pass, and the values of one tap; [N, 0] where there is none."""
+        logits, values = self.read(images, () if tap is None else (tap,))
+        return logits, logits.new_empty(len(logits), 0) if tap is None else values[tap]
+
     def modules_in_order(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """The nodes that run a layer or a quantizer, each with its module, in order of execution."""
         for node in self.graph.nodes:

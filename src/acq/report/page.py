@@ -19,6 +19,7 @@ from acq.report.run_files import RunFiles, damage_reported, read_run
 from acq.report.strips import read_strips
 from acq.report.templates import environment
 
+_WHOLE = ("class", "multilabel")  # kinds of which images as a whole are asked
 _PHASES = {"generator": "Generator", "images": "Image refinement", "student": "Student"}
 
 
@@ -64,6 +65,7 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
         "centre_std": files.settings["generator"]["centre_std"],
         "has_generator": files.summary["generator"]["agreement"] is not None,
         "follows": files.summary["attention"]["correlation"] is not None,
+        "whole": files.summary["output"]["kind"] in _WHOLE,
         "follows_centre": _follows_centre(files.settings),
         "images": files.diagnostics["images"],
         "layers": rows,

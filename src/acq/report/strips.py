@@ -33,18 +33,18 @@ class Strip:
         label: The requested class; None where images are not asked for one answer each.
         seen: The class that the teacher sees in the finished image; None as above.
         requested: The requested centre (x, y) in [-1, 1].
-        realised: The realised centre (x, y) in [-1, 1].
+        realised: The realised centre (x, y) in [-1, 1]; None where the network has no attention.
         stages: The images as data addresses, by stage, the finished one last.
-        veil: The attention as a data address of a red veil.
+        veil: The attention as a data address of a red veil; None as above.
         side: Width of an image.
     """
 
     label: int | None
     seen: int | None
     requested: tuple[float, float]
-    realised: tuple[float, float]
+    realised: tuple[float, float] | None
     stages: Mapping[str, str]
-    veil: str
+    veil: str | None
     side: float
 
     @property
@@ -54,8 +54,9 @@ class Strip:
 
     @property
     def width(self) -> float:
-        """Of the whole strip: the stages, and the finished image with its attention."""
-        return len(self.stages) * self.step + self.side
+        """Of the whole strip: the stages, and the finished image with its attention, if there is any."""
+        count = len(self.stages)
+        return (count if self.veil else count - 1) * self.step + self.side
 
     def position(self, centre: tuple[float, float]) -> tuple[float, float]:
         """Where a centre is in the image at the end of the strip."""
@@ -82,9 +83,9 @@ def _strip(folder: Path, row: Mapping[str, Any]) -> Strip:
         label=None if row["label"] is None else int(row["label"]),
         seen=None if row["class"] is None else int(row["class"]),
         requested=_centre(row["requested"]),
-        realised=_centre(row["realised"]),
+        realised=None if row["realised"] is None else _centre(row["realised"]),
         stages={stage: _address(image) for stage, image in images.items()},
-        veil=_address(_veil(row["attention"], size)),
+        veil=None if row["attention"] is None else _address(_veil(row["attention"], size)),
         side=size[0] / size[1],
     )
 

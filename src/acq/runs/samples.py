@@ -42,6 +42,7 @@ def write_samples(
     label, centre = asked.label, asked.centre
     with torch.no_grad():
         output = teacher.read(stages["finished"], label)
+    looks = teacher.features is not None
     seen = _seen(teacher, output.logits, label)
     pixels = {stage: to_bytes(images, preprocessing) for stage, images in stages.items()}
     rows = []
@@ -54,8 +55,8 @@ def write_samples(
                 "label": None if seen is None else int(label[index]),
                 "class": None if seen is None else int(seen[index]),
                 "requested": _rounded(centre[index]),
-                "realised": _rounded(output.centre[index]),
-                "attention": [_rounded(line) for line in _relative(output.attention[index])],
+                "realised": _rounded(output.centre[index]) if looks else None,
+                "attention": [_rounded(line) for line in _relative(output.attention[index])] if looks else None,
                 "files": files,
             }
         )

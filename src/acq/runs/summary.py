@@ -49,6 +49,7 @@ def measure(
     training.seconds += time.perf_counter() - clock
     figures = {
         "output": student.answer.figures(),
+        "features": context.teacher.features,
         **cost_figures(training),
         **quality_figures(context.selection, conditioning, generator),
         **size_figures(student),

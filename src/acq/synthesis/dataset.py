@@ -19,7 +19,7 @@ _BATCH = 128  # images per forward pass
 
 @dataclass(frozen=True)
 class DistillationBatch:
-    """Images [N, C, H, W] with the teacher's logits [N, K] and last spatial features [N, D, h, w]."""
+    """Images [N, C, H, W] with the teacher's logits [N, K] and features (``acq.core.values.TeacherOutput``)."""
 
     images: Tensor
     logits: Tensor

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from acq.core.pixels import denormalise
 from acq.core.values import GeneratorBatch, Moments, TeacherOutput
+from acq.network.features import pooled
 
 Loss = Callable[[GeneratorBatch], Tensor]
 LOSSES: dict[str, Loss] = {}
@@ -134,8 +135,7 @@ def unit_variance(var: Tensor) -> Tensor:
 
 def _pair_features(output: TeacherOutput) -> Tensor:
     """Pooled features [N, C] and attention [N, H * W], each of unit length, side by side."""
-    pooled = F.normalize(output.features.mean((2, 3)))
-    return torch.cat((pooled, F.normalize(output.attention.flatten(1))), 1)
+    return torch.cat((F.normalize(pooled(output.features)), F.normalize(output.attention.flatten(1))), 1)
 
 
 def _moments_distance(found: Moments, stored: Moments) -> Tensor:

@@ -151,10 +151,9 @@ class Context:
 
     def student_output(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and features of the student for a whole batch of images, with gradients."""
-        tap = self.teacher.features
-        logits, values = self.student.read(self.processes.local(images), (tap,))
-        gathered = [self.processes.gather(part, len(images)) for part in (logits, values[tap])]
-        return gathered[0], gathered[1]
+        rows = self.student.read_features(self.processes.local(images), self.teacher.features)
+        logits, features = (self.processes.gather(part, len(images)) for part in rows)
+        return logits, features
 
     def require_rows(self, smallest: int) -> None:
         """Check that every process has a pair of the smallest batch; RequestError where one has none."""

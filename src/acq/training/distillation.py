@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from acq.core.outputs import Traits
 from acq.core.settings import Auto, LossWeights, Section, number_or
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student
 from acq.training.context import Context
+from acq.training.fitting import Weight, fitted_weights
 from acq.training.guards import RangeGuard
 from acq.training.losses import student_losses, weighted_sum
 from acq.training.phase import StepResult, is_reported
@@ -21,6 +23,7 @@ from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate
 
 TRAINED = "trained"  # name of the candidate
 _USUAL_BATCH = 64
+_FEATURES = 4.0  # automatic weight
 _WARMUP = 0.02
 _GUARD_EVERY = 50  # steps between two references of the range guard
 
@@ -30,7 +33,10 @@ class StudentLosses(LossWeights):
 
     logits: float = Field(1.0, ge=0, description="relative squared error of logits")
     probabilities: float = Field(0.0, ge=0, description="KL divergence from the teacher's probabilities")
-    features: float = Field(4.0, ge=0, description="relative squared error of the last spatial features")
+    features: Weight = Field(
+        "auto",
+        description="relative squared error of the last features with places; auto: 4, or 0 where there are none",
+    )
 
 
 class StudentSettings(Section):
@@ -52,6 +58,18 @@ class StudentSettings(Section):
     renew_every: int = Field(20, ge=1, description="steps between two renewals of synthetic images")
     renew_count: int = Field(0, ge=0, description="images, as generated, that replace the oldest ones per renewal")
     losses: StudentLosses = StudentLosses()
+
+    def fitted(self, traits: Traits) -> Self:
+        """The settings with numbers in place of each ``auto`` that depends on the network.
+
+        Args:
+            traits: Of the network.
+
+        Raises:
+            RequestError: The weight of the features is given, and the network has none.
+        """
+        automatic = {"features": _FEATURES if traits.spatial else 0.0}
+        return self.model_copy(update={"losses": fitted_weights(self.losses, "student", automatic, traits)})
 
     def batch_for(self, input_size: tuple[int, int, int]) -> int:
         """Images per step of ``input_size`` (C, H, W)."""

@@ -15,6 +15,7 @@ Weight = Annotated[float, Field(ge=0)] | Auto
 
 _OF_NORMS = ("statistics", "statistics_plain", "consistency")  # losses that read batch norms
 _OF_CENTRES, _OF_ANSWERS = ("centre",), ("classes",)
+_OF_FEATURES = ("centre", "paired", "consistency", "features")
 L = TypeVar("L", bound=LossWeights)
 
 
@@ -22,7 +23,7 @@ def fitted_weights(weights: L, section: str, automatic: Mapping[str, float], tra
     """The weights with numbers in place of ``auto``.
 
     Args:
-        weights: Of the losses of images.
+        weights: Of the losses of images or of the student.
         section: Where they stand in the settings, such as ``images``.
         automatic: What ``auto`` means, by name of the loss.
         traits: Of the network.
@@ -35,8 +36,9 @@ def fitted_weights(weights: L, section: str, automatic: Mapping[str, float], tra
     lacking = dict.fromkeys(() if traits.normalised else _OF_NORMS, "batch norms")
     lacking |= dict.fromkeys(() if traits.whole else _OF_CENTRES, "one answer per image")
     lacking |= dict.fromkeys(() if traits.asks else _OF_ANSWERS, "answers")
+    lacking |= dict.fromkeys(() if traits.spatial else _OF_FEATURES, "features with places")
     for name, what in lacking.items():
-        if found[name]:
+        if found.get(name):
             raise RequestError(
                 f"{section}.losses.{name} is {found[name]:g}, but the network has no {what} that this loss could "
                 "read; leave it out, or give 0"

@@ -50,7 +50,8 @@ class GeneratorSettings(Section):
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
     steps: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto",
-        description="training steps; auto: auto_steps, or 0 without batch norms or for maps; 0: no generator",
+        description="training steps; auto: auto_steps, or 0 for maps and without batch norms or features; "
+        "0: no generator",
     )
     auto_steps: int = Field(500, ge=1, description="training steps where steps is auto")
     batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
@@ -74,7 +75,13 @@ class GeneratorSettings(Section):
         Raises:
             RequestError: A given setting needs what the network does not have.
         """
-        steps = number_or(self.steps, self.auto_steps if traits.normalised and traits.whole else 0)
+        possible = traits.normalised and traits.whole
+        steps = number_or(self.steps, self.auto_steps if possible and traits.spatial else 0)
+        if steps and possible and not traits.spatial:
+            raise RequestError(
+                f"generator.steps is {steps}, but a generator follows attention, and the network has no features with "
+                "places; leave it out, or give generator.steps=0"
+            )
         if steps and not traits.whole:
             raise RequestError(
                 f"generator.steps is {steps}, but a generator asks images for one answer each, and the network answers "
@@ -86,7 +93,8 @@ class GeneratorSettings(Section):
                 "leave it out, or give generator.steps=0"
             )
         automatic = _OF_NORMS if traits.normalised else dict.fromkeys(_OF_NORMS, 0.0)
-        read = traits if steps else replace(traits, whole=True, asks=True)  # nothing reads the losses without steps
+        # without steps nothing reads the losses
+        read = traits if steps else replace(traits, whole=True, asks=True, spatial=True)
         losses = fitted_weights(self.losses, "generator", automatic, read)
         return self.model_copy(update={"steps": steps, "losses": losses})
 

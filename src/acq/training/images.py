@@ -45,7 +45,8 @@ class ImageLosses(LossWeights):
     statistics_plain: float = Field(0.0, ge=0, description="distance from batch-norm statistics as in GDFQ")
     centre: Weight = Field(
         "auto",
-        description="distance of realised and requested attention centre; auto: 20; 0 for maps or without batch norms",
+        description="distance of realised and requested attention centre; auto: 20; 0 for maps, without batch norms "
+        "or without features",
     )
     paired: float = Field(0.0, ge=0, description="adversarial loss on pairs of one condition")
     consistency: float = Field(0.0, ge=0, description="attention with running and with batch statistics")
@@ -85,13 +86,13 @@ class ImageSettings(Section):
             RequestError: A given setting needs what the network or the run does not have.
         """
         automatic = dict(_WITH_NORMS if traits.normalised else _WITHOUT_NORMS)
-        if not traits.whole:
+        if not (traits.whole and traits.spatial):
             automatic["centre"] = 0.0
         if not traits.asks:
             automatic |= {"classes": 0.0, "smoothness": 0.0}
         filled = self.losses.filled(**automatic)
         if not traits.asks and not any(filled.model_dump().values()):
-            return self.filled(scene=1.0).model_copy(update={"losses": filled, "steps": 0})
+            return self.filled(scene=1.0).model_copy(update={"steps": 0})
         losses = fitted_weights(self.losses, "images", automatic, traits)
         if not generated and self.scene not in ("auto", 1):
             raise RequestError(

@@ -77,13 +77,17 @@ class Selection:
 
 
 def quality(
-    student: Student, tap: str, batches: Sequence[DistillationBatch], weights: Mapping[str, float], output: Output
+    student: Student,
+    tap: str | None,
+    batches: Sequence[DistillationBatch],
+    weights: Mapping[str, float],
+    output: Output,
 ) -> StudentQuality:
     """Measure a student.
 
     Args:
         student: Calibrated.
-        tap: The node whose values are the features.
+        tap: The node whose values are the features; None where the network has none.
         batches: Images with the teacher's outputs.
         weights: Of the student's losses, by name.
         output: How the logits decide.
@@ -91,8 +95,8 @@ def quality(
     loss, same = 0.0, 0.0
     with evaluating(student):
         for batch in batches:
-            logits, values = student.read(batch.images, (tap,))
-            losses = student_losses((logits, values[tap]), (batch.logits, batch.features), weights, output)
+            logits, features = student.read_features(batch.images, tap)
+            losses = student_losses((logits, features), (batch.logits, batch.features), weights, output)
             loss += len(batch.images) * weighted_sum(losses, weights).item()
             same += output.same(logits, batch.logits).sum().item()
     count = sum(len(batch.images) for batch in batches)

@@ -13,7 +13,6 @@ from onnx_files import model_of, on_onnxruntime
 
 from acq.zoo.onnx.batches import TRIAL
 from acq.zoo.onnx.folding import folded
-from acq.zoo.onnx.fusing import fused
 from acq.zoo.onnx.graph import graph_of
 from acq.zoo.onnx.network import OnnxNetwork
 from acq.zoo.onnx.trial import tried
@@ -72,7 +71,7 @@ def model_for(name: str) -> onnx.ModelProto:
 def test_a_file_of_one_image_gives_each_image_of_a_batch_its_values(name: str) -> None:
     """Three images at once have the values that the runtime gives for one after the other."""
     model, shape = model_for(name), GRAPHS[name][0]
-    graph = fused(folded(graph_of(model, "x", ("y",))))
+    graph = folded(graph_of(model, "x", ("y",)))
     changes = tried(graph, torch.empty(TRIAL, *shape, device="meta"), 1)
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     found = OnnxNetwork(graph, changes=changes)(images)["y"]

@@ -24,9 +24,9 @@ from acq.zoo.onnx.checking import require_equal
 from acq.zoo.onnx.cutting import cut, exits_of, tail_of
 from acq.zoo.onnx.flat import by_image
 from acq.zoo.onnx.folding import folded
-from acq.zoo.onnx.fusing import fused, without_turn
 from acq.zoo.onnx.graph import Graph, graph_of, half_types
 from acq.zoo.onnx.inputs import Entrance, entrance_of
+from acq.zoo.onnx.layout import without_turn
 from acq.zoo.onnx.network import OnnxNetwork
 from acq.zoo.onnx.reading import read_model
 from acq.zoo.onnx.trial import tried
@@ -85,7 +85,7 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     entrance = entrance_of(model)
     part, tail = cut(model, exits), tail_of(model, entrance.name, exits)
     content = None if tail is None else screened_tail(tail.SerializeToString())
-    graph = by_image(fused(folded(graph_of(part, entrance.name, exits))), entrance.batch)
+    graph = by_image(folded(graph_of(part, entrance.name, exits)), entrance.batch)
     known = complete(entrance.input_size(input_size), entrance.kind == "uint8")
     network = _network(graph, entrance, known.input_size)
     types = list(half_types(part))

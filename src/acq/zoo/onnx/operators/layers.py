@@ -82,11 +82,6 @@ def _gemm(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return F.linear(x, weight) + bias
 
 
-@reads("Linear", parameters=_WEIGHTS)  # of no standard: what acq.zoo.onnx.fusing makes of a product and a sum
-def _linear(_: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    return F.linear(x, weight, bias)
-
-
 @reads("MatMul")
 def _product(_: Node, x: Tensor, y: Tensor) -> Any:
     return torch.matmul(x, y)

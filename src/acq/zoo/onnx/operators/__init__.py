@@ -3,6 +3,7 @@
 from acq.zoo.onnx.operators import (
     activations,
     arithmetic,
+    attention,
     indexing,
     layers,
     norms,
@@ -15,6 +16,6 @@ from acq.zoo.onnx.operators import (
 )  # fmt: skip
 
 __all__ = [
-    "activations", "arithmetic", "indexing", "layers", "norms", "padding", "pools", "reductions", "resizing",
-    "sequences", "shapes",
+    "activations", "arithmetic", "attention", "indexing", "layers", "norms", "padding", "pools", "reductions",
+    "resizing", "sequences", "shapes",
 ]  # fmt: skip

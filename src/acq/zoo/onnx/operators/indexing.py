@@ -97,14 +97,24 @@ def _gather_elements(node: Node, x: Tensor, places: Value) -> Any:
 
 @reads("GatherND", on_host=True)
 def _gather_nd(node: Node, x: Value, places: Value) -> Any:
-    if node.get("batch_dims", 0):
-        raise UnreadError("has batch_dims")
+    shared = node.get("batch_dims", 0)
+    if not 0 <= shared < min(x.ndim, places.ndim):
+        raise UnreadError(f"has batch_dims {shared}")
     if is_host(x) and is_host(places):
-        require_small([*places.shape[:-1], *x.shape[places.shape[-1] :]])
-        return x[tuple(np.moveaxis(places.astype(np.int64), -1, 0))]
+        require_small([*places.shape[:-1], *x.shape[shared + places.shape[-1] :]])
+        own = np.meshgrid(*map(np.arange, plain(places.shape[:shared])), indexing="ij") if shared else []
+        behind = (..., *(None,) * (places.ndim - 1 - shared))
+        return x[(*(part[behind] for part in own), *np.moveaxis(places.astype(np.int64), -1, 0))]
     device = next(value.device for value in (x, places) if isinstance(value, Tensor))
     table, chosen = tensor(x, device), tensor(places, device)
-    return table[tuple(_from_front(part, size) for part, size in zip(chosen.unbind(-1), table.shape, strict=False))]
+    rows = [
+        torch.arange(table.shape[axis], device=device).reshape(
+            [-1 if at == axis else 1 for at in range(places.ndim - 1)]
+        )
+        for axis in range(shared)
+    ]
+    parts = zip(chosen.unbind(-1), table.shape[shared:], strict=False)
+    return table[(*rows, *(_from_front(part, size) for part, size in parts))]
 
 
 @reads("ScatterND")

@@ -122,7 +122,8 @@ def _resized(node: Node, x: Tensor, axes: list[Axis]) -> Any:
     rounding = node.get("nearest_mode", "round_prefer_floor")
     if node.kind == "Upsample" or node.opset < _FIRST_MODES:
         transformation, rounding = "asymmetric", "floor"
-    if node.get("antialias", 0) or node.get("exclude_outside", 0):
+    shrinks = mode != "linear" or any(axis.new < axis.old for axis in axes)
+    if (node.get("antialias", 0) and shrinks) or node.get("exclude_outside", 0):  # where no axis shrinks, there is none
         raise UnreadError("has antialias or exclude_outside")
     if mode == "nearest":
         return _nearest(x, axes, transformation, rounding)

@@ -114,9 +114,11 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.up(F.relu(self.down(gate))))
 
 
-class Swish(nn.Module):
+class Gated(nn.Module):
+    """A gate of its own input that torch has no whole operator for."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(x)
+        return x * torch.tanh(x)
 
 
 class Shuffle(nn.Module):
@@ -216,7 +218,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "relu6": lambda: Chain(nn.ReLU6(inplace=True), conv(8, 8, groups=8), nn.ReLU6()),
     "hardswish": lambda: Chain(nn.Hardswish(), conv(8, 8, groups=2), nn.Hardswish(inplace=True)),
     "silu": lambda: Chain(nn.SiLU(inplace=True), conv(8, 8), nn.SiLU()),
-    "swish product": lambda: Chain(Swish(), conv(8, 8), Swish()),
+    "gate product": lambda: Chain(Gated(), conv(8, 8), Gated()),
     "squeeze-excite": lambda: Chain(nn.ReLU(), SqueezeExcite(), conv(8, 8)),
     "shuffle": lambda: Chain(Shuffle(), nn.ReLU()),
     "pre-activation": lambda: Chain(PreActivation(), PreActivation()),

@@ -181,12 +181,12 @@ def test_smooth_nonlinearities_take_eight_bits(name: str) -> None:
     assert only(found, Role.FOLD)[0].output_bits == 8
 
 
-def test_a_decomposed_swish_is_one_table() -> None:
-    """In x * sigmoid(x) both factors have the width of nonlinearities; the product counts as a rectifier."""
-    found = plan_of("swish product")
+def test_a_gate_of_its_own_input_is_one_table() -> None:
+    """In x * tanh(x) both factors have the width of nonlinearities; the product counts as a rectifier."""
+    found = plan_of("gate product")
     assert [entry.output_bits for entry in only(found, Role.NONLINEARITY)] == [8, 8]
     assert [entry.output_bits for entry in only(found, Role.PRODUCT)] == [4, 4]
-    literature = plan_of("swish product", placement="relu-only")
+    literature = plan_of("gate product", placement="relu-only")
     assert [entry.role for entry in literature.nodes if entry.output_bits] == [Role.PRODUCT, Role.PRODUCT]
 
 

@@ -133,11 +133,11 @@ def test_wrong_layers_are_refused(layers: dict[str, LayerWidth], words: str) -> 
 
 
 def test_gates_of_their_own_input_are_found() -> None:
-    """The sigmoid of ``x * sigmoid(x)`` is one, that of squeeze-and-excitation is none."""
-    for name, gated in (("swish product", True), ("squeeze-excite", False)):
+    """The tangent of ``x * tanh(x)`` is one, the sigmoid of squeeze-and-excitation is none."""
+    for name, end, gated in (("gate product", ".tanh", True), ("squeeze-excite", ".sigmoid", False)):
         found = assign_roles(traced(name), {})
-        (sigmoid, *_) = [node for node in found.nodes if name_of(node).endswith(".sigmoid")]
-        assert found.is_gate_of_own_input(sigmoid) is gated
+        (gate, *_) = [node for node in found.nodes if name_of(node).endswith(end)]
+        assert found.is_gate_of_own_input(gate) is gated
 
 
 def test_a_trace_in_training_mode_keeps_its_batch_norm_in_float() -> None:

@@ -237,3 +237,26 @@ def test_a_file_that_is_read_wrongly_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(registry.OPERATORS, "Flatten", wrong)
     with pytest.raises(RequestError, match=r"differs by .* from that of ONNX Runtime"):
         resolve(saved(simple(), tmp_path))
+
+
+@pytest.mark.parametrize("ending", ["Sigmoid", "Softmax", "HardSigmoid"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_scores_are_compared_before_an_end_that_saturates(
+    ending: str, moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind it wrong scores look like right ones, whatever moves the values afterwards."""
+    from acq.zoo.onnx import registry
+
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["a"]), helper.make_node("Add", ["a", "far"], ["b"]),
+        helper.make_node(ending, ["b"], ["c"]),
+        helper.make_node("Unsqueeze", ["c", "axes"], ["y"]) if moved else helper.make_node("Identity", ["c"], ["y"]),
+    ]  # fmt: skip
+    far = np.zeros(3 * SIZE[1] * SIZE[2], np.float32)
+    far[0 if ending == "Softmax" else slice(None)] = 300
+    model = model_of(nodes, ("n", *SIZE), {"far": far, "axes": np.array([2])})
+    assert resolve(saved(model, tmp_path)).preprocessing.input_size == SIZE
+    wrong = registry.Operator(lambda _, x: 2 * x.flatten(1), (), False)
+    monkeypatch.setitem(registry.OPERATORS, "Flatten", wrong)
+    with pytest.raises(RequestError, match=r"the value 'b' differs by"):
+        resolve(saved(model, tmp_path))

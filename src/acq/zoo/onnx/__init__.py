@@ -20,7 +20,7 @@ from acq.files.screening import screened_tail
 from acq.synthesis.scenes import normalised_scenes
 from acq.zoo.onnx import operators
 from acq.zoo.onnx.batches import TRIAL
-from acq.zoo.onnx.checking import require_equal
+from acq.zoo.onnx.checking import compared, require_equal
 from acq.zoo.onnx.cutting import cut, exits_of, tail_of
 from acq.zoo.onnx.flat import by_image
 from acq.zoo.onnx.folding import folded
@@ -93,7 +93,7 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
         warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=4)
     images = normalised_scenes(2, known, torch.Generator().manual_seed(0))
     images = images.round().clamp(0, 255) if entrance.kind == "uint8" else images
-    require_equal(network, part, entrance, images, half=bool(types) or entrance.kind == "float16")
+    require_equal(network, part, entrance, images, compared(graph), half=bool(types) or entrance.kind == "float16")
     return Imported(network.eval(), known, _form(model, entrance, exits, content), content)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -44,11 +44,15 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The values that the graph returns, by name."""
+        return self.values(images, self._exits)
+
+    def values(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Values of the graph by name, also inner ones."""
         values: dict[str, Any] = {self._entry: images.permute(0, 2, 3, 1) if self._channels_last else images}
         for operation in self._operations:
             found = operation(values, images.shape[0], self._fixed)
             values.update(zip(operation.node.outputs, found, strict=False))
-        return {name: values[name] for name in self._exits}
+        return {name: values[name] for name in names}
 
 
 class Operation(nn.Module):

@@ -15,7 +15,9 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ STEPS: dict[str, Any] = {  # batches of 10, 10 and 4 images are refined
     "student": {"steps": 12, "batch": 9},
 }
 RESUMED = ("generator", 6), ("images", 5), ("calibration", 1), ("student", 6)
+SCENES_ALONE = {**STEPS, "generator": {"steps": 0}}
 FEW = {"calibration": {"images": 1}, "student": {"augmentation": 0.1, "renew_count": 1}}
 
 
@@ -57,14 +60,17 @@ class Watched:
         return self.seen(number, rate, self.phase.step(number, rate))
 
 
-def losses(processes: Processes, folder: Path) -> None:
+def losses(
+    processes: Processes, folder: Path, name: str = "residual", settings: Mapping[str, Any] = MappingProxyType(STEPS)
+) -> None:
     """Write every step's losses. One process keeps its state in each phase, and several continue from that.
 
     Numbers have double precision: calibration's search and Adam's first steps make much of the last bit of others.
     """
-    training, found = training_(processes=processes, **STEPS), []
+    training, found = training_(name=name, processes=processes, **settings), []
+    context = training.context
     torch.set_default_dtype(torch.float64)
-    for module in (training.context.teacher, training.context.generator, training.context.student):
+    for module in (context.teacher, context.student, *([context.generator] if context.has_generator else [])):
         module.double()
     for name, phase in training.phases.items():
 
@@ -75,7 +81,7 @@ def losses(processes: Processes, folder: Path) -> None:
         training.phases[name] = Watched(phase, seen)
     for record in training.run():
         if (record.phase, record.step) in RESUMED:
-            start = folder.parent / f"{record.phase}.pt"
+            start = folder.parent / f"{name}-{context.has_generator}-{record.phase}.pt"
             if processes.size == 1:
                 torch.save(training.state(), start)
             else:
@@ -174,6 +180,11 @@ def waiting(processes: Processes, folder: Path) -> None:
 SCENES: Mapping[str, tuple[int, Callable[[Processes, Path], None]]] = {
     "alone": (1, losses),
     "losses": (2, losses),
+    **{
+        f"{kind} without {what}": (size, partial(losses, name=name, settings=SCENES_ALONE))
+        for what, name in (("generator", "residual"), ("features", "two linears"))
+        for kind, size in (("alone", 1), ("losses", 2))
+    },
     "messages": (3, messages),
     "troubled": (2, troubled),
     "stopped": (2, stopped),
@@ -226,7 +237,8 @@ def main(folder: Path, scene: str | None = None) -> int:
     pytest.MonkeyPatch().setattr("acq.recipe.trace", lambda *_: traced("residual"))
     if scene == "waiting":
         return exit_code(lambda: joined_in(waiting, folder))
-    traced("residual")  # once for all scenes
+    for network in ("residual", "two linears"):  # once for all scenes
+        traced(network)
     for name in SCENES:
         act(name, folder / name)
     return 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from commands import NETWORK, acq, quantize, refusal
 from helpers import SIZE
@@ -13,6 +15,7 @@ from onnx_files import exported
 
 from acq.zoo import resolve
 
+FLOAT = onnx.TensorProto.FLOAT
 DATA = ["--data", "data.npz"]
 KNOWN = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
 
@@ -66,3 +69,37 @@ def test_a_graph_is_cut_before_what_is_not_read(file: str, folder: Path) -> None
     assert [value.name for value in onnx.load("run/model.onnx").graph.output] == ["places"]
     assert (folder / "run" / "tail.onnx").exists()
     assert "goes on behind the network's outputs" in refusal("evaluate", "run/model.onnx", *DATA)
+
+
+def test_a_graph_is_cut_at_two_values_that_both_decide(file: str, folder: Path) -> None:
+    """The run counts both, and its file has what is behind them, with the names and nearly the values of before."""
+    model = onnx.load(file)
+    behind = [
+        helper.make_node("Mul", ["scores", "scores"], ["squares"]),
+        helper.make_node("NonZero", ["scores"], ["places"], name="first"),
+        helper.make_node("ReduceMax", ["squares", "axis"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["squares", "bound"], ["above"]),
+        helper.make_node("NonZero", ["above"], ["far"], name="second"),
+    ]
+    model.graph.node.extend(behind)
+    model.graph.initializer.append(helper.make_tensor("bound", FLOAT, [], [0.0]))
+    model.graph.initializer.append(helper.make_tensor("axis", onnx.TensorProto.INT64, [1], [1]))
+    del model.graph.output[:]
+    for name, kind in (("places", onnx.TensorProto.INT64), ("largest", FLOAT), ("far", onnx.TensorProto.INT64)):
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    onnx.save(model, file)
+    figures = acq(
+        *quantize(
+            "--json", "--outputs", "scores,squares", "--set", "generator.steps=0", network=[file, *KNOWN], export=True
+        )
+    ).json()
+    assert figures["output"]["counted"] == "scores,squares"
+    float_session, session = (
+        onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"]) for name in (file, "run/model.onnx")
+    )
+    assert [value.name for value in session.get_outputs()] == ["places", "largest", "far"]
+    images = np.random.default_rng(0).standard_normal((4, *SIZE)).astype(np.float32)
+    wanted, found = (each.run(None, {"pixels": images}) for each in (float_session, session))
+    assert [value.dtype for value in found] == [value.dtype for value in wanted]
+    assert found[0].shape[0] == found[2].shape[0] == 2  # the image and the score of each value that is not zero
+    assert np.corrcoef(found[1], wanted[1])[0, 1] > 0.9

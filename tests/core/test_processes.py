@@ -143,6 +143,19 @@ def test_two_processes_have_the_losses_of_one(scenes: Scenes) -> None:
         assert theirs == pytest.approx(ours, rel=1e-9)
 
 
+@pytest.mark.parametrize("what", ["generator", "features"])
+def test_two_processes_have_the_losses_of_one_without(scenes: Scenes, what: str) -> None:
+    """So do runs whose images begin as scenes, also of a network without features."""
+    names = [f"{kind} without {what}" for kind in ("alone", "losses")]
+    for name in names:
+        assert set(scenes.codes(name)) == {0}, scenes.all_said(name)
+    one, two = (json.loads((scenes.folder / name / "losses.json").read_text()) for name in names)
+    assert [row[:2] for row in two] == [row[:2] for row in one]
+    assert len(one) == 9 + 1 + 12 + 1
+    for (*_, theirs), (*_, ours) in zip(two, one, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-9)
+
+
 def test_batches_that_are_too_small_to_share_are_computed_by_all(scenes: Scenes) -> None:
     """One augmented image, one renewed image and one calibration image leave all processes with equal students."""
     assert scenes.codes("troubled") == [0, 0], scenes.all_said("troubled")

@@ -87,7 +87,13 @@ def _figures() -> dict[str, Any]:
     finished = Conditioning(correlation=0.95, spread=0.21, label_agreement=0.995, eval_train_similarity=0.98)
     generated = Conditioning(correlation=0.85, spread=0.19, label_agreement=0.9, eval_train_similarity=0.97)
     cost = {"device": "cpu", "threads": 1, "torch": "2.8", "seconds": 65.0, "peak_memory_mb": 1234, "steps": {}}
-    size = {"float_bytes": 1_000_000, "quantized_bytes": 150_000, "mean_weight_bits": 4.2, "float_operators": 0}
+    size = {
+        "float_bytes": 1_000_000,
+        "quantized_bytes": 150_000,
+        "mean_weight_bits": 4.2,
+        "float_operators": 0,
+        "float_by_design": 0,
+    }
     accuracy = {
         "test_images": 1000,
         "teacher_top1": 91.5,

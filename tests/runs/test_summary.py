@@ -13,7 +13,7 @@ from acq.config import Config
 from acq.files.images import LabelledImages
 from acq.quantization.student import float_bytes, quantized_bytes
 from acq.recipe import Prepared, prepare
-from acq.runs.summary import accuracy_figures, measure
+from acq.runs.summary import accuracy_figures, measure, size_figures
 from acq.synthesis.dataset import augmented
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -156,6 +156,15 @@ def test_sizes_are_those_of_the_student() -> None:
     assert result.summary["float_bytes"] == float_bytes(result.student)
     assert result.summary["quantized_bytes"] == quantized_bytes(result.student)
     assert result.summary["float_operators"] == len(result.student.plan.float_nodes) > 0
+    assert result.summary["float_by_design"] == 0
+
+
+def test_operators_in_float_by_design_are_counted_apart() -> None:
+    """The placement of transformers leaves what is between layers in floating point, which is no shortcoming."""
+    student = run(request_(placement="layers", bits="w8a8", layers={"*.block.0": "float"})).student
+    figures, missed = size_figures(student), len(student.plan.missed_nodes)
+    assert missed > 0
+    assert figures["float_by_design"] == figures["float_operators"] - missed > 0
 
 
 def test_additions_have_no_bits_in_the_relu_only_placement() -> None:

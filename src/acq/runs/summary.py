@@ -105,12 +105,17 @@ def _generator_figures(generator: GeneratorQuality | None) -> dict[str, float | 
 
 
 def size_figures(student: Student) -> dict[str, Any]:
-    """Sizes of the student's weights and scales, and how many operators stay in floating point."""
+    """Sizes of the student's weights and scales, and how many operators stay in floating point.
+
+    ``float_by_design`` counts those of them that the placement leaves there; the others are shortcomings.
+    """
+    plan = student.plan
     return {
         "float_bytes": float_bytes(student),
         "quantized_bytes": quantized_bytes(student),
         "mean_weight_bits": round(mean_weight_bits(student), 3),
-        "float_operators": len(student.plan.float_nodes),
+        "float_operators": len(plan.float_nodes),
+        "float_by_design": len(plan.float_nodes) - len(plan.missed_nodes),
     }
 
 

@@ -83,6 +83,8 @@ def operators() -> str:
         "quantized, and are in ONNX files in forms for which engines have integer kernels where there are any.\n"
         "Any other operator stays in floating point, in the student and in the file.",
         _table(("Role", "Operators"), rows),
+        "Some functions in pieces are put together first ([Your network](your-model.md#layer-names)): hard sigmoid,\n"
+        "hard swish, SiLU, Mish, GELU, layer norm, and products with a constant matrix.",
         "Operators of the role `move` copy, select or reorder values, so they need no quantizer of their own.",
         "[Extending](extending.md#an-operator) shows how to add one.",
     ]

@@ -90,7 +90,15 @@ def test_a_graph_is_cut_at_two_values_that_both_decide(file: str, folder: Path) 
     onnx.save(model, file)
     figures = acq(
         *quantize(
-            "--json", "--outputs", "scores,squares", "--set", "generator.steps=0", network=[file, *KNOWN], export=True
+            "--json",
+            "--outputs",
+            "scores,squares",
+            "--set",
+            "generator.steps=0",
+            "--bits",
+            "w8a8",
+            network=[file, *KNOWN],
+            export=True,
         )
     ).json()
     assert figures["output"]["counted"] == "scores,squares"
@@ -102,4 +110,4 @@ def test_a_graph_is_cut_at_two_values_that_both_decide(file: str, folder: Path) 
     wanted, found = (each.run(None, {"pixels": images}) for each in (float_session, session))
     assert [value.dtype for value in found] == [value.dtype for value in wanted]
     assert found[0].shape[0] == found[2].shape[0] == 2  # the image and the score of each value that is not zero
-    assert np.corrcoef(found[1], wanted[1])[0, 1] > 0.9
+    np.testing.assert_allclose(found[1], wanted[1], rtol=0.2)

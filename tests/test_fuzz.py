@@ -47,7 +47,6 @@ from acq.runs.names import QUANTIZATION, STUDENT
 from acq.zoo.checkpoints import apply_state, load_state
 from acq.zoo.onnx.cutting import exits_of
 from acq.zoo.onnx.folding import folded
-from acq.zoo.onnx.fusing import fused
 from acq.zoo.onnx.graph import graph_of
 from acq.zoo.onnx.inputs import entrance_of
 from acq.zoo.onnx.reading import read_model
@@ -173,7 +172,7 @@ def read_signed_checkpoint(path: Path) -> object:
 def read_graph(path: Path) -> object:
     """A foreign file up to its graph; ``fuzz_imports.py`` runs it too, in a process of its own."""
     model = read_model(path)
-    return fused(folded(graph_of(model, entrance_of(model).name, exits_of(model, []))))
+    return folded(graph_of(model, entrance_of(model).name, exits_of(model, [])))
 
 
 READERS = {

@@ -21,7 +21,7 @@ from acq.export.registry import OPERATORS, NoFormError, convolution_attributes
 from acq.export.writer import Value, Writer
 from acq.files.screening import PRODUCER
 from acq.network.names import name_of
-from acq.network.operators import operator_of
+from acq.network.operators import ROLES, Role, operator_of, pads_with_values
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
@@ -113,7 +113,7 @@ def _write_nodes(writer: Writer, student: Student, named: bool) -> FloatOperator
         elif node.op == "call_function" and is_size(node):
             continue  # shapes are known except for the number of images
         elif node.op == "call_function":
-            written = _function(writer, node, others)
+            written = _function(writer, node, others, student)
             if isinstance(written, list):
                 pieces[node] = written
             else:
@@ -125,16 +125,34 @@ def _write_nodes(writer: Writer, student: Student, named: bool) -> FloatOperator
     return others
 
 
-def _function(writer: Writer, node: fx.Node, others: FloatOperators) -> Value | list[Value]:
+def _function(writer: Writer, node: fx.Node, others: FloatOperators, student: Student) -> Value | list[Value]:
     """An operator: in its own form where it has one for these arguments, otherwise in floating point."""
     write = OPERATORS.get(operator_of(node))
-    if write is None or any(value in others and not others.is_float(value) for value in node.all_input_nodes):
-        return others.take(writer, node)
-    try:
-        written: Value | list[Value] = write(writer, node)
-    except NoFormError:
-        return others.take(writer, node)
-    return written
+    if write is not None and all(value not in others or others.is_float(value) for value in node.all_input_nodes):
+        try:
+            written: Value | list[Value] = write(writer, node)
+        except NoFormError:
+            pass
+        else:
+            return written
+    return _on_grid(writer, node, others.take(writer, node), others, student)
+
+
+def _on_grid(writer: Writer, node: fx.Node, value: Value, others: FloatOperators, student: Student) -> Value:
+    """Values that are moved in floating point, back on the grid that they come from; a layer behind has bytes then."""
+    quantizer = _grid_of(student, node) if others.is_float(node) else None
+    return value if quantizer is None else writer.quantized(value, quantizer, len(node.meta["shape"]))
+
+
+def _grid_of(student: Student, node: fx.Node) -> ActivationQuantizer | None:
+    """The quantizer of the values that a node moves; None where there is none, or it divides channels."""
+    while node.op == "call_function" and ROLES.get(operator_of(node)) == Role.MOVE and not pads_with_values(node):
+        inputs = [value for value in node.all_input_nodes if value.op != "get_attr" and not is_size(value)]
+        if not inputs:
+            return None
+        node = inputs[0]
+    module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, ActivationQuantizer) and module.channel_scale is None else None
 
 
 def _entrance(writer: Writer, student: Student, raw_images: bool) -> tuple[onnx.ValueInfoProto, Value]:

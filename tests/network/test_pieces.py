@@ -153,3 +153,17 @@ def test_a_trace_has_whole_operators() -> None:
     assert {"hardswish", "layer_norm"} <= names
     assert not {"mean", "sqrt", "hardtanh", "clamp", "add", "mul"} & names
     torch.testing.assert_close(graph(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_chain_of_products_is_no_trouble() -> None:
+    """A foreign file may have thousands of them in a row."""
+
+    def function(x: Tensor) -> Tensor:
+        y = x
+        for _ in range(1200):
+            y = y * 1.0001
+        return y * torch.sigmoid(y)
+
+    names, _ = joined(function, torch.zeros(1, 2))
+    assert names.count("mul") == 1200
+    assert names[-1] == "silu"

@@ -18,7 +18,7 @@ _SUBTRACT = ("aten.sub.Tensor", "aten.sub.Scalar")
 _SUBTRACT_FROM = ("aten.rsub.Scalar", "aten.rsub.Tensor")
 _NEGATE, _POWER = "aten.neg.default", "aten.pow.Tensor_Scalar"
 _LINEAR_TERMS = (*_ADD, *_SUBTRACT, *_SUBTRACT_FROM)
-_DEPTH, _DEGREE = 12, 3  # of a polynomial: operators within each other, and its highest power
+_DEPTH, _DEGREE = 12, 3  # operators that are read within each other, and the highest power of a polynomial
 _CLOSE = 1e-4  # constants are written with few digits
 
 
@@ -59,18 +59,18 @@ class Reader:
         tensor = constant(self.graph, value)
         return float(tensor) if tensor is not None and tensor.numel() == 1 and tensor.is_floating_point() else None
 
-    def product(self, node: fx.Node) -> Product:
+    def product(self, node: fx.Node, depth: int = _DEPTH) -> Product:
         """A node as a number times other nodes, through products that nothing else reads."""
         name = operator_of(node) if node.op == "call_function" else ""
-        if name == _NEGATE:
-            return self._times(-1.0, node.args[0])
-        if name not in (*_MULTIPLY, *_DIVIDE) or len(node.args) < 2:
+        if name == _NEGATE and depth:
+            return self._times(-1.0, node.args[0], depth - 1)
+        if name not in (*_MULTIPLY, *_DIVIDE) or len(node.args) < 2 or not depth:
             return Product(1.0, (node,))
         left, right = node.args[:2]
         if name in _DIVIDE:
             divisor = self.number(right)
-            return self._times(1 / divisor, left) if divisor else Product(1.0, (node,))
-        found = [self._factor(value) for value in (left, right)]
+            return self._times(1 / divisor, left, depth - 1) if divisor else Product(1.0, (node,))
+        found = [self._factor(value, depth - 1) for value in (left, right)]
         return Product(math.prod(each.number for each in found), tuple(f for each in found for f in each.factors))
 
     def polynomial(self, node: fx.Node, variable: fx.Node, depth: int = _DEPTH) -> Polynomial | None:
@@ -125,16 +125,16 @@ class Reader:
             node = others[0]
         return node
 
-    def _times(self, number: float, value: Any) -> Product:
-        found = self._factor(value)
+    def _times(self, number: float, value: Any, depth: int) -> Product:
+        found = self._factor(value, depth)
         return Product(number * found.number, found.factors)
 
-    def _factor(self, value: Any) -> Product:
+    def _factor(self, value: Any, depth: int) -> Product:
         number = self.number(value)
         if number is not None:
             return Product(number, ())
         assert isinstance(value, fx.Node)
-        return self.product(value) if sole_user(value) is not None else Product(1.0, (value,))
+        return self.product(value, depth) if sole_user(value) is not None else Product(1.0, (value,))
 
     def _term(self, value: Any, variable: fx.Node, depth: int) -> Polynomial | None:
         number = self.number(value)

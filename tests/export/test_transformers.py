@@ -9,7 +9,9 @@ import pytest
 from helpers import SIZE, images
 from transformers import TRANSFORMERS, transformer
 
+from acq.core.file_form import FileForm
 from acq.export.check import check
+from acq.export.form import in_form
 from acq.export.graph import onnx_model
 from acq.network.trace import trace
 from acq.quantization.build import build
@@ -43,3 +45,15 @@ def test_all_layers_run_on_integers_on_both_engines(name: str, bits: str, tmp_pa
     for match in (found.plain, found.optimised, found.openvino.match):
         assert match.agreement >= 98
         assert match.difference < 0.05
+
+
+@pytest.mark.parametrize("name", ["class token", "convnext", "shifted windows"])
+def test_layers_run_on_integers_in_a_file_for_one_image(name: str, tmp_path: Path) -> None:
+    """Then the engine knows all shapes, and joins products with sums where it can."""
+    student = integer_student(name, "w8a8")
+    model = onnx_model(student)
+    in_form(model, FileForm("x", "NCHW", "float32", 1, {"y": "float32"}))
+    onnx.save(model, tmp_path / "model.onnx")
+    found = check(tmp_path / "model.onnx", student, images(4, SIZE, 5))
+    layers = len(list(student.layers()))
+    assert (found.integer, found.layers) == (layers, layers)

@@ -181,16 +181,21 @@ def _module(writer: Writer, student: Student, node: fx.Node) -> Value:
     if isinstance(module, ActivationQuantizer):
         return writer.quantized(writer.values[source], module, len(node.meta["shape"]))
     assert isinstance(module, QuantLayer)
-    bias, x = writer.bias(module), writer.floats(source)
+    axes, x = len(node.meta["shape"]), writer.floats(source)
     before = student.get_submodule(str(source.target)) if source.op == "call_module" else None
     channel_scale = before.channel_scale if isinstance(before, ActivationQuantizer) else None
     if isinstance(module, QuantConv2d):
         weight = writer.weight(module, channel_scale=channel_scale)
-        return Value(writer.add("Conv", [x, weight, *bias], **_attributes(module, writer.values[source].pads)))
+        return Value(
+            writer.add("Conv", [x, weight, *writer.bias(module)], **_attributes(module, writer.values[source].pads))
+        )
     assert isinstance(module, QuantLinear)
-    if len(node.meta["shape"]) == 2:
+    if axes == 2:
+        bias = writer.bias(module)
         product = writer.add("Gemm", [x, writer.weight(module, channel_scale=channel_scale)], transB=1)
     else:
+        # in files for one image, ONNX Runtime joins a bias of one axis with the product, and computes both in floats
+        bias = writer.bias(module, axes)
         product = writer.add("MatMul", [x, writer.weight(module, channel_scale=channel_scale, transposed=True)])
     # a separate addition: with a float bias inside the product, engines do not use their integer kernel
     return Value(writer.add("Add", [product, *bias]) if bias else product)

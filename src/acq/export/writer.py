@@ -168,15 +168,16 @@ class Writer:
             qparams.append(self.constant(f"zeros_{zeros.size}", zeros))
         return self.add("DequantizeLinear", [stored, *qparams], axis=1 if transposed else 0)
 
-    def bias(self, layer: QuantLayer) -> list[str]:
+    def bias(self, layer: QuantLayer, axes: int = 1) -> list[str]:
         """Add a layer's bias and return its name; an empty list if the layer has none.
 
         It is stored as floats. After the conversion to integers they are whole units of the accumulator, and integer
-        kernels convert them to these units.
+        kernels convert them to these units. It has the channels behind ``axes`` - 1 axes of one value.
         """
         if layer.bias is None:
             return []
-        return [self.constant(f"{layer.name}.bias", layer.bias.detach().cpu().numpy())]
+        name = f"{layer.name}.bias" + (f".{axes}" if axes > 1 else "")  # a layer may be used with several axes
+        return [self.constant(name, layer.bias.detach().cpu().numpy().reshape(*(1,) * (axes - 1), -1))]
 
     def quantized(self, source: Value, quantizer: ActivationQuantizer, dimensions: int) -> Value:
         """Quantize a value: QuantizeLinear, then a Clip of bytes to the quantizer's width and the rectifier's bounds.

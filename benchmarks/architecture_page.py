@@ -32,6 +32,7 @@ exported file on ONNX Runtime, with the float network on 64 other scenes.
   between images exceeds the error. Student and file are the same unless two figures are given.
 - **Random networks decide by small margins,** so a percent says less than on trained ones. Compare it with the dB.
 - **Integer layers:** convolutions and linear layers on integer kernels of ONNX Runtime, and all layers.
+  A convolution whose values are returned is in floating point, because outputs are not rounded.
 - **In float:** operators outside layers that the file computes in floating point, in the module.""".splitlines()
 
 

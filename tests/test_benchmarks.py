@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_runs
+import torch
 import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -59,7 +60,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     monkeypatch.setattr(importlib.import_module("runs"), "RESULTS", folder)
     yield importlib.import_module
     for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == ROOT / "benchmarks":
+        if ROOT / "benchmarks" in Path(getattr(sys.modules[name], "__file__", None) or "").parents:
             del sys.modules[name]
 
 
@@ -182,6 +183,43 @@ def test_export_measures_a_finished_run(script: Script, finished_run: Path, tmp_
     assert row["command"] == "python benchmarks/export.py data/run --data small.npz --seconds 0.01"
 
 
+def test_architectures_measures_a_network_and_writes_the_page(script: Script, tmp_path: Path) -> None:
+    """A row per form, which is a line of the page; what is there is not measured again."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    architectures = script("architectures")
+    words = ["LeNet*", "--forms", "module", "--out", "rows"]
+    architectures.main([*words, "--here"])
+    architectures.main(words)
+    architectures.main(["--page", "--out", "rows"])
+    (row,) = rows_of(tmp_path, "architectures")
+    assert (row["integer"], row["layers"], row["missed"]) == (4, 4, {})
+    assert row["student"]["decibels"] > 20
+    page = (tmp_path / "docs" / "architectures.md").read_text()
+    assert "| LeNet (tanh) | 1x32x32 | 10 classes |" in page
+    assert "not measured | 4 of 4 | none |" in page
+
+
+def test_architectures_says_why_a_network_fails(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form that fails is a row too, and other forms are measured all the same."""
+    architectures, networks = script("architectures"), script("networks")
+    broken = networks.Architecture("broken", lambda: torch.nn.Dropout(), (3, 32, 32))
+    monkeypatch.setattr(architectures, "ARCHITECTURES", [broken])
+    architectures.main(["--here", "--forms", "module", "script", "--out", "rows"])
+    rows = architectures.load(tmp_path / "rows")
+    assert [row["form"] for row in rows] == ["module", "script"]
+    assert all("Error" in row["failure"] and row["trace"] for row in rows)
+
+
+def test_networks_of_architectures_take_their_images(script: Script) -> None:
+    """Those that are defined here; timm is not installed everywhere."""
+    for each in script("networks").ARCHITECTURES:
+        if not isinstance(each.build, partial):
+            each.build().eval()(torch.zeros(2, *each.size))
+
+
 @pytest.mark.parametrize("name", ["conformance", "ablation", "export"])
 def test_committed_results_have_the_present_form(name: str) -> None:
     """Names of version 0.1 are gone, and every row has a commit and a command."""
@@ -203,6 +241,18 @@ def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
     pages = [ROOT / "docs" / "results.md", RESULTS / "ablation.md", RESULTS / "export.md"]
     for page in pages:
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")
+
+
+def test_committed_architectures_are_those_of_the_list(script: Script, tmp_path: Path) -> None:
+    """Each row is of a network of the list, in its order, and ``--page`` writes what is committed."""
+    shown = {each.name: list(each.size) for each in script("networks").ARCHITECTURES}
+    rows = json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))["rows"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    assert names == [name for name in shown if name in names]
+    assert len(names) >= 40
+    assert all(row["size"] == shown[row["name"]] and row["commit"] for row in rows)
+    page = script("architecture_page").page(rows)
+    assert page == (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
 
 
 def test_committed_commands_are_accepted(script: Script) -> None:

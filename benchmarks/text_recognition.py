@@ -25,11 +25,12 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageFont
 
-WORDS = (
+TEXT = (
     "the quantized network reads this line about twelve boxes of paper that left Berlin on Friday and reached Oslo "
     "before noon while nobody checked invoice number 4711 or the price of 89.50 EUR per piece Street Garden Model "
     "Office Report Winter Summer total amount due customer address 2026 Nr. A-17 quick brown fox jumps over lazy dog"
-).split()
+)
+WORDS = TEXT.split()
 BLANK = 0  # the recogniser's class for "no character here"
 
 

@@ -279,3 +279,39 @@ def test_a_moved_constant_is_a_constant_like_others() -> None:
     calibrate(student, [images(8)])
     with torch.no_grad(), quantizers_off(student):
         torch.testing.assert_close(student(images(8)), cut(images(8)), rtol=1e-4, atol=1e-4)
+
+
+class Heads(nn.Module):
+    """Two heads of a detector, joined to one map of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.present, self.kind = conv(3, 8), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return torch.cat([self.present(x).sigmoid(), self.kind(x).softmax(1)], 1)
+
+
+ENDS = {
+    "joined heads": Heads(),
+    "upsampled": nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), nn.Upsample(scale_factor=2, mode="bilinear")),
+    "shuffled": nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 12), nn.Hardtanh(0, 1), nn.PixelShuffle(2)),
+    "pooled": nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_no_layer_reads_has_at_least_eight_bits(end: str) -> None:
+    """Few bits pay where a layer multiplies them; behind the last layer they would only blur the scores."""
+    found = plan(trace(ENDS[end].eval(), SIZE), NumberFormat.parse("w4a4", "8"))
+    weighted = [index for index, node in enumerate(found.nodes) if node.weight_bits]
+    inner = [node.output_bits for node in found.nodes[1 : weighted[1]] if node.output_bits]
+    behind = [node.output_bits for node in found.nodes[weighted[1] :] if node.output_bits]
+    assert inner == [4]
+    assert behind == [8] * len(behind)
+
+
+def test_heads_that_are_joined_at_the_end_are_scores_themselves() -> None:
+    found = plan(trace(Heads().eval(), SIZE), NumberFormat.parse("w4a4", "8"))
+    assert [node.output_bits for node in found.nodes if node.output_bits] == [8, 4]

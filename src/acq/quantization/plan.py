@@ -186,6 +186,8 @@ class _Placer:
             return self.format.multiplied
         if self.roles.is_gate_of_own_input(node):
             return max(self.format.nonlinearity, self.format.multiplied)
+        if node not in self.before_layers:
+            return max(FULL_BITS, self.wanted[node])  # no layer multiplies it, so few bits would only blur the scores
         return self.wanted[node]
 
     def _needs_no_quantizer(self, node: fx.Node) -> bool:

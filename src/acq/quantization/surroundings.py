@@ -46,11 +46,11 @@ def _takes_number(node: fx.Node) -> bool:
 
 
 def unquantized_logits(roles: Roles) -> set[fx.Node]:
-    """The output and the nodes it is moved from, back to the operator that computes the class scores."""
+    """The output and the nodes it is moved or joined from, back to the operators that compute the scores."""
     found: set[fx.Node] = set()
 
     def ends_in_logits(user: fx.Node) -> bool:
-        moves = roles.of(user) in (Role.MOVE, Role.NONLINEARITY, Role.FLOAT) and user not in roles.kept
+        moves = roles.of(user) in (Role.MOVE, Role.CONCAT, Role.NONLINEARITY, Role.FLOAT) and user not in roles.kept
         return user.op == "output" or (user in found and moves)
 
     for node in reversed(roles.nodes):

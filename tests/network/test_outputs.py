@@ -125,6 +125,14 @@ BY_SHAPE: dict[str, tuple[Callable[[Tensor], Any], Scores, Ending | None]] = {
     ),
     "steps behind their classes": (lambda z: z.mean(2).softmax(1), Scores("map", (5, W)), "softmax"),
     "vectors of length one": (lambda z: F.normalize(z.mean((2, 3))), Scores("values", (5,)), None),
+    "heads joined": (
+        lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].permute(0, 2, 3, 1).softmax(3).permute(0, 3, 1, 2)], 1),
+        Scores("values", (5, H, W)), None,
+    ),
+    "labels beside numbers": (
+        lambda z: torch.cat([z[:, :2].sigmoid(), z[:, 2:]], 1).mean((2, 3)), Scores("class", (5,)), None,
+    ),
+    "branches joined": (lambda z: torch.cat([z[:, :2], z[:, 2:].relu()], 1), Scores("map", (5, H, W)), None),
     "softmax over columns": (lambda z: z.softmax(3), Scores("values", (5, H, W)), "softmax"),
 }  # fmt: skip
 

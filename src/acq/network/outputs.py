@@ -85,7 +85,8 @@ class End:
         ending: That softmax or sigmoid, if there is one.
         axis: The axis over which a softmax competes; None without one.
         shape: Of the tensor, -1 where it depends on the number of images.
-        named: Whether the values name anything: False behind a normalisation of vectors, as in embeddings.
+        named: Whether the values name anything: False behind a normalisation of vectors, as in embeddings, and where
+            heads that end differently are joined, as in detectors.
     """
 
     logits: fx.Node
@@ -102,7 +103,7 @@ def end_of(node: fx.Node) -> End:
         last = last.args[0]
     shape, ending = _shape(node), _ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
-        return End(node, None, None, shape, not _is_embedding(last))
+        return End(node, None, None, shape, not (_is_embedding(last) or _joins_heads(last)))
     if ending == "sigmoid":
         return End(last.args[0], ending, None, shape, True)
     inner, axis = _shape(last), last.args[1]
@@ -135,6 +136,18 @@ def _is_embedding(node: fx.Node) -> bool:
             return True
         length = length.all_input_nodes[0]
     return False
+
+
+def _joins_heads(node: fx.Node) -> bool:
+    """Whether a node joins parts of which some end in a softmax or sigmoid and others do not, or in another."""
+    if node.target is not aten.cat.default:
+        return False
+    endings = set()
+    for part in node.all_input_nodes:
+        while part.target in (*SHAPES, aten.permute.default, aten.transpose.int):
+            part = part.all_input_nodes[0]
+        endings.add(_ENDINGS.get(part.target))
+    return len(endings) > 1
 
 
 def _returned(graph: fx.GraphModule) -> Returned:

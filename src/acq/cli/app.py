@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -70,7 +71,13 @@ def _acq(
 def main() -> NoReturn:
     """Run the command. Exit codes: 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted."""
     warnings.showwarning = _warn
-    sys.exit(exit_code(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False)))
+    code = exit_code(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    if not started_by_torchrun().is_main:
+        # threads of gloo may still let go of tensors, which aborts a process whose interpreter has shut down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def exit_code(command: Callable[[], Any]) -> int:

@@ -75,7 +75,7 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
         "case": case.name,
         "engine": ENGINE,
         "settings": runs.settings_of(case.config(seed)),
-        **{key: summary[key] for key in summary if key not in ("run", "report")},
+        **{key: summary[key] for key in summary if key not in ("run", "report", "file")},
         **runs.origin(),
         "remarks": [f"{machine()}.", *([UPPER_BOUND] if busy else [])],
         "command": case.command(seed),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -22,10 +22,9 @@ aten = torch.ops.aten
 _SIXTH = {0: 0.5, 1: 1 / 6}  # the line of a hard sigmoid
 _ERF = {1: math.sqrt(0.5)}
 _TANH = {1: math.sqrt(2 / math.pi), 3: 0.044715 * math.sqrt(2 / math.pi)}
-_ONE_MORE = {0: 1.0, 1: 1.0}
 _SUMS = ("aten.add.Tensor", "aten.add.Scalar")
 _DIFFERENCE, _QUOTIENT, _PRODUCT = "aten.sub.Tensor", "aten.div.Tensor", "aten.mul.Tensor"
-_ROOTS, _ONE_BY_ROOT, _ONE_BY = ("aten.sqrt.default",), "aten.rsqrt.default", "aten.reciprocal.default"
+_ROOT, _ONE_BY_ROOT, _ONE_BY = "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default"
 _PAIR = 2
 
 
@@ -155,14 +154,11 @@ def _layer_norm(reader: Reader, node: fx.Node) -> Whole | None:
     if pair is None:
         return None
     difference, root = pair
-    if operator_of(difference) != _DIFFERENCE or len(difference.args) != _PAIR or difference.kwargs:
+    centred, inner = _centred(difference), cast(fx.Node, root.args[0])
+    if centred is None or not same_shape(centred[0], node):
         return None
-    x, mean = difference.args
-    if not isinstance(x, fx.Node) or not isinstance(mean, fx.Node) or not same_shape(x, node):
-        return None
-    axes = _mean_axes(mean, x)
-    inner: Any = root.args[0]
-    if axes is None or operator_of(inner) not in _SUMS or len(inner.args) != _PAIR or inner.kwargs:
+    x, axes = centred
+    if operator_of(inner) not in _SUMS or len(inner.args) != _PAIR or inner.kwargs:
         return None
     numbers = [reader.number(value) for value in inner.args]
     if (numbers[0] is None) == (numbers[1] is None):
@@ -185,14 +181,25 @@ def _difference_and_root(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return None
     if name == _QUOTIENT:
-        return (left, right) if operator_of(right) in _ROOTS else None
+        return (left, right) if operator_of(right) == _ROOT else None
     for difference, factor in ((left, right), (right, left)):
         if operator_of(factor) == _ONE_BY_ROOT:
             return difference, factor
         root = factor.args[0] if operator_of(factor) == _ONE_BY else None
-        if isinstance(root, fx.Node) and operator_of(root) in _ROOTS:
+        if isinstance(root, fx.Node) and operator_of(root) == _ROOT:
             return difference, root
     return None
+
+
+def _centred(node: fx.Node) -> tuple[fx.Node, tuple[int, ...]] | None:
+    """The node of which this one is the difference from its mean, and the last axes of that mean."""
+    if operator_of(node) != _DIFFERENCE or len(node.args) != _PAIR or node.kwargs:
+        return None
+    x, mean = node.args
+    if not isinstance(x, fx.Node) or not isinstance(mean, fx.Node):
+        return None
+    axes = _mean_axes(mean, x)
+    return None if axes is None else (x, axes)
 
 
 def _mean_axes(mean: fx.Node, x: fx.Node) -> tuple[int, ...] | None:
@@ -223,11 +230,8 @@ def _is_variance(reader: Reader, node: fx.Node, x: fx.Node, difference: fx.Node,
 
 def _is_square_of_same(reader: Reader, squares: fx.Node, x: fx.Node, axes: tuple[int, ...]) -> bool:
     """Whether a node is the square of another difference of the same values, which some exporters compute twice."""
-    source: Any = squares.args[0] if squares.args else None
-    if not isinstance(source, fx.Node) or operator_of(source) != _DIFFERENCE or len(source.args) != _PAIR:
-        return False
-    mean: Any = source.args[1]
-    if source.args[0] is not x or not isinstance(mean, fx.Node) or _mean_axes(mean, x) != axes:
+    source = squares.args[0] if squares.args else None
+    if not isinstance(source, fx.Node) or _centred(source) != (x, axes):
         return False
     return reader.polynomial(squares, source) == {2: 1.0}
 

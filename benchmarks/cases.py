@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from runs import ROOT
 
 from acq.config import Config
+from acq.core.values import Preprocessing
 from acq.files.documents import assignment, read_settings
 from acq.zoo import registry
 
@@ -24,7 +25,7 @@ class Network:
         name: Of the network in names of cases.
         title: On the page.
         about: Sentences of the page on the network, its data and where the files come from.
-        model: As ``acq quantize`` takes it.
+        model: As ``acq quantize`` takes it; a name that ends in .onnx is a file of the data folder.
         data: Labelled images, a file or folder of the data folder.
         checkpoint: A file of the data folder, if the network has no weights of its own.
         config: A recipe of this repository, if one is needed.
@@ -41,6 +42,11 @@ class Network:
     config: str | None = None
     settings: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+
+    @property
+    def needs_file(self) -> bool:
+        """Whether the network itself is a file of the data folder."""
+        return self.model.endswith(".onnx")
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class Case:
             data: The folder of test data, with a slash at the end.
         """
         network = self.network
-        words = ["quantize", network.model, *network.images]
+        model = data + network.model if network.needs_file else network.model
+        words = ["quantize", model, *network.images]
         words += ["--checkpoint", data + network.checkpoint] if network.checkpoint else []
         words += ["--config", network.config] if network.config else []
         words += ["--bits", self.bits, *options_of((*network.settings, *self.settings))]
@@ -89,7 +96,9 @@ class Case:
 
     def obstacle(self, data: Path) -> str | None:
         """Why this machine cannot run the case; None if it can."""
-        for name in filter(None, (self.network.checkpoint, self.network.data)):
+        network = self.network
+        files = (network.model if network.needs_file else None, network.checkpoint, network.data)
+        for name in filter(None, files):
             if not (data / name).exists():
                 return f"{data / name} is missing; give its folder as --data-folder"
         if "device=cuda" in self.settings and not torch.cuda.is_available():
@@ -148,6 +157,33 @@ LITE0 = Network(
 )
 
 
+def normalised(preprocessing: Preprocessing) -> tuple[str, ...]:
+    """The options that say a normalisation."""
+    mean, std = (",".join(map(str, values)) for values in (preprocessing.mean, preprocessing.std))
+    return ("--mean", mean, "--std", std)
+
+
+def folded_file(network: Network) -> str:
+    """The name of the ONNX file that ``folded.py`` makes of a network."""
+    return f"{network.name}-folded.onnx"
+
+
+def folded(network: Network, preprocessing: Preprocessing, *settings: str) -> Network:
+    """A network as an ONNX file whose batch norms are folded, with further settings."""
+    return replace(
+        network,
+        name=f"{network.name}-folded",
+        title=f"{network.title}, an ONNX file with folded batch norms",
+        about=(
+            "`benchmarks/folded.py` writes the file: torch's exporter folds each batch norm into its convolution.",
+            "So images start from scenes, and there is no generator. Otherwise as the network above.",
+        ),
+        model=folded_file(network),
+        images=normalised(preprocessing),
+        settings=(*network.settings, *settings),
+    )
+
+
 def trained(name: str, title: str, about: str) -> Network:
     """A network of ``recipes/networks.py``."""
     return Network(
@@ -162,13 +198,12 @@ def trained(name: str, title: str, about: str) -> Network:
         f"recipes.networks:{name}",
         "cifar10-test.npz",
         checkpoint=f"{name}/weights.safetensors",
-        images=(
-            *("--input-size", "3,32,32"),
-            *("--mean", ",".join(map(str, registry.CIFAR.mean)), "--std", ",".join(map(str, registry.CIFAR.std))),
-        ),
+        images=("--input-size", "3,32,32", *normalised(registry.CIFAR)),
     )
 
 
+BUNDLED_FOLDED = folded(BUNDLED, registry.CIFAR)
+LITE0_FOLDED = folded(LITE0, registry.LITE0, "generator.steps=0")
 GROUPNORM = trained("groupnorm_resnet", "ResNet with group norms", "Three stages of two blocks, 0.70 M parameters.")
 NORM_FREE = trained(
     "norm_free_resnet",
@@ -201,6 +236,10 @@ CASES = (
     Case(LITE0, "w8a8", ("images.count=64", "generator.steps=40"), seeds=(0,)),
     Case(LITE0, "w4a8", seeds=(0,)),
     Case(LITE0, "w4a4", seeds=(0,)),
+    Case(BUNDLED_FOLDED, "w8a8"),
+    Case(BUNDLED_FOLDED, "w4a4"),
+    Case(LITE0_FOLDED, "w8a8", ("images.count=64",), seeds=(0,)),
+    Case(LITE0_FOLDED, "w4a8", seeds=(0,)),
     *(Case(network, bits, seeds=(0, 1)) for network in (GROUPNORM, NORM_FREE) for bits in ("w8a8", "w4a4")),
     *(Case(network, bits, seeds=(0, 1)) for network in (VIT, CONVNEXT) for bits in ("w8a8", "w4a8")),
 )

@@ -74,7 +74,10 @@ def _read(folder: Path, sheets: tuple[str, ...], labels: str) -> tuple[np.ndarra
 
 
 def crops_and_flips(padded: Tensor, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """A random crop, flipped at random, of each indexed image [N, 3, H, W], gathered in one step."""
+    """A random crop, flipped at random, of each indexed image [N, 3, H, W], gathered in one step.
+
+    The indices are on the CPU, as the draws are, so all devices see the same views.
+    """
     n, room = len(index), padded.shape[-1] - size + 1
     top, left = torch.randint(room, (2, n, 1, 1), generator=rng)
     flip = torch.rand(n, 1, 1, generator=rng) < 0.5
@@ -82,14 +85,15 @@ def crops_and_flips(padded: Tensor, index: Tensor, size: int, rng: torch.Generat
     across = torch.arange(size).view(1, 1, size)
     columns = left + torch.where(flip, size - 1 - across, across)
     # advanced indices separated by a slice come first: [N, size, size, 3] -> [N, 3, size, size]
-    return padded[index.view(n, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
+    image, row, column = (part.to(padded.device) for part in (index.view(n, 1, 1), rows, columns))
+    return padded[image, :, row, column].permute(0, 3, 1, 2)
 
 
 class Training:
     """A network with all that its training changes, so that an interrupted training continues.
 
     Args:
-        model: With fresh weights.
+        model: With fresh weights, on the device that trains it.
         settings: How it is trained.
         steps: Steps per epoch.
     """
@@ -115,12 +119,12 @@ class Training:
         """Train on normalised images [N, 3, 32, 32] and labels [N], and yield the mean loss of each epoch.
 
         Args:
-            images: The training images.
-            target: Their labels.
+            images: The training images, on the device of the network.
+            target: Their labels, there too.
             state: A file that is written after each epoch. If it exists, training continues from it.
         """
         if state is not None and state.exists():
-            self._restore(torch.load(state, weights_only=True))
+            self._restore(torch.load(state, map_location="cpu", weights_only=True))
         padded = F.pad(images, (4, 4, 4, 4), mode="reflect")
         while self.epoch < self.settings.epochs:
             loss = self._epoch(padded, target)
@@ -136,9 +140,9 @@ class Training:
         order = torch.randperm(len(padded), generator=self.rng)
         for index in order[: self.steps * batch].split(batch):
             views = crops_and_flips(padded, index, 32, self.rng).contiguous(memory_format=self.settings.layout)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(views.device.type, torch.bfloat16):
                 scores = self.model(views)
-            loss = F.cross_entropy(scores.float(), target[index])
+            loss = F.cross_entropy(scores.float(), target[index.to(target.device)])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -163,19 +167,25 @@ class Training:
 
 
 def trained(model: nn.Module, settings: Settings, folder: Path, state: Path | None = None) -> float:
-    """Train ``model`` on the package in ``folder``; return the seconds it took."""
+    """Train ``model`` on its device on the package in ``folder``; return the seconds it took."""
     images, labels = training_images(folder)
-    training = Training(model, settings, len(images) // settings.batch)
-    for loss in training.run(from_bytes(images, CIFAR), torch.from_numpy(labels), state):
+    training, device = Training(model, settings, len(images) // settings.batch), device_of(model)
+    for loss in training.run(from_bytes(images, CIFAR).to(device), torch.from_numpy(labels).to(device), state):
         print(f"epoch {training.epoch}/{settings.epochs} loss {loss:.4f} {training.seconds:.0f} s", flush=True)
     return training.seconds
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the parameters."""
+    return next(model.parameters()).device
 
 
 def hits(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether the network, in eval mode, gives each image [N, 32, 32, 3] its label."""
     model.eval()
+    batches, device = from_bytes(images, CIFAR).split(500), device_of(model)
     with torch.no_grad():
-        guesses = torch.cat([model(batch).argmax(1) for batch in from_bytes(images, CIFAR).split(500)]).numpy()
+        guesses = torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in batches]).numpy()
     return guesses == labels
 
 
@@ -187,8 +197,8 @@ def percent(right: np.ndarray) -> float:
 def write(model: nn.Module, figures: dict[str, Any], settings: Settings, seconds: float, out: Path) -> None:
     """Write ``weights.safetensors`` and ``training.json`` to the folder ``out``, and print the figures."""
     shown = {"epochs": settings.epochs, "batch": settings.batch, "peak": settings.peak, "decay": settings.decay}
-    where = {"device": "cpu", "torch": torch.__version__, "seconds": round(seconds)}
+    where = {"device": device_of(model).type, "torch": torch.__version__, "seconds": round(seconds)}
     figures = {**figures, **shown, "seed": settings.seed, **where}
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / "weights.safetensors")
+    save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, out / "weights.safetensors")
     (out / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))

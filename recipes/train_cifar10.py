@@ -36,13 +36,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, help="in place of those of the network")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--test", type=Path, metavar="FILE.npz", help="also write all test images and labels here")
     args = parser.parse_args(words)
 
     settings = replace(SETTINGS[args.network], seed=args.seed)
     settings = settings if args.epochs is None else replace(settings, epochs=args.epochs)
     torch.manual_seed(args.seed)
-    model = networks.NETWORKS[args.network]()
+    model = networks.NETWORKS[args.network]().to(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     state = args.out / "state.pt"
     seconds = cifar10.trained(model, settings, args.images, state)

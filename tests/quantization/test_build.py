@@ -38,6 +38,29 @@ def test_a_student_without_quantizers_is_the_network(name: str, placement: Place
         torch.testing.assert_close(student(x), network(name)(x), rtol=1e-4, atol=1e-5)
 
 
+class Numbers(nn.Module):
+    """Numbers of the source code, which no ``to`` moves, behind and before layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = conv(3, 8), conv(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 0.5 * self.first(x) + 1
+        y = (y + 0.2 * (self.second(y) - 0.1)).mean((2, 3))
+        return self.head(2 * y - 1) / 3
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "numbers"])
+def test_a_student_is_built_on_the_device_of_its_network(name: str) -> None:
+    """All its tensors are there. The device ``meta`` stands for a GPU: torch refuses to mix either with the CPU."""
+    graph = trace(Numbers() if name == "numbers" else network(name), SIZE)
+    student = build(graph.to("meta"), plan(graph, NumberFormat(4, 4)))
+    weights = [weight for _, layer in student.layers() for weight in (layer.weight, layer.bias) if weight is not None]
+    assert weights
+    assert {weight.device.type for weight in weights} == {"meta"}
+
+
 @pytest.mark.parametrize("name", FLOAT_LAYERS)
 def test_a_layer_in_float_is_copied_as_it_is(name: str) -> None:
     """It is no quantized layer, keeps weights and statistics of the network, and without quantizers logits agree."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from acq.core.batchnorm import batch_norm_affine
-from acq.network.constants import constant, shape_of
+from acq.network.constants import constant, device_of, shape_of
 from acq.network.operators import BATCH_NORM, RELU, is_float, operator_of
 
 # f(k x) = k f(x) for each channel and k > 0
@@ -120,7 +120,7 @@ def _arithmetic(graph: fx.GraphModule, node: fx.Node, name: str) -> Affine | Non
 def _number(graph: fx.GraphModule, node: fx.Node, value: Any) -> tuple[Tensor, int | None] | None:
     """An operand as a constant [] or [C], and the axis of its channels in ``node``; None for any other operand."""
     if isinstance(value, int | float):
-        return torch.tensor(float(value)), None
+        return torch.tensor(float(value), device=device_of(graph)), None
     tensor = constant(graph, value)
     rank = len(shape_of(node))
     if tensor is None or tensor.dim() > rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter
 
 import torch
@@ -22,6 +23,11 @@ def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
         return None
     value: object = attrgetter(str(node.target))(graph)
     return value if isinstance(value, Tensor) else None
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's weights and constants; the CPU where it has none."""
+    return next(chain(network.parameters(), network.buffers()), torch.empty(0)).device
 
 
 def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Tensor) -> None:

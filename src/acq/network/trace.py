@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from acq.core.evaluate import eval_mode
 from acq.core.scores import Kind
 from acq.errors import RequestError
-from acq.network.constants import shape_of
+from acq.network.constants import device_of, shape_of
 from acq.network.decomposition import require_known_operators
 from acq.network.export import exported
 from acq.network.folding import fold_constants
@@ -58,7 +58,7 @@ def trace(
     with eval_mode(network), warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         with readable(network):
-            example = torch.zeros(2, *input_size, device=next(network.parameters(), torch.empty(0)).device)
+            example = torch.zeros(2, *input_size, device=device_of(network))
             found = returned(answer(network, example), len(example), outputs, kinds)
             with flat_answers(network, found.structure):
                 graph = exported(network, example)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,13 @@ import pytest
 import torch
 from helpers import images, student_of, traced
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from acq.errors import RequestError
 from acq.network.trace import trace
 from acq.quantization.build import build
-from acq.quantization.calibration import activation_range, best_scale, calibrate, weight_scale
+from acq.quantization.calibration import Reader, activation_range, best_scale, calibrate, weight_scale
 from acq.quantization.formats import NumberFormat
 from acq.quantization.plan import plan
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
@@ -150,18 +152,58 @@ def test_public_network_keeps_its_accuracy(shared: Callable[[str], Path]) -> Non
         assert top1 > least
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.7, -3.0])
-def test_a_power_of_two_range_is_the_better_one(shift: float) -> None:
-    """Its zero point is even, and no other power of two and even zero point has a tenth less error."""
-    x, quantizer = torch.randn(5000) + shift, ActivationQuantizer(8, power_of_two_scales=True)
-    x = x.relu() if shift == 0.7 else x
+SAMPLES: dict[str, Tensor] = {
+    "around zero": torch.randn(5000, generator=torch.Generator().manual_seed(0)),
+    "below zero": torch.randn(5000, generator=torch.Generator().manual_seed(1)) - 3,
+    "rectified": (torch.randn(5000, generator=torch.Generator().manual_seed(2)) + 0.7).relu(),
+    "a small lobe below zero": F.hardswish(3 * torch.randn(5000, generator=torch.Generator().manual_seed(3)) - 6),
+    "two sides of different length": torch.cat([torch.linspace(-1.1, 0, 4000), torch.linspace(0, 40, 50)]),
+}
 
-    def error(scale: float, zero: float) -> float:
-        rounded = ((x / scale).round() + zero).clamp(0, 255) - zero
-        return (rounded * scale - x).square().mean().item()
 
-    scale, zero = (value.item() for value in activation_range(x, quantizer))
+def rounding_error(x: Tensor, scale: float, zero: float, qmax: int, reader: Reader = torch.positive) -> float:
+    """The mean squared error that a reader sees, in double precision."""
+    x = x.double()
+    rounded = ((x / scale).round() + zero).clamp(0, qmax) - zero
+    return (reader(rounded * scale) - reader(x)).square().mean().item()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("reader", [torch.positive, F.hardswish, F.silu])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_power_of_two_range_is_the_best_one(name: str, reader: Reader, bits: int) -> None:
+    """Its zero point is even, and no other power of two and even zero point has a smaller error."""
+    x, quantizer = SAMPLES[name], ActivationQuantizer(bits, power_of_two_scales=True)
+    scale, zero = (value.item() for value in activation_range(x, quantizer, reader))
     assert math.log2(scale).is_integer()
     assert zero % 2 == 0
-    best = min(error(2.0**power, float(even)) for power in range(-8, 1) for even in range(0, 256, 2))
-    assert error(scale, zero) <= 1.1 * best
+    pairs = itertools.product(range(-9, 4), range(0, quantizer.qmax + 1, 2))
+    best = min(rounding_error(x, 2.0**power, zero, quantizer.qmax, reader) for power, zero in pairs)
+    assert rounding_error(x, scale, zero, quantizer.qmax, reader) <= best * (1 + 1e-6) + 1e-15
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_scale_near_by_is_better(name: str) -> None:
+    """A scale of any value, with its zero point, is within a hundredth of the best of a fine grid."""
+    x, quantizer = SAMPLES[name], ActivationQuantizer(4)
+    scale, zero = (value.item() for value in activation_range(x, quantizer))
+    pairs = itertools.product((scale * 1.01**power for power in range(-60, 61)), range(quantizer.qmax + 1))
+    best = min(rounding_error(x, other, float(place), quantizer.qmax) for other, place in pairs)
+    assert rounding_error(x, scale, zero, quantizer.qmax) <= 1.01 * best
+
+
+@pytest.mark.parametrize(("function", "low"), [(nn.Hardswish, -3), (nn.Hardsigmoid, -3), (nn.SiLU, -9), (nn.GELU, -6)])
+def test_values_that_their_reader_cuts_off_take_no_part_of_the_range(function: type[nn.Module], low: float) -> None:
+    """A layer's output down to -20 and up to 12 is represented from ``low`` on, where a nonlinearity alone reads it."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), function(), nn.Conv2d(8, 2, 1), nn.Flatten()).eval()
+    with torch.no_grad():
+        for convolution in (network[0], network[2]):
+            convolution.bias.zero_()
+        network[0].weight.copy_(torch.linspace(-1, 1, 8).view(8, 1, 1, 1))
+    graph = trace(network, (3, 4, 4))
+    student = build(graph, plan(graph, NumberFormat(8, 8), "deployable"))
+    x = 12 * torch.rand(16, 3, 4, 4) - 2
+    calibrate(student, [x])
+    quantizer = dict(student.activations())["0"]
+    least = (quantizer.qmin - quantizer.zero_point.item()) * quantizer.scale.item()
+    assert least >= low - 0.5

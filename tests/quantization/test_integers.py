@@ -132,7 +132,7 @@ def test_no_sum_of_two_tensors_lies_halfway(name: str, first: str, second: str, 
     greatest = sums().max()
     level = (greatest / quantizer.scale).floor().clamp(1, quantizer.qmax - quantizer.zero_point - 1) + 0.5
     quantizer.set_qparams((greatest / level).float(), quantizer.zero_point)
-    assert nearest(sums(), quantizer) < 1e-5
+    assert nearest(sums(), quantizer) < 2e-5
     convert_to_integers(student)
     assert nearest(sums(), quantizer) > 5e-5
 
@@ -193,7 +193,7 @@ def test_a_bias_of_a_channel_without_weights_fits_32_bits() -> None:
         convert_to_integers(student)
         after = student(images(8))
     found = {id(each): unit for each, unit in units(student)}[id(layer)]
-    assert (layer.bias / found).abs().max() <= 2**30 + 1
+    assert (layer.bias / found).abs().max() <= 2**30 * (1 + 1e-6)  # in 32-bit floats
     assert layer.bias[0].item() == pytest.approx(3.0, rel=1e-6)
     assert (before.argmax(1) == after.argmax(1)).float().mean() > 0.7
 

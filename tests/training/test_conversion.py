@@ -129,5 +129,5 @@ def test_the_converted_student_is_measured(untrained: Conversion) -> None:
     found = untrained.context.selection
     before = phase_().context.candidates["calibrated"]
     assert any(not torch.equal(value, before[name]) for name, value in student(untrained).state_dict().items())
-    assert found.final.loss == pytest.approx(found.candidates["calibrated"].loss, rel=0.2)
+    assert found.final.loss == pytest.approx(found.candidates["calibrated"].loss, rel=0.3)
     assert 0 < found.majority_share <= 100

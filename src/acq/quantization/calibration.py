@@ -6,20 +6,25 @@ The candidates of the search are this project's definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.nn import functional as F
 
 from acq.errors import RequestError
+from acq.network.operators import ROLES, Role, operator_of, sole_user
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student, quantizers_off
 
 _SAMPLE = 32_768  # values kept per activation, over all batches
 _WEIGHT_RATIOS = [percent / 100 for percent in range(104, 4, -1)]  # of the largest absolute weight
-_RANGE_POINTS, _SMALLEST_RANGE = 100, 0.01  # of the observed range
-_REFINED_POINTS = 40
-_REFINED_FACTORS = (4.0, 1.3)  # how far a bound varies around the best one, in two rounds
+_SMALLEST_RANGE = 0.01  # of the observed range
+_COARSE_SCALES, _FINE_SCALES = 60, 21  # odd, so that the best coarse one is among the fine ones
+
+Reader = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -51,13 +56,14 @@ def calibrate(
     for _, layer in student.layers():
         layer.weight_quantizer.set_qparams(weight_scale(layer.weight, layer.weight_quantizer))
     rng = rng if rng is not None else torch.Generator().manual_seed(0)
-    quantizers = [quantizer for _, quantizer in student.activations()]
+    nodes = {module: node for node, module in student.modules_in_order() if isinstance(module, ActivationQuantizer)}
+    quantizers = list(nodes)
     if not quantizers:
         return  # weights alone are quantized
     try:
         _observe(student, images, quantizers, rng, progress)
-        for quantizer in quantizers:
-            quantizer.set_qparams(*activation_range(quantizer.observed(), quantizer))
+        for quantizer, node in nodes.items():
+            quantizer.set_qparams(*activation_range(quantizer.observed(), quantizer, _reader(node)))
     finally:
         for quantizer in quantizers:
             quantizer.stop()
@@ -108,19 +114,22 @@ def best_scale(rows: Tensor, candidates: Iterable[Tensor], qmin: int, qmax: int)
     return chosen
 
 
-def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
-    """Search the scale and zero point that minimise the mean squared rounding error on a sample.
+def activation_range(
+    x: Tensor, quantizer: ActivationQuantizer, reader: Reader = torch.positive
+) -> tuple[Tensor, Tensor]:
+    """Search the scale and zero point that minimise the squared rounding error on a sample, as its reader sees it.
 
-    The range is ``[low, high] = [r * min(x, 0), t * max(x, 0)]``, so zero is exact. Then ``scale`` is
-    ``(high - low) / qmax`` and ``zero_point`` is ``round(-low / scale)``. If no value is negative, it is 0.
+    With ``q(x)`` the quantized sample and ``f`` its reader, that is ``sum((f(q(x)) - f(x))^2)``. So a hard swish, which
+    is 0 below -3, takes no part of the range for values below -3. Zero is always exact.
 
-    The ratios r and t are first searched together, on 100 geometric steps from 1 to 0.01. Then each one is searched
-    around the best pair, twice. A quantizer with power-of-two scales takes the better of the two powers of two around
-    the scale, and the nearest even zero point.
+    A scale is tried with every zero point that leaves some values on each side, even ones alone for a quantizer with
+    power-of-two scales. The scales are 60 geometric steps from that of the full range down to a hundredth of it, and
+    then 21 between the neighbours of the best one; or powers of two in the same range.
 
     Args:
         x: The sample [n].
         quantizer: The quantizer, for its range and name.
+        reader: The element-wise function through which all consumers read the values.
 
     Returns:
         The scale [] and the zero point []; 1 and 0 for a sample of zeros.
@@ -134,53 +143,87 @@ def activation_range(x: Tensor, quantizer: ActivationQuantizer) -> tuple[Tensor,
     low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
     if low == high:
         return x.new_ones(()), x.new_zeros(())
-    together = [(ratio, ratio) for ratio in _geometric(_SMALLEST_RANGE, 1.0, _RANGE_POINTS)]
-    best = min(together, key=lambda pair: _range_error(x, low * pair[0], high * pair[1], quantizer.qmax))
-    for factor in _REFINED_FACTORS:
-        for side in (0, 1):
-            best = _refined(x, (low, high), best, side, factor, quantizer.qmax)
-    low, high = low * best[0], high * best[1]
-    search = _power_of_two_qparams if quantizer.power_of_two_scales else _qparams
-    scale, zero_point = search(x, low, high, quantizer.qmax)
+    widest, even = (high - low) / quantizer.qmax, quantizer.power_of_two_scales
+    sample = _Sorted.of(x.cpu(), reader)  # sums on the CPU repeat bit for bit
+
+    def best(scales: Iterable[float]) -> tuple[float, float]:
+        tried = ((sample.best_zero_point(scale, quantizer.qmax, 1 + even), scale) for scale in scales)
+        (_, zero_point), scale = min(tried)
+        return scale, zero_point
+
+    if even:
+        largest, smallest = math.ceil(math.log2(widest)), math.floor(math.log2(widest * _SMALLEST_RANGE))
+        scale, zero_point = best(2.0**power for power in range(largest, smallest - 1, -1))
+    else:
+        scale, _ = best(_geometric(widest * _SMALLEST_RANGE, widest, _COARSE_SCALES))
+        ratio = _SMALLEST_RANGE ** (-1 / (_COARSE_SCALES - 1))
+        scale, zero_point = best(_geometric(scale / ratio, scale * ratio, _FINE_SCALES))
     return x.new_tensor(scale), x.new_tensor(zero_point)
 
 
-def _refined(
-    x: Tensor, bounds: tuple[float, float], best: tuple[float, float], side: int, factor: float, qmax: int
-) -> tuple[float, float]:
-    """The best pair of ratios when the one of ``side`` varies by up to ``factor`` in both directions."""
-    low, high = bounds
-    if not bounds[side]:
-        return best
-    other = best[1 - side]
-    tried = [min(best[side] * ratio, 1.0) for ratio in _geometric(1 / factor, factor, _REFINED_POINTS)]
-    pairs = [best, *((ratio, other) if side == 0 else (other, ratio) for ratio in tried)]
-    return min(pairs, key=lambda pair: _range_error(x, low * pair[0], high * pair[1], qmax))
+@dataclass(frozen=True)
+class _Sorted:
+    """A sample in ascending order [n], and sums [n + 1] over its first values.
+
+    Attributes:
+        values: The sample.
+        below: The number of values, and the sums of what is read of them and of its squares.
+        reader: The function through which they are read.
+    """
+
+    values: Tensor
+    below: tuple[Tensor, Tensor, Tensor]
+    reader: Reader
+
+    @classmethod
+    def of(cls, sample: Tensor, reader: Reader) -> _Sorted:
+        """Sort a sample [n]."""
+        values = sample.double().sort().values
+        read = reader(values)
+        count, total, squares = (F.pad(each.cumsum(0), (1, 0)) for each in (torch.ones_like(read), read, read.square()))
+        return cls(values, (count, total, squares), reader)
+
+    def best_zero_point(self, scale: float, qmax: int, step: int) -> tuple[float, float]:
+        """The least squared error of a scale, and its zero point, a multiple of ``step``.
+
+        The scale alone says to which integer a value is rounded. The zero point says where the integers end. So the
+        errors of all zero points follow from three sums per integer.
+        """
+        # those of all zero points, and one more on each side for what is clipped
+        integers = torch.arange(-qmax - 1, qmax + 2, dtype=torch.float64)
+        levels = self.reader(integers * scale)
+        ends = torch.searchsorted(self.values, (integers + 0.5) * scale)  # of the values that are rounded to each
+        sums = [part[ends] for part in self.below]
+        rounding = F.pad(_squares([part.diff() for part in sums], levels[1:]).cumsum(0), (1, 0))
+
+        needed = math.ceil(max(-self.values[0].item(), 0.0) / scale)
+        zero_points = torch.arange(0, min(needed + step - 1, qmax) + 1, step)
+        first = qmax + 1 - zero_points  # the place of the least integer
+        last = first + qmax
+        under = _squares([part[first] for part in sums], levels[first])
+        over = _squares(
+            [whole[-1] - part[last - 1] for whole, part in zip(self.below, sums, strict=True)], levels[last]
+        )
+        errors = under + rounding[last - 1] - rounding[first] + over
+        place = int(errors.argmin())
+        return errors[place].item(), zero_points[place].item()
 
 
-def _range_error(x: Tensor, low: float, high: float, qmax: int) -> float:
-    return _rounding_error(x, *_qparams(x, low, high, qmax), qmax)
+def _squares(moments: Sequence[Tensor], level: Tensor) -> Tensor:
+    """``sum((v - level)^2)`` of values v from their number, sum and sum of squares."""
+    count, total, squares = moments
+    return squares - 2 * level * total + level**2 * count
 
 
-def _rounding_error(x: Tensor, scale: float, zero_point: float, qmax: int) -> float:
-    rounded = (x / scale).round_().clamp_(-zero_point, qmax - zero_point).mul_(scale)
-    return rounded.sub_(x).square_().mean().item()
-
-
-def _qparams(_: Tensor, low: float, high: float, qmax: int) -> tuple[float, float]:
-    """Scale and zero point of a range."""
-    scale = max(high - low, torch.finfo(torch.float32).tiny * qmax) / qmax
-    return scale, float(round(-low / scale))
-
-
-def _power_of_two_qparams(x: Tensor, low: float, high: float, qmax: int) -> tuple[float, float]:
-    """The better power of two around a range's scale, and the nearest even zero point."""
-    scale, _ = _qparams(x, low, high, qmax)
-    powers = [2.0 ** (math.floor(math.log2(scale)) + more) for more in (0, 1)]
-    candidates: list[tuple[float, float]] = [
-        (power, min(2.0 * round(-low / power / 2), qmax - 1.0)) for power in powers
-    ]
-    return min(candidates, key=lambda qparams: _rounding_error(x, qparams[0], qparams[1], qmax))
+def _reader(node: fx.Node) -> Reader:
+    """The element-wise function that alone reads a node; the identity if there is none."""
+    user = sole_user(node)
+    if user is None or user.op != "call_function" or ROLES.get(operator_of(user)) != Role.NONLINEARITY:
+        return torch.positive
+    if user.all_input_nodes != [node]:  # slopes per channel: a sample has no channels
+        return torch.positive
+    target: Any = user.target
+    return lambda values: target(values, *user.args[1:], **user.kwargs)
 
 
 def _geometric(low: float, high: float, count: int) -> list[float]:

@@ -41,6 +41,10 @@ Real images only measure the accuracy, after the last step. No run selects anyth
 - **Peak MB:** the largest memory use of a run: of the GPU on `cuda`, of the process on `cpu`.
 - **Placement:** deployable, which is what integer engines run, unless an option says otherwise.
 - **Additions:** tensors that enter an addition have 8 bits in the deployable placement.""".splitlines()
+EARLIER = (
+    "- [Results before the range search of 27 November 2026](history/2026-11-27-results.md)",
+    "- [Results of version 0.1](history/2026-11-26-results.md)",
+)
 OTHER = {
     "ablation": "Ablation: one part of the method removed at a time",
     "ceiling": "Ceiling: the student on real images",
@@ -144,7 +148,7 @@ def write_results(cases: Sequence[Case]) -> str:
     pages = [
         f"- [{text}](benchmarks/{name}.md)" for name, text in OTHER.items() if (runs.RESULTS / f"{name}.md").exists()
     ]
-    lines += ["## More", "", *pages, "- [Results of version 0.1](history/2026-11-26-results.md)", ""]
+    lines += ["## More", "", *pages, *EARLIER, ""]
     lines += ["## Commands", ""]
     lines += ["Each command makes the first run of a row; the other seeds need another `--seed`."]
     lines += ["Start it in the folder of this repository, with the test data in `data/`.", ""]

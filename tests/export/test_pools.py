@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from helpers import SIZE, Head, conv, images, settled, student_from
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from one_operator import Written, quantizer, some_bytes
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from acq.errors import RequestError
+from acq.export.check import check
+from acq.export.graph import onnx_model
+from acq.network.trace import trace
+from acq.quantization.integers import convert_to_integers
 
 aten = torch.ops.aten
 X = some_bytes(2, 3, 6, 8)
@@ -131,6 +140,38 @@ def test_bilinear_resizes_are_those_of_torch(factors: tuple[float, float], align
     difference = (written.run().float() - written.wanted).abs()
     assert difference.max() <= 1
     assert difference.mean() < 0.01
+
+
+class Pyramid(nn.Module):
+    """Means of parts of the image, scaled back to its size beside it."""
+
+    def __init__(self, parts: int, aligned: bool, row: bool) -> None:
+        super().__init__()
+        self.parts, self.aligned, self.row = parts, aligned, row
+        self.stem, self.coarse, self.last, self.head = conv(3, 8, stride=2), conv(8, 8, 1), conv(16, 8, 1), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = F.relu(self.coarse(F.adaptive_avg_pool2d(x, self.parts)))
+        if self.row:
+            y = F.interpolate(y.flatten(2), 64, mode="linear", align_corners=self.aligned).view(-1, 8, 8, 8)
+        else:
+            y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=self.aligned)
+        return self.head(F.relu(self.last(torch.cat([x, y], 1))))
+
+
+@pytest.mark.parametrize("row", [False, True])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_resizes_between_layers_run_on_engines(parts: int, aligned: bool, row: bool, tmp_path: Path) -> None:
+    """Engines move the axis of channels behind the others, and a resize among layers goes along."""
+    student = student_from(trace(settled(Pyramid(parts, aligned, row)), SIZE), "w8a8")
+    convert_to_integers(student.eval())
+    onnx.save(onnx_model(student), tmp_path / "model.onnx")
+    found = check(tmp_path / "model.onnx", student, images(32, SIZE, 5))
+    assert found.openvino is not None
+    for match in (found.plain, found.optimised, found.openvino.match):
+        assert match.agreement == 100
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from acq.export.registry import (
@@ -216,11 +217,19 @@ def _resize_linear(writer: Writer, node: fx.Node) -> Value:
     before, after = _lengths(node), list(node.meta["shape"][2:])
     aligned = bool(argument(node, 2))
     given = argument(node, 3) if operator_of(node).endswith(".vec") else list(node.args[3:])
-    inputs = [writer.floats(input_of(node)), ""]
     mode = {"mode": "linear", "coordinate_transformation_mode": "align_corners" if aligned else "half_pixel"}
+    factors = [_factor(old, new) for old, new in zip(before, after, strict=True)]
     if not aligned and given and all(given):
         # torch takes no notice of a factor that does not change the size
         factors = [1.0 if old == new else scale for old, new, scale in zip(before, after, given, strict=True)]
-        return Value(writer.add("Resize", [*inputs, writer.scales([1, 1, *factors])], **mode))
-    axes = list(range(2, 2 + len(before)))
-    return Value(writer.add("Resize", [*inputs, "", writer.integers(after)], axes=axes, **mode))
+    return Value(writer.add("Resize", [writer.floats(input_of(node)), "", writer.scales([1, 1, *factors])], **mode))
+
+
+def _factor(before: int, after: int) -> float:
+    """The least 32-bit factor that gives a size, as engines find sizes: they multiply and round down.
+
+    ONNX Runtime refuses the sizes themselves where it moves a Transpose across Resize: it takes them for sizes of all
+    axes, and those of the images and channels are missing.
+    """
+    factor = np.float32(after / before)
+    return float(factor if float(factor) * before >= after else np.nextafter(factor, np.float32(np.inf)))

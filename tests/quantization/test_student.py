@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acq.core.structures import flattened
 from acq.network.names import name_of
+from acq.network.structure import structure_of
 from acq.network.trace import trace
 from acq.quantization.build import build
 from acq.quantization.formats import NumberFormat
@@ -192,3 +193,54 @@ def test_only_logits_and_what_follows_them_stay_in_float(name: str) -> None:
     assert (head.weight_bits, head.output_bits) == (8, None)
     ends = [node for node in plans.values() if "softmax" in node.operator or "sigmoid" in node.operator]
     assert [node.output_bits for node in ends] == [None] * len(ends)
+
+
+class Ended(nn.Module):
+    """A map or tokens, a layer without a bias, and constants that are added or multiplied behind it."""
+
+    def __init__(self, layer: nn.Module, *constants: tuple[int, ...], tokens: bool = False, softmax: bool = False):
+        super().__init__()
+        self.stem, self.layer, self.tokens, self.softmax = nn.Conv2d(3, 8, 4, 4), layer, tokens, softmax
+        self.constants = nn.ParameterList([torch.rand(shape) + 0.5 for shape in constants])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.layer(x.flatten(2).transpose(1, 2) if self.tokens else x)
+        for place, constant in enumerate(self.constants):
+            x = x * constant if place % 2 else x + constant
+        return x.softmax(-1 if self.tokens else 1) if self.softmax else x
+
+
+class Product(nn.Module):
+    """``x @ W``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "constants", "tokens"),
+    [
+        (Product(), [(5,)], True),
+        (nn.Linear(8, 5, bias=False), [(5,), (5,)], True),
+        (nn.Sequential(nn.LayerNorm(8), Product()), [(1,), (5,), (5,)], True),
+        (nn.Conv2d(8, 5, 1, bias=False), [(5, 1, 1)], False),
+        (nn.Conv2d(8, 5, 1), [(1, 5, 1, 1), (5, 1, 1)], False),
+        (nn.Sequential(nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5)), [], False),
+    ],
+)
+def test_features_are_a_node_of_the_student(
+    layer: nn.Module, constants: list[tuple[int, ...]], tokens: bool, softmax: bool
+) -> None:
+    """The layer of the logits is no place for features: constants behind it become part of it."""
+    graph = trace(Ended(layer, *constants, tokens=tokens, softmax=softmax).eval(), SIZE)
+    features, student = structure_of(graph).features, student_from(graph, "w8a8")
+    assert features is not None
+    logits, values = student.read_features(images(4), name_of(features.node))
+    assert values.shape[1:] == features.node.meta["val"].shape[1:]
+    assert logits.shape[0] == 4

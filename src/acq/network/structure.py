@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from acq.core.outputs import Answer, Traits
+from acq.network.affine import affine_of
 from acq.network.constants import shape_of
 from acq.network.features import Features, features_of
 from acq.network.outputs import SHAPES, answer_of, logits_of
@@ -23,7 +24,7 @@ class NetworkStructure:
     """The nodes of a traced network that the teacher reads.
 
     Attributes:
-        features: The last features with places before the logits; None where the network has none.
+        features: The last features with places before the layer of the logits; None where the network has none.
         norms: The batch normalizations over images, in order of execution; none in a network without them.
         head: The weight [K, C] that turns pooled features into logits; None when the head is anything else, or the
             network does not answer for images as a whole.
@@ -55,7 +56,7 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     nodes = list(graph.graph.nodes)
     norms = tuple(n for n in nodes if n.target is aten.batch_norm.default and len(shape_of(n)) == 4)
     logits = logits_of(graph)
-    features = features_of(nodes, _ancestors(logits).difference(logits))
+    features = features_of(nodes, _ancestors(logits).difference(*(_up_to_constants(graph, node) for node in logits)))
     answer = answer_of(graph)
     head = None
     if features is not None and answer.output.whole is not None:
@@ -70,6 +71,14 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         if current not in found:
             found.add(current)
             waiting.extend(current.all_input_nodes)
+    return found
+
+
+def _up_to_constants(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """A node and those that it follows by constants alone, such as a bias: a student may compute them as one layer."""
+    found = [node]
+    while (affine := affine_of(graph, found[-1])) is not None:
+        found.append(affine.source)
     return found
 
 

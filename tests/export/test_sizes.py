@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from acq.export.order import needed_in_order
 from acq.export.sizes import fold_sizes
 
 Nodes = list[onnx.NodeProto]
@@ -40,7 +41,9 @@ GRAPHS: dict[str, Nodes] = {
 
 
 def model_of(nodes: Nodes) -> onnx.ModelProto:
-    constants = {**CONSTANTS, "one_": np.array([-1]), "value": np.ones((1, 1, 1), np.float32)}
+    ones = {"value": (1, 1, 1), "value3": (1, 1, 1, 1), "row": (1, 3, 4, 4)}
+    constants = {**CONSTANTS, "one_": np.array([-1])}
+    constants |= {name: np.ones(shape, np.float32) for name, shape in ones.items()}
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 4])
     y = onnx.ValueInfoProto(name="y")
@@ -71,6 +74,47 @@ def test_the_folded_model_means_the_same_and_its_shapes_are_known(kind: str) -> 
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output[0].type.tensor_type.shape.dim
     assert tuple(side.dim_value for side in inferred) == expected[1].shape
+
+
+TILED = helper.make_node("Tile", ["value", "times"], ["y"])
+OF_ANOTHER: dict[str, Nodes] = {
+    "a constant is repeated": [
+        helper.make_node("Shape", ["late"], ["first"], start=0, end=1),
+        helper.make_node("Concat", ["first", "one", "four"], ["times"], axis=0),
+        TILED,
+    ],
+    "by a number": [
+        helper.make_node("Shape", ["late"], ["shape"]),
+        helper.make_node("Gather", ["shape", "start"], ["number"]),
+        helper.make_node("Mul", ["number", "step"], ["multiple"]),
+        helper.make_node("Unsqueeze", ["multiple", "zero"], ["first"]),
+        helper.make_node("Concat", ["first", "one", "four"], ["times"], axis=0),
+        TILED,
+    ],
+    "by a size with a rest": [
+        helper.make_node("Concat", ["late", "row"], ["longer"], axis=0),
+        helper.make_node("Shape", ["longer"], ["shape"]),
+        helper.make_node("Expand", ["value3", "shape"], ["y"]),
+    ],
+    "by the count of all values": [
+        helper.make_node("Size", ["late"], ["number"]),
+        helper.make_node("Unsqueeze", ["number", "zero"], ["first"]),
+        helper.make_node("Concat", ["first", "one", "four"], ["times"], axis=0),
+        TILED,
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", OF_ANOTHER)
+def test_the_number_of_images_is_asked_of_the_images_alone(kind: str) -> None:
+    """What another value depends on may read the result, so that each would wait for the other."""
+    model = model_of([helper.make_node("Abs", ["x"], ["late"]), *OF_ANOTHER[kind]])
+    expected = [run(model, count) for count in (1, 5)]
+    fold_sizes(model, images(2), images(3))
+    for count, wanted in zip((1, 5), expected, strict=True):
+        np.testing.assert_array_equal(run(model, count), wanted)
+    nodes, _ = needed_in_order(model.graph.node, ["y"])
+    assert {name for node in nodes if node.op_type in ("Shape", "Size") for name in node.input} == {"x"}
 
 
 def test_values_that_depend_on_data_are_left_alone() -> None:

@@ -58,10 +58,10 @@ def _expand(writer: Writer, node: fx.Node) -> Value:
     sizes = [1 if new == old else new for new, old in zip(after, before, strict=True)]
     if min(sizes) >= 0:
         return moved(writer, node, "Expand", writer.integers(sizes))
-    return _for_each_image(writer, node, sizes)
+    return _for_each_image(writer, node, writer.floats(input_of(node)), sizes)
 
 
-def _for_each_image(writer: Writer, node: fx.Node, sizes: list[int]) -> Value:
+def _for_each_image(writer: Writer, node: fx.Node, floats: str, sizes: list[int]) -> Value:
     """Add zeros of the wanted shape, made from a value that has as many images.
 
     OpenVINO computes convolutions wrongly in a file that asks a value for its shape.
@@ -78,22 +78,27 @@ def _for_each_image(writer: Writer, node: fx.Node, sizes: list[int]) -> Value:
     one = writer.add("Slice", [writer.floats(given), *map(writer.integers, bounds)])
     zeros = writer.add("Mul", [one, writer.number(0.0)])
     zeros = writer.add("Reshape", [zeros, writer.integers([-1 if place == axis else 1 for place in range(len(sizes))])])
-    found = writer.add("Add", [writer.floats(input_of(node)), zeros])
+    found = writer.add("Add", [floats, zeros])
     others = [size if size >= 0 else 1 for size in sizes]
     return Value(found if max(others) == 1 else writer.add("Expand", [found, writer.integers(others)]))
 
 
 @writes("repeat.default")
 def _repeat(writer: Writer, node: fx.Node) -> Value:
-    times = argument(node, 1)
-    if not all(isinstance(count, int) for count in times):
-        raise refused(node, " by a number that depends on the batch")
-    shape = list(input_of(node).meta["shape"])
-    value = values_of(writer, input_of(node))
-    if len(times) > len(shape):
-        wider = writer.integers([1] * (len(times) - len(shape)) + shape)
+    times = [count if isinstance(count, int) else -1 for count in argument(node, 1)]
+    shape = [1] * (len(times) - len(input_of(node).meta["shape"])) + list(input_of(node).meta["shape"])
+    if any(count < 0 and size != 1 for count, size in zip(times, shape, strict=True)):
+        raise refused(node, " by a number that depends on the batch, along an axis of several values")
+    value = Value(writer.floats(input_of(node))) if min(times) < 0 else values_of(writer, input_of(node))
+    if len(shape) > len(input_of(node).meta["shape"]):
+        wider = writer.integers(shape)
         value = changed(value, lambda name: writer.add("Reshape", [name, wider]))
-    return changed(value, lambda name: writer.add("Tile", [name, writer.integers(times)]))
+    fixed = [1 if count < 0 else count for count in times]
+    if any(count != 1 for count in fixed):
+        value = changed(value, lambda name: writer.add("Tile", [name, writer.integers(fixed)]))
+    if min(times) >= 0:
+        return value
+    return _for_each_image(writer, node, writer.floats_of(value), [-1 if count < 0 else 1 for count in times])
 
 
 @writes("permute.default")

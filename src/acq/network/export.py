@@ -22,6 +22,7 @@ from acq.network.source import place
 
 # versions after 2.8 add a check of the inputs to the graph unless told otherwise
 _GUARDS = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
+_REMEDY = "use x.shape[0] in its forward as it is, without int(), range() or a loop"
 _SHAPES = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
@@ -39,6 +40,8 @@ def exported(network: nn.Module, images: Tensor) -> fx.GraphModule:
         with quietly(), torch.compiler.set_stance("force_eager"), _lengths_as_sizes():
             program = _program(network, images).run_decompositions(decompositions())
             module = program.module(check_guards=False) if _GUARDS else program.module()
+    except RequestError:  # the network's own, as of a file
+        raise
     except Exception as error:
         raise _refusal(network, images, error) from error
     assert isinstance(module, fx.GraphModule)
@@ -76,9 +79,10 @@ def _refusal(network: nn.Module, images: Tensor, error: Exception) -> RequestErr
             "decide by their shape, or outside the network"
         )
     if str(error).startswith("Constraints violated"):
+        remedy = getattr(network, "remedy", _REMEDY)  # a file has no forward that its owner could change
         return RequestError(
-            f"the network's forward takes the number of its images as a plain number{_specialised(network, images)}, "
-            "so its graph would fit that number only; use x.shape[0] as it is, without int(), range() or a loop"
+            f"the network takes the number of its images as a plain number{_specialised(network, images)}, "
+            f"so its graph would fit that number only; {remedy}"
         )
     scripts = [name for name, part in network.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripts:

@@ -85,8 +85,10 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     entrance = entrance_of(model)
     part, tail = cut(model, exits), tail_of(model, entrance.name, exits)
     content = None if tail is None else screened_tail(tail.SerializeToString())
-    graph = by_image(folded(graph_of(part, entrance.name, exits)), entrance.batch)
+    graph = folded(graph_of(part, entrance.name, exits))
     known = complete(entrance.input_size(input_size), entrance.kind == "uint8")
+    image = _as_taken(torch.empty(1, *known.input_size, device="meta"), entrance.layout == "NHWC")[0]
+    graph = by_image(graph, entrance.batch, image.shape)
     network = _network(graph, entrance, known.input_size)
     types = list(half_types(part))
     if types:

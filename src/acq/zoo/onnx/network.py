@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acq.errors import RequestError
 from acq.zoo.onnx.batches import Freed
 from acq.zoo.onnx.graph import Graph
 from acq.zoo.onnx.naming import add_at, path_of
+from acq.zoo.onnx.refusal import label
 from acq.zoo.onnx.registry import OPERATORS, Node, constant_value
-from acq.zoo.onnx.values import Value
+from acq.zoo.onnx.values import UnreadError, Value
 
 _CPU = torch.device("cpu")
 _BUFFERS = ("", "running_mean", "running_var")
@@ -28,7 +30,12 @@ class OnnxNetwork(nn.Module):
         channels_last: Whether the graph takes images [N, H, W, C].
         fixed: The number of images that the file is made for; 1 where it is made for any.
         changes: What changes in nodes where there are other numbers of images.
+
+    Attributes:
+        remedy: The way out where the graph would fit one number of images.
     """
+
+    remedy = "export the file for one image at once, or with constants folded"
 
     def __init__(
         self, graph: Graph, channels_last: bool = False, fixed: int = 1, changes: Mapping[Node, Freed] | None = None
@@ -47,10 +54,17 @@ class OnnxNetwork(nn.Module):
         return self.values(images, self._exits)
 
     def values(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Values of the graph by name, also inner ones."""
+        """Values of the graph by name, also inner ones.
+
+        Raises:
+            RequestError: A node needs the number of images as a plain number, and that is a symbol.
+        """
         values: dict[str, Any] = {self._entry: images.permute(0, 2, 3, 1) if self._channels_last else images}
         for operation in self._operations:
-            found = operation(values, images.shape[0], self._fixed)
+            try:
+                found = operation(values, images.shape[0], self._fixed)
+            except UnreadError as error:
+                raise RequestError(f"{label(operation.node)} {error}; {self.remedy}") from error
             values.update(zip(operation.node.outputs, found, strict=False))
         return {name: values[name] for name in names}
 

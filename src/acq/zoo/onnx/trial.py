@@ -56,6 +56,25 @@ def tried(graph: Graph, images: Tensor, fixed: int | None) -> dict[Node, Freed]:
     return changes
 
 
+def values_without_images(graph: Graph, images: Tensor) -> dict[str, Any]:
+    """What a graph computes in a pass without values: numbers of the host, and tensors on the device ``meta``.
+
+    Args:
+        graph: The graph.
+        images: Its input, on the device ``meta``.
+
+    Raises:
+        RequestError: A node cannot be computed for such images.
+    """
+    values: dict[str, Any] = {graph.entry: images}
+    with torch.no_grad(), torch.device(_META):
+        for node in graph.nodes:
+            with refused(node):
+                inputs = [_input(graph, node, place, values) for place in range(len(node.inputs))]
+                values.update(zip(node.outputs, OPERATORS[node.kind](node, inputs), strict=False))
+    return values
+
+
 def _input(graph: Graph, node: Node, place: int, values: dict[str, Any]) -> Value | None:
     name = node.inputs[place]
     if name in graph.constants:

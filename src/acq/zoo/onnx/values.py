@@ -86,13 +86,16 @@ def number(value: Value) -> float:
     """The only number of a constant.
 
     Raises:
-        UnreadError: It follows from the images, or there are several.
+        UnreadError: It follows from the images or from how many there are, or there are several.
     """
     if value.ndim > 0 and math.prod(value.shape) != 1:
         raise UnreadError("takes several numbers where one is expected")
     if not is_host(value):
         raise UnreadError("takes a number that depends on the values of the images")
-    return float(value.reshape(-1)[0])
+    (found,) = value.reshape(-1)
+    if value.dtype == object and not isinstance(found, int | float | np.number):
+        raise UnreadError("takes a number that depends on the number of images")
+    return float(found)
 
 
 def tensor(value: Value, device: torch.device) -> Tensor:

@@ -55,6 +55,15 @@ GRAPHS: dict[str, tuple[tuple[int, ...], list[Line], dict[str, Any]]] = {
         {"a": [4, 2, 3], "b": [4, 6], "c": [4, 1, 6], "w": RNG.standard_normal((6, 6))},
     ),
     "an expansion": ((1, 6), [("Expand", "x a", {})], {"a": [1, 4, 6]}),
+    "an expansion of windows": (
+        (4, 6), [("Reshape", "x a", {}), ("Expand", "v1 b", {})], {"a": [4, 1, 6], "b": [4, 3, 6]}
+    ),
+    "an expansion of windows of heads": (
+        (4, 6),
+        [("Reshape", "x a", {}), ("Slice", "v1 zero one last", {}), ("Expand", "v2 b", {}), ("Reshape", "v3 c", {})],
+        {"a": [2, 2, 6], "zero": [0], "one": [1], "last": [2], "b": [2, 2, 6], "c": [1, 4, 6]},
+    ),
+    "an expansion that stays": ((4, 1), [("Reshape", "x a", {}), ("Expand", "v1 b", {})], {"a": [4, 1], "b": [1, 5]}),
 }  # fmt: skip
 
 
@@ -79,10 +88,14 @@ def test_a_file_of_one_image_gives_each_image_of_a_batch_its_values(name: str) -
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_of_four_images_keeps_others_apart() -> None:
-    """Its number need not be one."""
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([4, 1, 6], [4, 5, 6]), ([8, 1, 3], [8, 5, 3]), ([8, 3, 1], [8, 3, 2]), ([8, 3, 1], [1, 1, 2])],
+)
+def test_a_file_of_four_images_keeps_others_apart(first: list[int], second: list[int]) -> None:
+    """Its number need not be one, and each image may have several windows."""
     nodes = [helper.make_node("Reshape", ["x", "a"], ["v"]), helper.make_node("Expand", ["v", "b"], ["y"])]
-    model = model_of(nodes, [4, 2, 3], {"a": [4, 1, 6], "b": [4, 5, 6]})
+    model = model_of(nodes, [4, 2, 3], {"a": first, "b": second})
     graph = folded(graph_of(model, "x", ("y",)))
     changes = tried(graph, torch.empty(TRIAL, 2, 3, device="meta"), 4)
     images = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(0))

@@ -88,8 +88,8 @@ def _expanded(values: Sequence[Value | None], fixed: int) -> Freed | None:
     if axis is None or not isinstance(x, Tensor) or shape is None:
         return None
     sizes = integers(shape)
-    place = axis + len(sizes) - x.dim()
-    return Freed(place) if 0 <= place < len(sizes) and sizes[place] == fixed else None
+    place, own = axis + len(sizes) - x.dim(), x.shape[axis] // TRIAL * fixed  # windows of images are several each
+    return Freed(place) if 0 <= place < len(sizes) and sizes[place] == own else None
 
 
 def _counted(old: list[int], axis: int, shape: list[Any], fixed: int, inside: bool) -> Freed | None:

@@ -27,7 +27,8 @@ def folded(graph: Graph) -> Graph:
     """The graph without nodes that read no image, and with their values as constants.
 
     Raises:
-        RequestError: A node cannot be computed, or the constants would take much memory.
+        RequestError: A node cannot be computed, the constants would take much memory, or a norm of images is in
+            training mode.
     """
     constants, nodes, budget = dict(graph.constants), [], FOLDED_VALUES
     for node in graph.nodes:
@@ -37,8 +38,16 @@ def folded(graph: Graph) -> Graph:
             budget -= sum(array.size for array in arrays)
             constants.update(zip(node.outputs, arrays, strict=False))
         else:
+            with refused(node):
+                _require_inference(node)
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _require_inference(node: Node) -> None:
+    """Refuse a norm with the statistics of its input: those of constants are constant, those of images are not."""
+    if node.get("training_mode", 0):
+        raise UnreadError("is in training mode")
 
 
 def _computed(node: Node, constants: Sequence[NDArray[Any] | None], budget: int) -> list[NDArray[Any]]:

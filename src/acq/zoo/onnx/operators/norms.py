@@ -17,10 +17,14 @@ _PER_CHANNEL = 21  # the version from which group norms have a weight per channe
 
 @reads("BatchNormalization", parameters=("", "weight", "bias", "running_mean", "running_var"))
 def _batch_norm(node: Node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Any:
-    if node.get("training_mode", 0):
-        raise UnreadError("is in training mode")
-    only(node)
-    return F.batch_norm(x, mean, variance, weight, bias, False, 0.1, node.get("epsilon", 1e-5))
+    epsilon = node.get("epsilon", 1e-5)
+    if not node.get("training_mode", 0):
+        only(node)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.1, epsilon)
+    axes, kept = [axis for axis in range(x.dim()) if axis != 1], node.get("momentum", 0.9)
+    own_mean, own_variance = x.mean(axes), x.var(axes, correction=0)
+    y = F.batch_norm(x, own_mean, own_variance, weight, bias, False, 0.1, epsilon)
+    return y, kept * mean + (1 - kept) * own_mean, kept * variance + (1 - kept) * own_variance
 
 
 @reads("InstanceNormalization", parameters=_AFFINE)

@@ -82,6 +82,7 @@ KINDS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "powers": lambda: lambda x: F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(3), 2).pow(1 / 3),
     "deviation": lambda: lambda x: x / (x.std((2, 3), keepdim=True) + 0.1),
     "mask": lambda: lambda x: x * (x > x.flatten(2).topk(3, -1).values[..., -1:, None]),
+    "zeros like a mask": lambda: lambda x: x + (torch.zeros_like(x > 0.5, dtype=torch.float32) + 0.1).cumsum(1),
     "patches": lambda: lambda x: F.fold(F.unfold(x, 3, padding=1).sin(), x.shape[2:], 3, padding=1),
     "cumulative sum": lambda: lambda x: x.cumsum(1),
     "uneven resize": lambda: lambda x: F.interpolate(x, scale_factor=2.2, mode="bicubic"),

@@ -128,7 +128,9 @@ def _write_nodes(writer: Writer, student: Student, named: bool) -> FloatOperator
 def _function(writer: Writer, node: fx.Node, others: FloatOperators, student: Student) -> Value | list[Value]:
     """An operator: in its own form where it has one for these arguments, otherwise in floating point."""
     write = OPERATORS.get(operator_of(node))
-    if write is not None and all(value not in others or others.is_float(value) for value in node.all_input_nodes):
+    counted = [value for size in node.all_input_nodes if is_size(size) for value in size.all_input_nodes]
+    inputs = [value for value in [*node.all_input_nodes, *counted] if value in others and not is_size(value)]
+    if write is not None and all(map(others.is_float, inputs)):
         try:
             written: Value | list[Value] = write(writer, node)
         except NoFormError:

@@ -28,6 +28,7 @@ from acq.network.rewrites import simplify
 
 aten = torch.ops.aten
 _COPIES = (aten.clone.default, aten.alias.default, aten.dropout.default)
+_PLACES = ("device", "layout", "pin_memory", "non_blocking")  # arguments that change no value
 _SAME = 1e-2  # of the largest score; batches of other sizes are rounded differently
 
 
@@ -66,6 +67,7 @@ def trace(
     _restore_batch_norm(graph)
     _keep_batch_axis(graph)
     _drop_copies(graph)
+    _forget_devices(graph)
     graph.graph.eliminate_dead_code()
     fold_constants(graph)
     require_known_operators(graph.graph)
@@ -161,6 +163,13 @@ def _drop_copies(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
         elif not node.users and (node.target is aten.copy_.default or _only_checks(node)):
             graph.graph.erase_node(node)
+
+
+def _forget_devices(graph: fx.GraphModule) -> None:
+    """Let operators that read a tensor compute where it is, on whichever device the student is later."""
+    for node in graph.graph.nodes:
+        if any(isinstance(source.meta.get("val"), Tensor) for source in node.all_input_nodes):
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name not in _PLACES}
 
 
 def _only_checks(node: fx.Node) -> bool:

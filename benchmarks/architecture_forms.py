@@ -103,7 +103,7 @@ def measured(
     answer, output = engine.answer, engine.answer.output
     rows = answer.logits(wanted)
     with torch.no_grad():
-        own = student.logits(images)
+        own = answer.logits([value.float() for value in student.returned(images)])
     parts = images.split(engine.batch or len(images))
     found = torch.cat([engine(part) for part in parts])
     return {

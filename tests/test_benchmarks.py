@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import small_runs
 import torch
@@ -107,6 +108,21 @@ def test_conformance_measures_once_and_writes_the_page(
     assert f"| w8a8 | `{chosen[0].options}` | {row['teacher_top1']:.2f} → {row['top1']:.2f} | 1 |" in page
     assert "- `other/w4a4`" in page
     assert row["command"] in page
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter
+def test_folded_files_are_cases(script: Script, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has no batch norms, the case says which file is missing, and its command takes the file."""
+    cases, folded = script("cases"), script("folded")
+    monkeypatch.setattr(folded, "NETWORKS", (cases.BUNDLED,))
+    case = cases.Case(cases.BUNDLED_FOLDED, "w8a8")
+    assert "resnet20-bundled-folded.onnx is missing" in str(case.obstacle(tmp_path))
+    folded.main([str(tmp_path)])
+    assert case.obstacle(tmp_path) is None
+    operators = {node.op_type for node in onnx.load(tmp_path / "resnet20-bundled-folded.onnx").graph.node}
+    assert "Conv" in operators
+    assert "BatchNormalization" not in operators
+    assert case.words(0, "data/")[:2] == ["quantize", "data/resnet20-bundled-folded.onnx"]
 
 
 def test_conformance_reports_a_failed_run(

@@ -31,9 +31,9 @@ def refused(node: Node) -> Iterator[None]:
 
 
 def label(node: Node) -> str:
-    """A node as messages name it."""
-    name = node.name or next(iter(node.outputs), "")
-    return f"{node.kind} (node {name[:_NAME_LENGTH]!r})"
+    """A node as messages name it, in one line whatever its file says."""
+    name, kind = node.name or next(iter(node.outputs), ""), repr(node.kind[:_NAME_LENGTH])[1:-1]
+    return f"{kind} (node {name[:_NAME_LENGTH]!r})"
 
 
 def way_out(node: Node) -> str:

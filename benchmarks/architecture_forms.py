@@ -31,6 +31,10 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+class ExporterError(Exception):
+    """torch cannot write the network as a file, so there is nothing to take."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A way in which a network is given.
@@ -58,7 +62,11 @@ FORMS = (
 
 
 def export(network: nn.Module, path: Path, size: tuple[int, int, int], form: Form) -> Path:
-    """Write a network as an ONNX file."""
+    """Write a network as an ONNX file.
+
+    Raises:
+        ExporterError: torch cannot.
+    """
     images = torch.zeros(1 if form.folded else 2, *size)
     options: dict[str, Any] = {"input_names": ["images"], "dynamo": form.dynamo}
     if form.dynamo:
@@ -68,7 +76,10 @@ def export(network: nn.Module, path: Path, size: tuple[int, int, int], form: For
         kept = {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
         options |= {"dynamic_axes": {"images": {0: "batch"}}, **kept}
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(network, (images,), str(path), **options)
+        try:
+            torch.onnx.export(network, (images,), str(path), **options)
+        except Exception as error:
+            raise ExporterError(str(error)) from error
     return path
 
 

@@ -15,6 +15,7 @@ from acq.config import Config, differences
 from acq.files.atomic import write_atomically
 
 NAME = "architectures"
+ENDS = {"RequestError": "refused", "ExporterError": "no file"}  # by the error that ended a measurement
 HOW = f"""\
 Each network has **random weights**, so this page shows that networks go through and what is computed on integers. It
 shows no accuracy. Batch norms have the statistics of synthetic scenes, gains and shifts are random, and the last
@@ -33,6 +34,7 @@ exported file on ONNX Runtime, with the float network on 64 other scenes.
 - **Random networks decide by small margins,** so a percent says less than on trained ones. Compare it with the dB.
 - **Integer layers:** convolutions and linear layers on integer kernels of ONNX Runtime, and all layers.
   A convolution whose values are returned is in floating point, because outputs are not rounded.
+- **No file:** torch's own exporter cannot write the network.
 - **In float:** operators outside layers that the file computes in floating point, in the module.""".splitlines()
 
 
@@ -75,7 +77,7 @@ def _cell(row: runs.Row | None) -> str:
     if row is None:
         return "not measured"
     if "failure" in row:
-        return "refused" if row["failure"].startswith("RequestError") else "failed"
+        return ENDS.get(row["failure"].partition(":")[0], "failed")
     figures: list[str] = [_figure(row["kind"], row[part]) for part in ("student", "file")]
     return " / ".join(dict.fromkeys(figures))
 

@@ -80,6 +80,7 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
         "engine": ENGINE,
         "settings": runs.settings_of(case.config(seed)),
         **{key: summary[key] for key in summary if key not in ("run", "report", "file")},
+        "model": case.network.model,  # a file without the folder of this machine
         **runs.origin(),
         "remarks": [f"{machine()}.", *([UPPER_BOUND] if busy else [])],
         "command": case.command(seed),

@@ -1,6 +1,8 @@
-"""Writes ONNX files whose batch norms are folded into the convolutions, for the cases of that kind in ``cases.py``.
+"""Writes ONNX files whose batch norms are folded into the convolutions.
 
-python benchmarks/folded.py data
+    python benchmarks/folded.py data
+
+The cases of that kind in ``cases.py`` take them.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from acq.core.pixels import from_bytes
 from acq.files.atomic import write_atomically
+from acq.network.constants import device_of
 from acq.zoo.registry import CIFAR
 
 TRAIN_SHEETS, TEST_SHEETS = tuple(f"data_batch_{i}.png" for i in range(1, 6)), ("test_batch.png",)
@@ -173,11 +174,6 @@ def trained(model: nn.Module, settings: Settings, folder: Path, state: Path | No
     for loss in training.run(from_bytes(images, CIFAR).to(device), torch.from_numpy(labels).to(device), state):
         print(f"epoch {training.epoch}/{settings.epochs} loss {loss:.4f} {training.seconds:.0f} s", flush=True)
     return training.seconds
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the parameters."""
-    return next(model.parameters()).device
 
 
 def hits(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

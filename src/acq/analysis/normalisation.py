@@ -17,6 +17,7 @@ from acq.core.normalisations import Normalisation, usual_normalisations
 from acq.core.pixels import normalise
 from acq.core.values import Moments, Preprocessing
 from acq.errors import Note, RequestError
+from acq.network.constants import device_of
 from acq.network.teacher import Teacher
 from acq.synthesis.scenes import scenes
 
@@ -80,7 +81,7 @@ def fits(teacher: Teacher, preprocessing: Preprocessing) -> list[Fit]:
         preprocessing: Of its images; its normalisation is the given one.
     """
     channels, height, width = preprocessing.input_size
-    device = next(teacher.parameters()).device
+    device = device_of(teacher)
     count = min(_SCENES, max(2, _PIXELS // (height * width)))
     pixels = scenes(count, preprocessing.input_size, torch.Generator().manual_seed(0)).to(device)
     given = Normalisation("given", preprocessing.mean, preprocessing.std)

@@ -21,6 +21,7 @@ from acq.core.settings import names_of
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
+from acq.network.constants import device_of
 from acq.network.outputs import answer_of, logits_from
 from acq.network.trace import trace
 from acq.quantization.student import Student
@@ -112,12 +113,12 @@ def target(
         RequestError: The target does not exist, or its preprocessing is not known.
     """
     if isinstance(network, Student):
-        return _of_student(network, "", preprocessing, next(network.parameters()).device)
+        return _of_student(network, "", preprocessing, device_of(network))
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
         graph = trace(network, preprocessing.input_size, outputs, output_kinds)
-        return _of_graph(graph, preprocessing, "", next(network.parameters()).device)
+        return _of_graph(graph, preprocessing, "", device_of(network))
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx" and _is_own(path)
     if (is_file or path.is_dir()) and any(

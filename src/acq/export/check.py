@@ -17,6 +17,7 @@ from acq.errors import RequestError
 from acq.export.answers import FileAnswer
 from acq.export.engine import Engine
 from acq.export.engines import REFERENCE, installed_engines
+from acq.network.constants import device_of
 from acq.quantization.student import Student
 
 _BATCH = 32
@@ -124,7 +125,7 @@ def check(file: Path, student: Student, images: Tensor) -> Parity:
         RequestError: ONNX Runtime does not run it.
     """
     onnx.checker.check_model(str(file), full_check=True)
-    device, entrance = next(student.parameters()).device, Engine(file, "ORT_DISABLE_ALL")
+    device, entrance = device_of(student), Engine(file, "ORT_DISABLE_ALL")
     parts = _parts(images.cpu(), entrance.batch)
     with evaluating(student):
         wanted = [[value.cpu() for value in student.returned(part.to(device))] for part in parts]

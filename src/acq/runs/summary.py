@@ -18,6 +18,7 @@ from acq.core.outputs import accuracy_name
 from acq.core.scores import ACCURACIES
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
+from acq.network.constants import device_of
 from acq.network.teacher import Teacher
 from acq.quantization.student import Student, float_bytes, mean_weight_bits, quantized_bytes
 from acq.training.loop import Training
@@ -132,8 +133,8 @@ def accuracy_figures(
     name, names = teacher.output.accuracy, [known for known in ACCURACIES.values() if known]
     own: dict[str, float | None] = {}
     if name is not None:
-        own[f"teacher_{name}"] = measured(teacher, next(teacher.parameters()).device)
-        own[name] = measured(student.logits, next(student.parameters()).device)
+        own[f"teacher_{name}"] = measured(teacher, device_of(teacher))
+        own[name] = measured(student.logits, device_of(student))
     return {
         "test_images": None if images is None else len(images),
         **{f"{whose}{other}": None for other in names for whose in ("teacher_", "")},

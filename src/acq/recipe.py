@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from acq.analysis.normalisation import check_normalisation
 from acq.config import Config
 from acq.core.device import choose_device
 from acq.core.processes import ALONE, Processes
+from acq.core.settings import number_or
 from acq.core.values import Preprocessing
 from acq.files.images import read
 from acq.network.teacher import Teacher
@@ -28,6 +29,7 @@ from acq.runs.session import Session
 from acq.runs.summary import measure
 from acq.synthesis.condition import ConditionSampler, usual_answers
 from acq.synthesis.generators import make_generator
+from acq.synthesis.pictures import reads
 from acq.training.automatic_bits import automatic_bits
 from acq.training.calibration import Calibration
 from acq.training.context import Context
@@ -86,7 +88,8 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     device = choose_device(asked.device)
     graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
     placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
-    config = asked.placed(placement).fitted(teacher.structure.traits)
+    traits = replace(teacher.structure.traits, reads=reads(teacher, known, device))
+    config = asked.placed(placement).fitted(traits)
     check_normalisation(teacher, known, given=request.normalisation_given)
     if config.budget is not None:
         chosen = automatic_bits(graph, known, config.format, placement, config.layers, config.budget)
@@ -98,7 +101,8 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     context = Context(
         teacher, generator.to(device) if made.steps else None, student.to(device), known,
         ConditionSampler(made.noise_dim, teacher.output, made.centre_std, usual_answers(teacher, known, device)),
-        torch.Generator(device).manual_seed(config.seed), config.precision == "mixed", processes,
+        torch.Generator(device).manual_seed(config.seed), number_or(config.images.strokes, 0.0),
+        config.precision == "mixed", processes,
     )  # fmt: skip
     phases: list[Phase] = [
         *([GeneratorTraining(made, context)] if made.steps else []),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers import CLASSES
 from torch import Tensor
 
-from acq.core.outputs import Answer, Output
+from acq.core.outputs import Answer, Output, mutual_information
 from acq.core.scores import Scores
 
 PARTS = (Scores("class", (5,)), Scores("map", (3, 2, 2)), Scores("values", (4,)), Scores("multilabel", (2,)))
@@ -108,3 +110,32 @@ def test_an_answer_says_what_counts() -> None:
         "counted": "cells,box",
         "returned": "cells, box, other",
     }
+
+
+def test_sure_and_even_answers_tell_the_most() -> None:
+    """Of sure answers that are evenly spread over A classes an answer tells log(A); of equal ones it tells nothing."""
+    sure = 100 * torch.eye(5).repeat(2, 1)
+    assert CLASSES.information(sure) == pytest.approx(math.log(5))
+    assert CLASSES.information(sure[:1].expand(6, -1)) == pytest.approx(0, abs=1e-9)
+    assert CLASSES.information(torch.zeros(6, 5)) == pytest.approx(0, abs=1e-9)
+
+
+def test_information_is_the_divergence_from_the_mean() -> None:
+    """It equals the mean KL divergence of each place's probabilities from the mean ones."""
+    scores = Scores("sequence", (3, 4))
+    rows = rows_of(Output((scores,)))
+    p = rows.reshape(-1, 4).double().softmax(1)
+    expected = (p * (p / p.mean(0)).log()).sum(1).mean()
+    assert mutual_information(scores.log_probabilities(rows)) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_labels_add_their_information_and_values_have_none() -> None:
+    """Each label tells what its yes and no tell, and several tensors tell the sum of theirs."""
+    labels = Output.of("multilabel", 2)
+    rows = rows_of(labels)
+    alone = [Output.of("multilabel", 1).information(rows[:, [label]]) for label in range(2)]
+    assert labels.information(rows) == pytest.approx(sum(alone))
+    assert VALUES.information(rows_of(VALUES)) == 0
+    whole = rows_of(SEVERAL)
+    parts = [Output((part,)).information(own) for part, own in zip(PARTS, split(whole), strict=True)]
+    assert SEVERAL.information(whole) == pytest.approx(sum(parts))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import images, student_of, traced
+from helpers import SIZE, images, student_of, traced
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -180,6 +180,43 @@ def test_a_power_of_two_range_is_the_best_one(name: str, reader: Reader, bits: i
     pairs = itertools.product(range(-9, 4), range(0, quantizer.qmax + 1, 2))
     best = min(rounding_error(x, 2.0**power, zero, quantizer.qmax, reader) for power, zero in pairs)
     assert rounding_error(x, scale, zero, quantizer.qmax, reader) <= best * (1 + 1e-6) + 1e-15
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_importance_counts_values_several_times(even: bool) -> None:
+    """Values of importance 3 have the range of a sample in which they stand three times, and those of 0 have none."""
+    x, quantizer = SAMPLES["around zero"], ActivationQuantizer(4, power_of_two_scales=even)
+    often = x.abs() > 2
+    ranges = [
+        activation_range(x, quantizer, importance=1.0 + 2 * often),
+        activation_range(torch.cat((x, x[often], x[often])), quantizer),
+    ]
+    torch.testing.assert_close(*ranges)
+    narrow = activation_range(x, quantizer, importance=(x.abs() < 0.5).float())
+    assert narrow[0] < 0.5 * ranges[0][0]
+
+
+class Weighted(nn.Module):
+    """A convolution that reads the last channel, whose values are large, with almost no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3, bias=False)
+        self.stem.weight.data[3] *= 50
+        self.layer.weight.data[:, 3] = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.relu(self.stem(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_ranges_follow_what_layers_read(bits: int) -> None:
+    """At 8 bits, values that a layer multiplies by almost nothing take no part of the range; below, they do."""
+    graph = trace(Weighted(), SIZE)
+    student = build(graph, plan(graph, NumberFormat(8, bits), "layers"))
+    calibrate(student, images(64).split(16))
+    (quantizer,) = (m for m in student.modules() if isinstance(m, ActivationQuantizer) and "relu" in m.name)
+    assert (quantizer.qmax * quantizer.scale < 20).item() == (bits == 8)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

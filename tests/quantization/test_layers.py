@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from acq.quantization.layers import QuantConv2d, QuantLinear, pads_around, pair, scale_input_channels
+from acq.quantization.layers import QuantConv2d, QuantLinear, pads_around, pair, scale_input_channels, squares_per_input
 from acq.quantization.quantizers import WeightQuantizer
 
 
@@ -52,3 +52,23 @@ def test_scaled_weights_scale_the_input(groups: int) -> None:
     scaled = scale_input_channels(convolution(weight, groups=groups), weight, factor)
     wanted = F.conv2d(x * factor.view(1, -1, 1, 1), weight, groups=groups)
     torch.testing.assert_close(F.conv2d(x, scaled, groups=groups), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_squares_per_input_are_what_an_error_costs(groups: int) -> None:
+    """An error in one input channel of a convolution adds its square times the channel's to the output's squares."""
+    layer = QuantConv2d(torch.randn(8, 4 // groups, 1, 1), None, WeightQuantizer(8, 8), {"groups": groups})
+    error = torch.randn(2, 4, 3, 3)
+    apart = torch.stack(
+        [
+            F.conv2d(error * (torch.arange(4) == c).view(4, 1, 1), layer.weight, groups=groups).square().sum()
+            for c in range(4)
+        ]
+    )
+    torch.testing.assert_close((squares_per_input(layer) * error.square()).sum((0, 2, 3)), apart)
+
+
+def test_squares_per_input_of_a_linear_layer_are_those_of_its_columns() -> None:
+    """They broadcast with the last axis."""
+    layer = QuantLinear(torch.randn(3, 5), None, WeightQuantizer(3, 8))
+    torch.testing.assert_close(squares_per_input(layer), layer.weight.square().sum(0))

@@ -62,10 +62,23 @@ def test_observing_passes_through_and_keeps_a_bounded_sample() -> None:
     quantizer.observe(50, torch.Generator().manual_seed(0))
     assert quantizer(x) is x
     quantizer(x + 1)
-    kept = quantizer.observed()
+    kept, importance = quantizer.observed()
+    assert torch.equal(importance, torch.ones(104))
     assert kept.numel() == 104
     assert kept.min() == x.min()
     assert kept.max() == (x + 1).max()
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_each_value_keeps_its_channel_s_importance(size: int) -> None:
+    """Whether all values are kept or a part of them, each has the importance of its own channel."""
+    channel = torch.arange(3.0).view(3, 1, 1)
+    quantizer, x = ActivationQuantizer(8), channel.expand(2, 3, 5, 5) + 0.1 * torch.rand(2, 3, 5, 5)
+    quantizer.observe(size, torch.Generator().manual_seed(0), 10 * channel)
+    quantizer(x)
+    values, importance = quantizer.observed()
+    assert len(values) == min(size + 2, x.numel()) if size < x.numel() else len(values) == x.numel()
+    assert torch.equal(10 * values.floor(), importance)
 
 
 @pytest.mark.parametrize("start", [0.02, 0.5])

@@ -29,7 +29,8 @@ def started(scene: float = 0.5, proposals: Tensor | None = None, seed: int = 0) 
     """Two pairs of images over scenes of ``seed``."""
     condition = ConditionSampler(4, Output.of("class", 5), 0.2).draw(2, rng(1))
     proposals = images(4) if proposals is None else proposals
-    return start(proposals, condition, KNOWN, scene=scene, learning_rate=0.1, rng=rng(seed))
+    background = scenes(4, SIZE, rng(seed))
+    return start(proposals, condition, KNOWN, background=background, scene=scene, learning_rate=0.1)
 
 
 def pixels(batch: ImageBatch) -> Tensor:

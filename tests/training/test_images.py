@@ -11,11 +11,14 @@ from small_runs import KNOWN, assert_same, training_
 from torch import Tensor, nn
 
 from acq.core.evaluate import evaluating
+from acq.core.outputs import Traits
 from acq.core.pixels import denormalise
 from acq.core.values import Condition, GeneratorBatch, Preprocessing
 from acq.synthesis.augmentation import jitter
 from acq.synthesis.losses import total
+from acq.synthesis.pictures import pictures
 from acq.synthesis.refinement import start
+from acq.synthesis.strokes import strokes
 from acq.training.context import Context
 from acq.training.images import EXAMPLES, ImageLosses, ImageRefinement, ImageSettings
 from acq.training.phase import StepResult
@@ -68,7 +71,8 @@ def test_a_step_descends_the_losses_of_jittered_images() -> None:
     condition = context.conditions.draw(4, rng)
     with evaluating(context.generator):
         proposals = context.generator(condition)
-    batch = start(proposals, condition, KNOWN, scene=0.5, learning_rate=0.1, rng=rng)
+    background = pictures(8, KNOWN.input_size, rng, context.drawn)
+    batch = start(proposals, condition, KNOWN, background=background, scene=0.5, learning_rate=0.1)
     moved, asked = jitter(batch.images(KNOWN), condition, rng)
     output = context.teacher.read(moved, asked.label, moments=True)
     _, losses = total(
@@ -136,6 +140,25 @@ def test_images_are_refined_batch_by_batch() -> None:
         kept += [images.clone() for images, _, _ in phase.state()["finished"][len(kept) :]]
     assert current == [10, 10, 0, 10, 10, 0, 4, 4, 0]
     assert torch.equal(phase.context.dataset.images[:20], torch.cat(kept))
+
+
+def test_images_of_a_network_that_reads_start_from_drawings() -> None:
+    """With the whole share of a scene and of strokes, the first images start as drawings of the random state."""
+    phase = phase_(scene=1.0, strokes=1.0, count=16, batch=16, steps=1)
+    rng = other_state(phase.context.rng)
+    phase.context.conditions.draw(8, rng)
+    finished(phase)
+    assert phase.context.examples is not None
+    start = denormalise(phase.context.examples.start, KNOWN)
+    torch.testing.assert_close(start, strokes(16, KNOWN.input_size, rng)[:EXAMPLES].clamp(0.02, 0.98))
+
+
+@pytest.mark.parametrize(("given", "reads", "share"), [("auto", True, 1.0), ("auto", False, 0.0), (0.25, True, 0.25)])
+@pytest.mark.parametrize("asks", [True, False])
+def test_the_network_decides_on_drawings(given: float | str, reads: bool, share: float, asks: bool) -> None:
+    """Unless the share is given, it is that of networks that read, or 0."""
+    traits = Traits(reads=reads, asks=asks, whole=asks, normalised=asks)
+    assert ImageSettings(strokes=given).fitted(traits, generated=asks).strokes == share
 
 
 def test_finished_images_are_pixels() -> None:

@@ -27,12 +27,14 @@ class Traits:
         whole: Whether it answers for images as a whole, so that a generator can ask for an answer and a centre.
         asks: Whether images can be asked for answers at all.
         spatial: Whether it has features with places, and so attention with a centre.
+        reads: Whether its answers tell drawings of strokes apart much better than scenes, as where it reads text.
     """
 
     normalised: bool = True
     whole: bool = True
     asks: bool = True
     spatial: bool = True
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,14 @@ class Output:
         found = [part.centred(own).flatten(1) for part, own in zip(self.parts, self._split(rows), strict=True)]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
+    def information(self, rows: Tensor) -> float:
+        """What the answers tell of the images, in nats: the mutual information of an answer, and image and place.
+
+        That of labels is the sum over labels, and that of several tensors the sum over tensors. Values tell nothing.
+        """
+        pairs = zip(self.parts, self._split(rows), strict=True)
+        return sum(mutual_information(part.log_probabilities(own)) for part, own in pairs if part.answers)
+
     def came_true(self, rows: Tensor, asked: Tensor) -> Tensor:
         """Whether what was asked came true: [N] of images as a whole, otherwise [N, Q]."""
         if self.whole is not None:
@@ -177,6 +187,19 @@ class Output:
 
     def _pairs(self, one: Tensor, other: Tensor) -> list[tuple[Scores, Tensor, Tensor]]:
         return list(zip(self.parts, self._split(one), self._split(other), strict=True))
+
+
+def mutual_information(log_probabilities: Tensor) -> float:
+    """The entropy of the mean probabilities less the mean entropy, in nats.
+
+    Salimans et al. (arXiv 1606.03498) score generated images by its exponential.
+
+    Args:
+        log_probabilities: Of each answer, [N, A] or [N, A, P].
+    """
+    each = log_probabilities.movedim(1, -1).flatten(0, -2).double().exp()
+    entropies = torch.special.entr(each).sum(-1)
+    return float((torch.special.entr(each.mean(0)).sum() - entropies.mean()).item())
 
 
 def accuracy_name(kind: str) -> str | None:

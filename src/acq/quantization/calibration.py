@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from acq.errors import RequestError
 from acq.network.operators import ROLES, Role, operator_of, sole_user
+from acq.quantization.formats import FULL_BITS
+from acq.quantization.layers import QuantLayer, squares_per_input
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student, quantizers_off
 
@@ -57,15 +59,17 @@ def calibrate(
         layer.weight_quantizer.set_qparams(weight_scale(layer.weight, layer.weight_quantizer))
     rng = rng if rng is not None else torch.Generator().manual_seed(0)
     nodes = {module: node for node, module in student.modules_in_order() if isinstance(module, ActivationQuantizer)}
-    quantizers = list(nodes)
-    if not quantizers:
+    if not nodes:
         return  # weights alone are quantized
     try:
-        _observe(student, images, quantizers, rng, progress)
         for quantizer, node in nodes.items():
-            quantizer.set_qparams(*activation_range(quantizer.observed(), quantizer, _reader(node)))
+            quantizer.observe(max(_SAMPLE // len(images), 1), rng, _importance(student, node, quantizer))
+        _pass(student, images, progress)
+        for quantizer, node in nodes.items():
+            sample, importance = quantizer.observed()
+            quantizer.set_qparams(*activation_range(sample, quantizer, _reader(node), importance))
     finally:
-        for quantizer in quantizers:
+        for quantizer in nodes:
             quantizer.stop()
 
 
@@ -115,12 +119,13 @@ def best_scale(rows: Tensor, candidates: Iterable[Tensor], qmin: int, qmax: int)
 
 
 def activation_range(
-    x: Tensor, quantizer: ActivationQuantizer, reader: Reader = torch.positive
+    x: Tensor, quantizer: ActivationQuantizer, reader: Reader = torch.positive, importance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Search the scale and zero point that minimise the squared rounding error on a sample, as its reader sees it.
 
-    With ``q(x)`` the quantized sample and ``f`` its reader, that is ``sum((f(q(x)) - f(x))^2)``. So a hard swish, which
-    is 0 below -3, takes no part of the range for values below -3. Zero is always exact.
+    With ``q(x)`` the quantized sample, ``f`` its reader and ``i`` the importance, that is
+    ``sum(i (f(q(x)) - f(x))^2)``. So a hard swish, which is 0 below -3, takes no part of the range for values below -3.
+    Zero is always exact.
 
     A scale is tried with every zero point that leaves some values on each side, even ones alone for a quantizer with
     power-of-two scales. The scales are 60 geometric steps from that of the full range down to a hundredth of it, and
@@ -130,6 +135,7 @@ def activation_range(
         x: The sample [n].
         quantizer: The quantizer, for its range and name.
         reader: The element-wise function through which all consumers read the values.
+        importance: Of each value's squared error [n]; None is 1.
 
     Returns:
         The scale [] and the zero point []; 1 and 0 for a sample of zeros.
@@ -144,7 +150,8 @@ def activation_range(
     if low == high:
         return x.new_ones(()), x.new_zeros(())
     widest, even = (high - low) / quantizer.qmax, quantizer.power_of_two_scales
-    sample = _Sorted.of(x.cpu(), reader)  # sums on the CPU repeat bit for bit
+    importance = torch.ones_like(x) if importance is None else importance
+    sample = _Sorted.of(x.cpu(), importance.cpu(), reader)  # sums on the CPU repeat bit for bit
 
     def best(scales: Iterable[float]) -> tuple[float, float]:
         tried = ((sample.best_zero_point(scale, quantizer.qmax, 1 + even), scale) for scale in scales)
@@ -167,7 +174,7 @@ class _Sorted:
 
     Attributes:
         values: The sample.
-        below: The number of values, and the sums of what is read of them and of its squares.
+        below: The sums of importance, and of what is read and its squares, each times the importance.
         reader: The function through which they are read.
     """
 
@@ -176,12 +183,13 @@ class _Sorted:
     reader: Reader
 
     @classmethod
-    def of(cls, sample: Tensor, reader: Reader) -> _Sorted:
+    def of(cls, sample: Tensor, importance: Tensor, reader: Reader) -> _Sorted:
         """Sort a sample [n]."""
-        values = sample.double().sort().values
-        read = reader(values)
-        count, total, squares = (F.pad(each.cumsum(0), (1, 0)) for each in (torch.ones_like(read), read, read.square()))
-        return cls(values, (count, total, squares), reader)
+        values, order = sample.double().sort()
+        read, weight = reader(values), importance.double()[order]
+        sums = (weight, weight * read, weight * read.square())
+        mass, total, squares = (F.pad(each.cumsum(0), (1, 0)) for each in sums)
+        return cls(values, (mass, total, squares), reader)
 
     def best_zero_point(self, scale: float, qmax: int, step: int) -> tuple[float, float]:
         """The least squared error of a scale, and its zero point, a multiple of ``step``.
@@ -210,9 +218,9 @@ class _Sorted:
 
 
 def _squares(moments: Sequence[Tensor], level: Tensor) -> Tensor:
-    """``sum((v - level)^2)`` of values v from their number, sum and sum of squares."""
-    count, total, squares = moments
-    return squares - 2 * level * total + level**2 * count
+    """``sum(i (v - level)^2)`` of values v of importance i, from ``sum(i)``, ``sum(i v)`` and ``sum(i v^2)``."""
+    mass, total, squares = moments
+    return squares - 2 * level * total + level**2 * mass
 
 
 def _reader(node: fx.Node) -> Reader:
@@ -231,15 +239,24 @@ def _geometric(low: float, high: float, count: int) -> list[float]:
     return [high * (low / high) ** (i / (count - 1)) for i in range(count)]
 
 
-def _observe(
-    student: Student,
-    images: list[Tensor],
-    quantizers: list[ActivationQuantizer],
-    rng: torch.Generator,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    for quantizer in quantizers:
-        quantizer.observe(max(_SAMPLE // len(images), 1), rng)
+def _importance(student: Student, node: fx.Node, quantizer: ActivationQuantizer) -> Tensor | None:
+    """What a squared error in each channel adds to the squared errors of the layers that alone read a node.
+
+    It is None, for 1, below 8 bits, where it was no better, and where powers of two leave no choice.
+    """
+    if (
+        quantizer.bits < FULL_BITS
+        or quantizer.power_of_two_scales
+        or not all(user.op == "call_module" for user in node.users)
+    ):
+        return None
+    readers = [student.get_submodule(str(user.target)) for user in node.users]
+    squares = [squares_per_input(reader) for reader in readers if isinstance(reader, QuantLayer)]
+    alike = len({each.shape for each in squares}) == 1 and len(squares) == len(readers)
+    return torch.stack(squares).sum(0) if alike else None
+
+
+def _pass(student: Student, images: list[Tensor], progress: Callable[[int, int], None] | None) -> None:
     with quantizers_off(student):
         for done, batch in enumerate(images, 1):
             student(batch)

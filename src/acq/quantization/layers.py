@@ -109,6 +109,12 @@ def pads_around(
     return down, across, down, across
 
 
+def squares_per_input(layer: QuantLayer) -> Tensor:
+    """The sum of squared weights of each input channel, in a shape that broadcasts with the input."""
+    per_channel = _by_group(layer, layer.weight.detach()).square().sum((1, 3)).flatten()  # [C]
+    return per_channel if isinstance(layer, QuantLinear) else per_channel.view(-1, *(1,) * (layer.weight.dim() - 2))
+
+
 def scale_input_channels(layer: QuantLayer, weight: Tensor, factor: Tensor) -> Tensor:
     """Multiply the weights of each input channel by a factor.
 
@@ -120,6 +126,9 @@ def scale_input_channels(layer: QuantLayer, weight: Tensor, factor: Tensor) -> T
     Returns:
         The scaled weights, with the shape of ``weight``.
     """
-    groups = layer.groups
-    rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # [G, K / G, C / G, n]
-    return (rows * factor.view(groups, 1, -1, 1)).view_as(weight)
+    return (_by_group(layer, weight) * factor.view(layer.groups, 1, -1, 1)).view_as(weight)
+
+
+def _by_group(layer: QuantLayer, weight: Tensor) -> Tensor:
+    """Weights [K, C / G, ...] as [G, K / G, C / G, n]."""
+    return weight.reshape(layer.groups, len(weight) // layer.groups, weight.shape[1], -1)

@@ -145,18 +145,19 @@ class ActivationQuantizer(nn.Module):
         assert self.channel_scale is not None
         return (1 / self.channel_scale).view(-1, *(1,) * (dimensions - 2))
 
-    def observe(self, size: int, rng: torch.Generator) -> None:
+    def observe(self, size: int, rng: torch.Generator, importance: Tensor | None = None) -> None:
         """Let values pass through from now on, and keep a sample of them.
 
         Args:
             size: Values per batch, beside the batch's least and greatest.
             rng: A generator on the CPU.
+            importance: Of each value's squared error, in a shape that broadcasts with the values; None is 1.
         """
-        self._sample = _Sample(size, rng)
+        self._sample = _Sample(size, rng, torch.ones(()) if importance is None else importance)
 
-    def observed(self) -> Tensor:
-        """The sample [n] since ``observe``; it may be empty."""
-        return self._sample.values() if self._sample is not None else torch.empty(0)
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """The sample [n] since ``observe`` and the importance of each value [n]; they may be empty."""
+        return self._sample.values() if self._sample is not None else (torch.empty(0), torch.empty(0))
 
     def stop(self) -> None:
         """Stop observing and drop the sample; the range stays."""
@@ -194,20 +195,22 @@ class ActivationQuantizer(nn.Module):
 class _Sample:
     """Some values of each batch, drawn with replacement, and its least and greatest value."""
 
-    def __init__(self, size: int, rng: torch.Generator) -> None:
-        self.size = size
-        self.rng = rng
+    def __init__(self, size: int, rng: torch.Generator, importance: Tensor) -> None:
+        self.size, self.rng, self.importance = size, rng, importance
         self.parts: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        flat = x.detach().reshape(-1)
-        if flat.numel() > self.size:
-            chosen = torch.randint(flat.numel(), (self.size,), generator=self.rng).to(flat.device)
-            flat = torch.cat([flat[chosen], torch.stack(flat.aminmax())])
-        self.parts.append(flat.clone())
+        x = x.detach()
+        chosen = torch.arange(x.numel())
+        if x.numel() > self.size:
+            drawn = torch.randint(x.numel(), (self.size,), generator=self.rng)
+            chosen = torch.cat([drawn, torch.stack((x.argmin(), x.argmax())).to(drawn)])
+        both = x, self.importance.to(x).expand_as(x)
+        self.parts.append(torch.stack([each.take(chosen.to(x.device)) for each in both]))
 
-    def values(self) -> Tensor:
-        return torch.cat(self.parts) if self.parts else torch.empty(0)
+    def values(self) -> tuple[Tensor, Tensor]:
+        values, importance = torch.cat(self.parts, 1) if self.parts else torch.empty(2, 0)
+        return values, importance
 
 
 def _require_calibrated(quantizer: WeightQuantizer | ActivationQuantizer) -> None:

@@ -1,9 +1,9 @@
-"""Image refinement: pixels descend the losses themselves, starting from a proposal blended with a scene.
+"""Image refinement: pixels descend the losses themselves, starting from a proposal blended with a picture.
 
-The generator decides the content. One generator for all images, however, repeats what is easiest for it. Procedural
-scenes differ by construction, so pixels that start from different scenes end as different images. This is this
-project's definition. Pixels were trained against batch-norm statistics by Cai et al. (arXiv 2001.00281) and Yin et al.
-(arXiv 1912.08795).
+The generator decides the content. One generator for all images, however, repeats what is easiest for it. Pictures of
+``acq.synthesis.pictures`` differ by construction, so pixels that start from different ones end as different images.
+This is this project's definition. Pixels were trained against batch-norm statistics by Cai et al. (arXiv 2001.00281)
+and Yin et al. (arXiv 1912.08795).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from acq.core.pixels import denormalise, normalise
 from acq.core.values import Condition, Preprocessing
-from acq.synthesis.scenes import scenes
 
 _EDGE = 0.02  # least distance of a starting pixel from black and white, so that its sigmoid has a slope
 _BETAS = (0.5, 0.9)  # of Adam
@@ -63,21 +62,20 @@ def start(
     condition: Condition,
     preprocessing: Preprocessing,
     *,
+    background: Tensor,
     scene: float,
     learning_rate: float,
-    rng: torch.Generator,
 ) -> ImageBatch:
-    """Blend the generator's proposals with procedural scenes, in pixel logits.
+    """Blend the generator's proposals with pictures, in pixel logits.
 
     Args:
-        proposals: Normalised images [N, C, H, W]; None where there is no generator, and images start as scenes.
+        proposals: Normalised images [N, C, H, W]; None where there is no generator, and images start as pictures.
         condition: What is requested of each image.
         preprocessing: Of the network.
-        scene: Share of the scene, 0 to 1.
+        background: Pictures (``acq.synthesis.pictures``), pixels in [0, 1], [N, C, H, W].
+        scene: Share of the picture, 0 to 1.
         learning_rate: Of the logits, at its highest.
-        rng: Random state of the scenes.
     """
-    background = scenes(len(condition.label), preprocessing.input_size, rng)
     if proposals is None:
         return ImageBatch(background, condition, learning_rate)
     pixels = denormalise(proposals, preprocessing)

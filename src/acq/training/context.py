@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acq.core.evaluate import evaluating
+from acq.core.pixels import normalise
 from acq.core.processes import ALONE, Processes
 from acq.core.values import Condition, GeneratorBatch, Preprocessing, TeacherOutput
 from acq.core.whole_batch_norm import over_whole_batches
@@ -21,7 +22,7 @@ from acq.network.teacher import Teacher, mixed_precision
 from acq.quantization.student import Student
 from acq.synthesis.condition import ConditionSampler
 from acq.synthesis.dataset import DistillationBatch, Examples, SyntheticDataset, augmented, generate, teach
-from acq.synthesis.scenes import normalised_scenes
+from acq.synthesis.pictures import pictures
 from acq.training.selection import Selection
 
 
@@ -30,11 +31,12 @@ class Context:
 
     Args:
         teacher: The frozen network.
-        generator: Conditions to images; None where images begin as scenes.
+        generator: Conditions to images; None where images begin as pictures.
         student: The quantized network, uncalibrated at first.
         preprocessing: Of the network's images.
         conditions: Draws conditions.
         rng: Random state of the whole run.
+        drawn: Share of drawings among the pictures that images start from (``acq.synthesis.pictures``).
         mixed: Whether images are made with bfloat16 products.
         processes: Those that share every batch.
 
@@ -51,6 +53,7 @@ class Context:
         preprocessing: Preprocessing,
         conditions: ConditionSampler,
         rng: torch.Generator,
+        drawn: float = 0.0,
         mixed: bool = False,
         processes: Processes = ALONE,
     ) -> None:
@@ -58,7 +61,7 @@ class Context:
             over_whole_batches(generator)
         self.teacher, self._generator, self.student = teacher, generator, student
         self.preprocessing, self.conditions = preprocessing, conditions
-        self.rng, self.mixed, self.processes = rng, mixed, processes
+        self.rng, self.drawn, self.mixed, self.processes = rng, drawn, mixed, processes
         self.candidates: dict[str, dict[str, Tensor]] = {}
         self.examples: Examples | None = None
         self._dataset: SyntheticDataset | None = None
@@ -72,12 +75,12 @@ class Context:
             RuntimeError: The run has none.
         """
         if self._generator is None:
-            raise RuntimeError("this run has no generator; its images begin as scenes")
+            raise RuntimeError("this run has no generator; its images begin as pictures")
         return self._generator
 
     @property
     def has_generator(self) -> bool:
-        """Whether images begin as proposals of a generator, not as scenes alone."""
+        """Whether images begin as proposals of a generator, not as pictures alone."""
         return self._generator is not None
 
     @property
@@ -140,11 +143,15 @@ class Context:
             images: Tensor = self._generator(condition)
         return images
 
+    def pictures(self, count: int) -> Tensor:
+        """What ``count`` images start from, pixels in [0, 1], [count, C, H, W]."""
+        return pictures(count, self.preprocessing.input_size, self.rng, self.drawn)
+
     def generated(self, count: int) -> SyntheticDataset:
-        """``count`` new images with the teacher's outputs, from the generator, or scenes where there is none."""
+        """``count`` new images with the teacher's outputs, from the generator, or pictures where there is none."""
         if self._generator is None:
             asked = self.conditions.draw((count + 1) // 2, self.rng)
-            images = normalised_scenes(count, self.preprocessing, self.rng)
+            images = normalise(self.pictures(count), self.preprocessing)
             return SyntheticDataset(self.teach(images), asked.label[:count], asked.centre[:count])
         images, condition = generate(self._generator, self.conditions, count, self.rng)
         return SyntheticDataset(self.teach(images), condition.label, condition.centre)

@@ -25,6 +25,7 @@ from acq.training.schedule import PIXELS_AT_ONCE, PIXELS_KEPT, images_that_fit, 
 EXAMPLES = 12  # images whose way from proposal to finished image is kept for the report
 _USUAL_COUNT, _USUAL_BATCH = 512, 256
 _SCENE = 0.5  # share of a scene where there is a generator
+_STROKES = 1.0  # share of drawings for networks that read
 # automatic weights; without statistics, smoothness keeps the class loss from painting noise
 _WITH_NORMS = {"classes": 0.3, "statistics": 10.0, "centre": 20.0, "smoothness": 0.0}
 _WITHOUT_NORMS = {"classes": 1.0, "statistics": 0.0, "centre": 0.0, "smoothness": 1.0}
@@ -71,6 +72,10 @@ class ImageSettings(Section):
     scene: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         "auto", description="share of a procedural scene in the starting image; auto: 0.5, or 1 without a generator"
     )
+    strokes: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        "auto",
+        description="share of these scenes that are drawings of strokes; auto: 1 for networks that read text, else 0",
+    )
     losses: ImageLosses = ImageLosses()
 
     def fitted(self, traits: Traits, *, generated: bool) -> Self:
@@ -85,6 +90,7 @@ class ImageSettings(Section):
         Raises:
             RequestError: A given setting needs what the network or the run does not have.
         """
+        strokes = _STROKES if traits.reads else 0.0
         automatic = dict(_WITH_NORMS if traits.normalised else _WITHOUT_NORMS)
         if not (traits.whole and traits.spatial):
             automatic["centre"] = 0.0
@@ -92,7 +98,7 @@ class ImageSettings(Section):
             automatic |= {"classes": 0.0, "smoothness": 0.0}
         filled = self.losses.filled(**automatic)
         if not traits.asks and not any(filled.model_dump().values()):
-            return self.filled(scene=1.0).model_copy(update={"steps": 0})
+            return self.filled(scene=1.0, strokes=strokes).model_copy(update={"steps": 0})
         losses = fitted_weights(self.losses, "images", automatic, traits)
         if not generated and self.scene not in ("auto", 1):
             raise RequestError(
@@ -100,7 +106,7 @@ class ImageSettings(Section):
                 "give generator.steps"
             )
         scene = _SCENE if generated else 1.0
-        return self.filled(scene=scene).model_copy(update={"losses": losses})
+        return self.filled(scene=scene, strokes=strokes).model_copy(update={"losses": losses})
 
 
 class ImageRefinement:
@@ -176,9 +182,9 @@ class ImageRefinement:
             proposals,
             condition,
             context.preprocessing,
+            background=context.pictures(len(condition.label)),
             scene=number_or(settings.scene, _SCENE),
             learning_rate=settings.learning_rate,
-            rng=context.rng,
         )
         if not self._finished:
             starting = batch.images(context.preprocessing).detach()

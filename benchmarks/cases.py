@@ -14,6 +14,9 @@ from acq.core.values import Preprocessing
 from acq.files.documents import assignment, read_settings
 from acq.zoo import registry
 
+# the first commit whose results the present code still gives; change it whenever those of all networks change
+ENGINE = "2301bd0"
+_LAYERS = "1aa132f"  # the same for networks with attention or layer norms
 WITH_OPTION = ("preset", "placement", "first_last_bits", "add_bits", "budget", "device")  # other settings: --set
 
 
@@ -31,6 +34,7 @@ class Network:
         config: A recipe of this repository, if one is needed.
         settings: Of all cases, as ``key=value``.
         images: Options that say the size and normalisation of its images, if the network has none of its own.
+        engine: The first commit whose results on this network the present code still gives.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Network:
     config: str | None = None
     settings: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    engine: str = ENGINE
 
     @property
     def needs_file(self) -> bool:
@@ -184,7 +189,7 @@ def folded(network: Network, preprocessing: Preprocessing, *settings: str) -> Ne
     )
 
 
-def trained(name: str, title: str, about: str) -> Network:
+def trained(name: str, title: str, about: str, engine: str = ENGINE) -> Network:
     """A network of ``recipes/networks.py``."""
     return Network(
         name.replace("_", "-"),
@@ -199,6 +204,7 @@ def trained(name: str, title: str, about: str) -> Network:
         "cifar10-test.npz",
         checkpoint=f"{name}/weights.safetensors",
         images=("--input-size", "3,32,32", *normalised(registry.CIFAR)),
+        engine=engine,
     )
 
 
@@ -211,9 +217,9 @@ NORM_FREE = trained(
     "Standardised weights and scaled sums (NF-ResNet), three stages of two blocks, 0.70 M parameters.",
 )
 VIT = trained(
-    "vit", "Vision transformer", "A stem of three convolutions and five blocks of width 96, 0.46 M parameters."
+    "vit", "Vision transformer", "A stem of three convolutions and five blocks of width 96, 0.46 M parameters.", _LAYERS
 )
-CONVNEXT = trained("convnext", "ConvNeXt", "Three stages of two blocks, 0.64 M parameters.")
+CONVNEXT = trained("convnext", "ConvNeXt", "Three stages of two blocks, 0.64 M parameters.", _LAYERS)
 
 CASES = (
     Case(BUNDLED, "w8a8"),

@@ -25,8 +25,6 @@ from cases import CASES, Case
 
 from acq.files.atomic import write_atomically
 
-# The first commit whose results the present code still gives. Change it whenever results change.
-ENGINE = "2301bd0"
 IDENTITY = ("case", "seed", "engine", "settings", "device")
 BUSY = 0.5  # load average from which seconds count as upper bounds
 UPPER_BOUND = "Other programs used the machine, so the seconds are upper bounds."
@@ -56,7 +54,8 @@ OTHER = {
 
 def measured(case: Case, seed: int) -> bool:
     """Whether the results hold this run, with the present engine and the present settings."""
-    wanted = {"case": case.name, "seed": seed, "engine": ENGINE, "settings": runs.settings_of(case.config(seed))}
+    settings = runs.settings_of(case.config(seed))
+    wanted = {"case": case.name, "seed": seed, "engine": case.network.engine, "settings": settings}
     return any(all(row.get(key) == value for key, value in wanted.items()) for row in runs.load("conformance"))
 
 
@@ -77,7 +76,7 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
     summary = json.loads(acq(words))
     return {
         "case": case.name,
-        "engine": ENGINE,
+        "engine": case.network.engine,
         "settings": runs.settings_of(case.config(seed)),
         **{key: summary[key] for key in summary if key not in ("run", "report", "file")},
         "model": case.network.model,  # a file without the folder of this machine
@@ -133,11 +132,12 @@ def measure(case: Case, seeds: Sequence[int], args: argparse.Namespace) -> bool:
 
 def write_results(cases: Sequence[Case]) -> str:
     """Write and return docs/results.md, from the rows of the present engine."""
-    rows = [row for row in runs.load("conformance") if row["engine"] == ENGINE]
+    engines = {case.name: case.network.engine for case in cases}
+    rows = [row for row in runs.load("conformance") if row["engine"] == engines.get(row["case"])]
     have = [case for case in cases if any(row["case"] == case.name for row in rows)]
     intro = [
         "`benchmarks/conformance.py` writes this page; do not edit it.",
-        f"It shows the present engine, whose results have not changed since commit {ENGINE}.",
+        "It shows the present engine. Each row is of a commit since which results on its network have not changed.",
     ]
     lines = ["# Results", "", *intro, "", "## How it was measured", "", *HOW, ""]
     for network in dict.fromkeys(case.network for case in cases):

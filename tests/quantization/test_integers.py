@@ -213,3 +213,32 @@ def test_layers_in_float_do_not_change(name: str, layer: str) -> None:
         assert quantized.bias is not None
         steps = quantized.bias / unit
         torch.testing.assert_close(steps, steps.round(), rtol=1e-5, atol=1e-3)
+
+
+class Places(nn.Module):
+    """A layer behind an index by one table, or by two."""
+
+    def __init__(self, tables: int) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 8, stride=2), nn.Conv2d(8, 8, 3) if tables == 1 else nn.Conv1d(8, 8, 3)
+        self.register_buffer("rows", torch.tensor([0, 2, 1, 3, 5, 4, 7, 6]))
+        self.register_buffer("columns", torch.tensor([1, 0, 3, 2, 5, 4, 6, 7]))
+        self.tables = tables
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = x[:, :, self.rows] if self.tables == 1 else x[:, :, self.rows, self.columns]
+        return self.second(x).flatten(2).mean(2)
+
+
+@pytest.mark.parametrize("tables", [1, 2])
+def test_tables_of_places_do_not_hide_the_input_s_scale(tables: int) -> None:
+    """Biases of a layer become whole units also where its input is picked by tables of integers."""
+    student = student_from(trace(Places(tables).eval(), SIZE), "w8a8")
+    convert_to_integers(student)
+    scales = {m.name: m.scale for m in student.modules() if isinstance(m, ActivationQuantizer)}
+    layer = next(layer for name, layer in student.layers() if name == "second")
+    assert layer.bias is not None
+    (scale,) = (value for name, value in scales.items() if "relu" in name)
+    steps = layer.bias / (scale * layer.weight_quantizer.scale)
+    torch.testing.assert_close(steps, steps.round(), rtol=1e-5, atol=1e-3)

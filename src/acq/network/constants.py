@@ -17,7 +17,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else -1 for size in value.shape)
 
 
-def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
+def constant(graph: nn.Module, node: object) -> Tensor | None:
     """The tensor of a ``get_attr`` node; None for any other node or argument."""
     if not (isinstance(node, fx.Node) and node.op == "get_attr"):
         return None

@@ -5,13 +5,14 @@ The conversion is this project's definition.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor, fx
 
+from acq.network.constants import constant
 from acq.network.names import name_of
 from acq.network.operators import SUBTRACT, Role, operator_of
 from acq.quantization.layers import QuantLayer
@@ -53,7 +54,7 @@ def convert_to_integers(student: Student) -> None:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
         role = roles.get(name_of(node))
         keeps_levels = role in _LEVELS
-        sources = [source for source in node.all_input_nodes if roles.get(name_of(source)) != Role.SHAPE]
+        sources = [value for value in node.all_input_nodes if not _only_places(student, value, roles)]
         inputs = [quantizers[source] for source in sources]
         common = inputs[0] if len(set(inputs)) == 1 else None
         if isinstance(module, QuantLayer) and common is not None:
@@ -77,6 +78,12 @@ def convert_to_integers(student: Student) -> None:
                 reachable[node] = _together([values for values in both if values])
         own = module if isinstance(module, ActivationQuantizer) else None
         quantizers[node] = own or (common if keeps_levels else None)
+
+
+def _only_places(student: Student, node: fx.Node, roles: Mapping[str, Role]) -> bool:
+    """Whether a node says where values go and has none itself: a shape, or a table of integers."""
+    table = constant(student, node)
+    return roles.get(name_of(node)) == Role.SHAPE or (table is not None and not table.is_floating_point())
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     device = choose_device(asked.device)
     graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
     placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
-    traits = replace(teacher.structure.traits, reads=reads(teacher, known, device))
+    reading = asked.images.strokes == "auto" and reads(teacher, known, device)
+    traits = replace(teacher.structure.traits, reads=reading)
     config = asked.placed(placement).fitted(traits)
     check_normalisation(teacher, known, given=request.normalisation_given)
     if config.budget is not None:

@@ -19,6 +19,7 @@ from acq.core.values import Moments, Preprocessing
 from acq.errors import Note, RequestError
 from acq.network.constants import device_of
 from acq.network.teacher import Teacher
+from acq.synthesis.pictures import enough
 from acq.synthesis.scenes import scenes
 
 WITHOUT_NORMS = (
@@ -29,7 +30,6 @@ WITHOUT_FEATURES = (
     "the network has no features with places, such as a map of at least 4 cells, so it has no attention, and images "
     "start from scenes, without a generator"
 )
-_SCENES, _PIXELS = 64, 1 << 20  # most scenes, and most pixels of all scenes together
 _CLEARLY = 2.0  # factor by which another normalisation must be closer
 _FAR = 0.04  # distance below which the given normalisation is right, whatever others give
 _LEAST = 1e-4  # of a layer's mean variance, for channels that never fire
@@ -80,13 +80,11 @@ def fits(teacher: Teacher, preprocessing: Preprocessing) -> list[Fit]:
         teacher: A network with batch norms.
         preprocessing: Of its images; its normalisation is the given one.
     """
-    channels, height, width = preprocessing.input_size
-    device = device_of(teacher)
-    count = min(_SCENES, max(2, _PIXELS // (height * width)))
-    pixels = scenes(count, preprocessing.input_size, torch.Generator().manual_seed(0)).to(device)
+    size = preprocessing.input_size
+    pixels = scenes(enough(size), size, torch.Generator().manual_seed(0)).to(device_of(teacher))
     given = Normalisation("given", preprocessing.mean, preprocessing.std)
     return [
-        Fit(each, _distance(teacher, pixels, preprocessing, each)) for each in (given, *usual_normalisations(channels))
+        Fit(each, _distance(teacher, pixels, preprocessing, each)) for each in (given, *usual_normalisations(size[0]))
     ]
 
 

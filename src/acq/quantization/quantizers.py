@@ -201,12 +201,19 @@ class _Sample:
 
     def add(self, x: Tensor) -> None:
         x = x.detach()
-        chosen = torch.arange(x.numel())
-        if x.numel() > self.size:
-            drawn = torch.randint(x.numel(), (self.size,), generator=self.rng)
-            chosen = torch.cat([drawn, torch.stack((x.argmin(), x.argmax())).to(drawn)])
         both = x, self.importance.to(x).expand_as(x)
-        self.parts.append(torch.stack([each.take(chosen.to(x.device)) for each in both]))
+        if x.numel() <= self.size:
+            self.parts.append(torch.stack(both).flatten(1))
+            return
+        drawn = torch.randint(x.numel(), (self.size,), generator=self.rng).to(x.device)
+        self.parts += [torch.stack([each.take(drawn) for each in both]), self._extremes(*both)]
+
+    def _extremes(self, x: Tensor, importance: Tensor) -> Tensor:
+        if not self.importance.dim():  # one number for all: their places, which take ten times as long, do not matter
+            values = torch.stack(x.aminmax())
+            return torch.stack((values, self.importance.to(x).expand_as(values)))
+        places = torch.stack((x.argmin(), x.argmax()))
+        return torch.stack((x.take(places), importance.take(places)))
 
     def values(self) -> tuple[Tensor, Tensor]:
         values, importance = torch.cat(self.parts, 1) if self.parts else torch.empty(2, 0)

@@ -11,7 +11,7 @@ from acq.network.teacher import Teacher
 from acq.synthesis.scenes import scenes
 from acq.synthesis.strokes import strokes
 
-_PICTURES, _PIXELS = 64, 1 << 20  # most pictures of each kind that a network is asked about, and most pixels in all
+_PICTURES, _PIXELS = 64, 1 << 20  # most pictures of a kind that a network is asked about, and most pixels in all
 _BATCH = 4  # pictures per forward pass
 _CLEARLY = 1.5  # factor by which drawings must tell more; networks of photographs have 0.6 to 1, of text 3
 
@@ -36,6 +36,12 @@ def pictures(count: int, size: tuple[int, int, int], rng: torch.Generator, drawn
     return torch.cat(found)[torch.randperm(count, generator=rng, device=rng.device)]
 
 
+def enough(size: tuple[int, int, int]) -> int:
+    """How many pictures of a size (C, H, W) tell what a network makes of their kind."""
+    _, height, width = size
+    return min(_PICTURES, max(2, _PIXELS // (height * width)))
+
+
 @torch.no_grad()
 def reads(teacher: Teacher, preprocessing: Preprocessing, device: torch.device) -> bool:
     """Whether answers tell drawings of strokes apart much better than scenes (this project's definition).
@@ -48,7 +54,7 @@ def reads(teacher: Teacher, preprocessing: Preprocessing, device: torch.device) 
         device: Where the pictures are made.
     """
     size, rng = preprocessing.input_size, torch.Generator(device).manual_seed(0)
-    count = min(_PICTURES, max(2, _PIXELS // (size[1] * size[2])))
+    count = enough(size)
     of_scenes, of_drawings = (
         _told(teacher, normalise(make(count, size, rng), preprocessing)) for make in (scenes, strokes)
     )

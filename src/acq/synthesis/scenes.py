@@ -16,9 +16,9 @@ from torch import Tensor
 from acq.core.pixels import normalise
 from acq.core.values import Preprocessing
 from acq.network.attention import cell_middles
+from acq.synthesis.draws import Range, in_chunks, uniform
 
-_CHUNK = 256  # scenes drawn at once, which bounds memory
-Range = tuple[float, float]
+_CHUNK = 256  # scenes drawn at once
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def scenes(count: int, size: tuple[int, int, int], rng: torch.Generator, model: 
     Returns:
         Pixels in [0, 1], [count, C, H, W].
     """
-    starts = range(0, count, _CHUNK)
-    return torch.cat([_drawn(min(_CHUNK, count - start), size, rng, model) for start in starts])
+    return in_chunks(count, _CHUNK, lambda number: _drawn(number, size, rng, model))
 
 
 def normalised_scenes(count: int, preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
@@ -135,7 +134,6 @@ def _superellipse(count: int, size: tuple[int, int], rng: torch.Generator, model
     return torch.sigmoid(model.edge * extent.amin(1, keepdim=True) * inside)
 
 
-def _uniform(count: int, channels: int, bounds: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """Uniform numbers between two bounds, [count, channels, 1, 1]."""
-    low, high = bounds
-    return low + (high - low) * torch.rand(count, channels, 1, 1, generator=rng, device=rng.device)
+def _uniform(count: int, channels: int, bounds: Range, rng: torch.Generator) -> Tensor:
+    """Uniform numbers per image and channel, [count, channels, 1, 1]."""
+    return uniform((count, channels, 1, 1), bounds, rng)

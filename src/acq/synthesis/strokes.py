@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK = 64  # drawings made at once, which bounds memory
+from acq.synthesis.draws import Range, in_chunks, uniform
+
+_CHUNK = 64  # drawings made at once
 _STROKES = 5  # of a sign, at most
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,26 @@ def strokes(count: int, size: tuple[int, int, int], rng: torch.Generator, model:
     Returns:
         Pixels in [0, 1], [count, C, H, W].
     """
-    starts = range(0, count, _CHUNK)
-    return torch.cat([_drawn(min(_CHUNK, count - start), size, rng, model) for start in starts])
+    return in_chunks(count, _CHUNK, lambda number: _drawn(number, size, rng, model))
 
 
 def _drawn(count: int, size: tuple[int, int, int], rng: torch.Generator, model: StrokeModel) -> Tensor:
     channels, height, width = size
-    ground = _uniform((count, channels, 1, 1), (0, 1), rng)
-    ink = (ground + _uniform((count, channels, 1, 1), model.contrast, rng)) % 1
-    sign = _uniform((count, 1, 1), model.height, rng) * height  # pixels
+    ground = uniform((count, channels, 1, 1), (0, 1), rng)
+    ink = (ground + uniform((count, channels, 1, 1), model.contrast, rng)) % 1
+    sign = uniform((count, 1, 1), model.height, rng) * height  # pixels
     lines = (height / (model.spacing * sign)).floor().clamp_min(1)
     line, down = _cells(height, model.spacing * sign, (height - lines * model.spacing * sign) / 2, axis=1)
-    advance = _uniform((count, 1, 1), model.advance, rng) * sign
-    begin = _uniform((count, 1, 1), model.start, rng) * width
+    advance = uniform((count, 1, 1), model.advance, rng) * sign
+    begin = uniform((count, 1, 1), model.start, rng) * width
     cell, across = _cells(width, advance, begin, axis=2)
     inside = (line >= 0) & (line < lines) & (cell >= 0)
-    inside = inside & (cell * advance < _uniform((count, 1, 1), model.end, rng) * width - begin)
+    inside = inside & (cell * advance < uniform((count, 1, 1), model.end, rng) * width - begin)
     # a table of signs per image, from which each pixel takes the sign of its cell
     most = int(line.max()) + 1, int(cell.max()) + 1
     where = (torch.arange(count, device=rng.device).view(-1, 1, 1), line.clamp_min(0), cell.clamp_min(0))
-    inside = inside & (_uniform((count, *most), (0, 1), rng) > model.blank)[where]
-    pen = _uniform((count, 1, 1), model.width, rng) * sign
+    inside = inside & (uniform((count, *most), (0, 1), rng) > model.blank)[where]
+    pen = uniform((count, 1, 1), model.width, rng) * sign
     away = _distance(across / sign, down / sign, advance / sign, _signs((count, *most), rng, model), where) * sign
     cover = torch.where(inside, (0.5 + pen / 2 - away).clamp(0, 1), 0.0)[:, None]
     return torch.lerp(ground, ink, cover)
@@ -110,10 +110,10 @@ class _Signs:
 def _signs(cells: tuple[int, ...], rng: torch.Generator, model: StrokeModel) -> _Signs:
     shape = (*cells, _STROKES)
     one, other = torch.rand(2, *shape, 2, generator=rng, device=rng.device)
-    kind = _uniform(shape, (0, 1), rng)
+    kind = uniform(shape, (0, 1), rng)
     level, vertical = kind < model.upright, (kind >= model.upright) & (kind < 2 * model.upright)
     same = torch.stack((vertical, level), -1)  # a vertical stroke keeps its x, a level one its y
-    drawn = _uniform(shape, (0, 1), rng) < model.drawn
+    drawn = uniform(shape, (0, 1), rng) < model.drawn
     drawn[..., :2] = True
     return _Signs(one, torch.where(same, one, other), kind > 1 - model.arc, drawn)
 
@@ -137,9 +137,3 @@ def _distance(x: Tensor, y: Tensor, advance: Tensor, signs: _Signs, where: tuple
         away = torch.where(signs.is_arc[..., stroke][where], arc, line)
         nearest = torch.minimum(nearest, torch.where(signs.is_drawn[..., stroke][where], away, torch.inf))
     return nearest
-
-
-def _uniform(shape: tuple[int, ...], bounds: Range, rng: torch.Generator) -> Tensor:
-    """Uniform numbers between two bounds."""
-    low, high = bounds
-    return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)

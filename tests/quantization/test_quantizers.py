@@ -81,6 +81,14 @@ def test_each_value_keeps_its_channel_s_importance(size: int) -> None:
     assert torch.equal(10 * values.floor(), importance)
 
 
+def test_a_single_number_is_kept_too() -> None:
+    """A graph may hold one number without dimensions, such as a constant that a mask is filled with."""
+    quantizer = ActivationQuantizer(8)
+    quantizer.observe(10, torch.Generator().manual_seed(0))
+    quantizer(torch.tensor(3.0))
+    assert [part.tolist() for part in quantizer.observed()] == [[3.0], [1.0]]
+
+
 @pytest.mark.parametrize("start", [0.02, 0.5])
 def test_a_learned_scale_finds_the_least_error(start: float) -> None:
     """Gradient descent on log_scale alone reaches the error of the best scale from far away on both sides."""

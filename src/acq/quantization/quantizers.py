@@ -203,7 +203,7 @@ class _Sample:
         x = x.detach()
         both = x, self.importance.to(x).expand_as(x)
         if x.numel() <= self.size:
-            self.parts.append(torch.stack(both).flatten(1))
+            self.parts.append(torch.stack([each.flatten() for each in both]))
             return
         drawn = torch.randint(x.numel(), (self.size,), generator=self.rng).to(x.device)
         self.parts += [torch.stack([each.take(drawn) for each in both]), self._extremes(*both)]

@@ -81,6 +81,16 @@ def test_each_value_keeps_its_channel_s_importance(size: int) -> None:
     assert torch.equal(10 * values.floor(), importance)
 
 
+def test_integers_are_those_of_the_output() -> None:
+    """Ties, values beyond the range and infinite ones included."""
+    quantizer = ActivationQuantizer(4)
+    quantizer.set_qparams(torch.tensor(0.5), torch.tensor(3.0))
+    x = torch.tensor([-torch.inf, -9.0, -0.75, -0.25, 0.0, 0.25, 0.75, 2.6, 9.0, torch.inf])
+    integers = quantizer.integers(x)
+    assert integers.dtype == torch.uint8
+    assert torch.equal((integers.float() - 3) * 0.5, quantizer(x))
+
+
 def test_a_single_number_is_kept_too() -> None:
     """A graph may hold one number without dimensions, such as a constant that a mask is filled with."""
     quantizer = ActivationQuantizer(8)

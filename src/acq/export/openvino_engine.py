@@ -14,6 +14,7 @@ from acq.errors import RequestError, first_line
 _LAYERS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 _MOVEMENTS = {"Convert", "Reorder", "Reshape", "Transpose"}  # of weights
 _BYTES = {"u8", "i8"}
+_PLACE = "Exception from "
 _SPLIT = "/WithoutBiases"  # what OpenVINO appends to the name of a layer that it separates from its bias
 
 
@@ -45,7 +46,7 @@ class OpenVINO:
             self._compiled = core.compile_model(str(file), "CPU", settings)
         except RuntimeError as error:
             raise RequestError(
-                f"OpenVINO cannot run the file ({first_line(error)}); "
+                f"OpenVINO cannot run the file ({_cause(error)}); "
                 "uninstall the extra openvino to check the file on ONNX Runtime only"
             ) from error
         operators = self._compiled.get_runtime_model().get_ops()
@@ -65,6 +66,12 @@ class OpenVINO:
         """All that the file returns for its input, in order."""
         found = self._compiled(inputs)
         return tuple(torch.from_numpy(found[place].copy()) for place in range(len(self._compiled.outputs)))
+
+
+def _cause(error: RuntimeError) -> str:
+    """What OpenVINO says behind the places in its own code, which its messages begin with."""
+    lines = [line for line in str(error).splitlines() if not line.startswith(_PLACE)]
+    return first_line(RuntimeError("\n".join(lines)))
 
 
 def _has_weights(operator: Any) -> bool:

@@ -209,7 +209,8 @@ class Writer:
     def _rounded(self, source: Value, quantizer: ActivationQuantizer, dimensions: int, qparams: tuple[str, str]) -> str:
         """The name of a value's bytes, without its bounds and those of the quantizer's width."""
         if source.delayed is None:
-            return self.add("QuantizeLinear", [self._divided(source, quantizer, dimensions), *qparams])
+            floats = self._divided(source, quantizer, dimensions)
+            return self._table(floats, quantizer) or self.add("QuantizeLinear", [floats, *qparams])
         names = [
             self._rounded(part, quantizer, dimensions, qparams)
             if part.bounds == NO_BOUNDS
@@ -217,6 +218,16 @@ class Writer:
             for part in source.delayed.parts
         ]
         return self._joined(source.delayed, names, quantizer)
+
+    def _table(self, floats: str, quantizer: ActivationQuantizer) -> str | None:
+        """The name of a constant's bytes; None where ``floats`` are computed.
+
+        OpenVINO (2026.4.1) opens no file in which a constant that the file quantizes is a factor or a summand.
+        """
+        if floats not in self.constants:
+            return None
+        values = torch.from_numpy(numpy_helper.to_array(self.constants[floats]).copy())
+        return self.constant(f"{floats}.{quantizer.name}", quantizer.integers(values).numpy())
 
     def _joined(self, delayed: Delayed, names: list[str], quantizer: ActivationQuantizer | None) -> str:
         """Write an operator that is delayed; its nodes carry its own name."""
@@ -286,8 +297,4 @@ def operator_of_part(name: str) -> str:
 
 def byte_of(value: float, quantizer: ActivationQuantizer) -> int:
     """The byte of a value behind a quantizer. An infinite value gives a bound that clips nothing."""
-    zero_point, qmax = int(quantizer.zero_point.item()), int(quantizer.qmax)
-    steps = (torch.tensor(value) * (1 / quantizer.scale.detach().cpu())).item()  # as in the student, in 32 bits
-    if math.isinf(steps):
-        return 0 if steps < 0 else qmax
-    return min(max(round(steps) + zero_point, 0), qmax)  # half to even, as quantizers round
+    return int(quantizer.integers(torch.tensor(value)).item())

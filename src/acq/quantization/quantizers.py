@@ -140,6 +140,16 @@ class ActivationQuantizer(nn.Module):
         _require_calibrated(self)
         return fake_quantize(x, self.scale, self.zero_point, self.qmin, self.qmax)
 
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers q, uint8 [N, ...], for which ``(q - zero_point) * scale`` is what ``forward`` makes of ``x``.
+
+        A ``channel_scale`` is left out: ``x`` is divided by it already.
+        """
+        _require_calibrated(self)
+        steps = (x * (1 / self.scale)).round_() + self.zero_point
+        return steps.clamp_(self.qmin, self.qmax).to(torch.uint8)
+
     def channel_factor(self, dimensions: int) -> Tensor:
         """``1 / channel_scale`` as [C, 1, ...], to multiply values [N, C, ...] of so many dimensions."""
         assert self.channel_scale is not None

@@ -38,7 +38,7 @@ STEPS: dict[str, Any] = {  # batches of 10, 10 and 4 images are refined
     "images": {"steps": 3},
     "student": {"steps": 12, "batch": 9},
 }
-RESUMED = ("generator", 6), ("images", 5), ("calibration", 1), ("student", 6)
+RESUMED = ("first", 1), ("generator", 6), ("images", 5), ("calibration", 1), ("student", 6)
 SCENES_ALONE = {**STEPS, "generator": {"steps": 0}}
 FEW = {"calibration": {"images": 1}, "student": {"augmentation": 0.1, "renew_count": 1}}
 

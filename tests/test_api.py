@@ -104,7 +104,7 @@ def test_without_progress_nothing_is_printed(tmp_path: Path, capfd: pytest.Captu
     seen: list[acq.Record] = []
     quantize(out=tmp_path / "run", watch=seen.append)
     assert capfd.readouterr() == ("", "")
-    assert [record.phase for record in seen] == ["generator", "images", "calibration", "conversion"]
+    assert [record.phase for record in seen] == ["first", "generator", "images", "calibration", "conversion"]
 
 
 def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,9 +113,9 @@ def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str])
     quantize(progress=True, watch=seen.append)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "1/5 train the generator: 1/1" in err
-    assert "5/5 convert to integers: 1/1" in err
-    assert len(seen) == 4
+    assert "2/6 train the generator: 1/1" in err
+    assert "6/6 convert to integers: 1/1" in err
+    assert len(seen) == 5
 
 
 def test_a_plan_is_inspected_without_training() -> None:

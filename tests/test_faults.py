@@ -62,7 +62,8 @@ def between_the_renames_of_the_fifth_checkpoint(path):
 calls, previous = [], checkpoint.previous
 nothing = mock.patch.object(sys, "argv", sys.argv)
 KILLS = {  # a watch, and what is replaced
-    "before the first checkpoint": (at("generator", 1), nothing),
+    "before the first checkpoint": (at("first", 1), nothing),
+    "after the first student": (at("generator", 1), nothing),
     "after the generator": (at("images", 1), nothing),
     "after the images": (at("calibration", 1), nothing),
     "after the calibration": (at("student", 1), nothing),

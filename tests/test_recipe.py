@@ -28,10 +28,10 @@ def widths(student: Student) -> dict[str, int | None]:
     return {node.name: node.weight_bits for node in student.plan.nodes if node.weight_bits or node.floating}
 
 
-def test_a_run_has_five_phases_in_order() -> None:
-    """The recipe trains the generator, refines images, calibrates, trains and converts the student."""
+def test_a_run_has_six_phases_in_order() -> None:
+    """The recipe makes a first student and a generator, refines images, calibrates, trains and converts the student."""
     phases = prepare(request_()).training.phases
-    assert list(phases) == ["generator", "images", "calibration", "student", "conversion"]
+    assert list(phases) == ["first", "generator", "images", "calibration", "student", "conversion"]
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gdfq": {
         "generator": {"centre_std": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}},
         "images": {"count": 4096, "steps": 0},
+        "calibration": {"first_student": False},
         "student": {"renew_count": 128},
     },
 }

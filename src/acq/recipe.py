@@ -35,6 +35,7 @@ from acq.training.calibration import Calibration
 from acq.training.context import Context
 from acq.training.conversion import Conversion
 from acq.training.distillation import Distillation
+from acq.training.first_student import FirstStudent
 from acq.training.generator import GeneratorTraining
 from acq.training.images import ImageRefinement
 from acq.training.loop import Training
@@ -105,7 +106,9 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
         torch.Generator(device).manual_seed(config.seed), number_or(config.images.strokes, 0.0),
         config.precision == "mixed", processes,
     )  # fmt: skip
+    scenes_stay = not made.steps and not config.images.steps
     phases: list[Phase] = [
+        *([FirstStudent(config.calibration, context)] if config.calibration.first_student and not scenes_stay else []),
         *([GeneratorTraining(made, context)] if made.steps else []),
         ImageRefinement(config.images, context),
         Calibration(config.calibration, context),

@@ -17,7 +17,7 @@ from acq.recipe import Prepared, Request, prepare
 from acq.training.loop import Training
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
-PHASES = ["generator", "images", "calibration", "student", "conversion"]
+PHASES = ["first", "generator", "images", "calibration", "student", "conversion"]
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "generator": {"steps": 40, "batch": 8, "noise_dim": 4, "width": 8},
@@ -71,6 +71,7 @@ def test_warnings_of_the_timed_steps_are_not_those_of_the_run() -> None:
 def test_steps_are_counted_at_the_pace_of_the_fastest(clock: list[Training]) -> None:
     """A phase takes the fastest timed step for each step, and the consistency loss every fifth one."""
     assert estimated() == {
+        "first": 9 * 4,
         "generator": 2.5 * 40,
         "images": 2 * 80,
         "calibration": 9 * 4,
@@ -84,7 +85,7 @@ def test_only_a_few_steps_with_the_same_batches_are_timed(clock: list[Training])
     estimated()
     (timed,) = clock
     phases: dict[str, Any] = dict(timed.phases)
-    assert [phases[name].steps for name in PHASES] == [5, 3, 1, 3, 1]
+    assert [phases[name].steps for name in PHASES] == [1, 5, 3, 1, 3, 1]
     assert [phases[name].batch for name in ("generator", "images", "student")] == [8, 8, 8]
     assert (phases["images"].count, phases["calibration"].settings.images) == (8, 8)
 

@@ -47,7 +47,7 @@ def test_a_run_ends_with_three_lines(folder: Path) -> None:
     )
     assert re.fullmatch(r"size +1 kB  ->  0 kB of weights and scales    time \d+:\d\d min", cost)
     assert then == "next       acq export run    (report: run/report.html)"
-    for line in ("2/5 refine images: 4/4", "4/5 train the student: 2/2", "5/5 convert to integers: 1/1"):
+    for line in ("3/6 refine images: 4/4", "5/6 train the student: 2/2", "6/6 convert to integers: 1/1"):
         assert line in answer.err
 
 
@@ -155,13 +155,15 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert "node" in out.splitlines()[0]
     assert "preset: fast" in out
     assert re.search(r"^steps: generator 2, images 4, student 2, on cpu$", out, re.MULTILINE)
-    assert re.search(r"^time: about \d+:\d\d min \(generator \d+ s, images \d+ s, calibration ", out, re.MULTILINE)
+    assert re.search(
+        r"^time: about \d+:\d\d min \(first \d+ s, generator \d+ s, images \d+ s, calibration ", out, re.MULTILINE
+    )
     assert out.splitlines()[-1] == "would write run; nothing was written"
     described = acq(*quantize("--dry-run", "--json", "--seed", "5")).json()
     assert described.keys() == {"run", "config", "output", "plan", "seconds"}
     assert described["config"]["seed"] == 5
     assert described["plan"][0]["role"] == "image"
-    assert list(described["seconds"]) == ["generator", "images", "calibration", "student", "conversion"]
+    assert list(described["seconds"]) == ["first", "generator", "images", "calibration", "student", "conversion"]
     assert contents(folder) == before
 
 

@@ -27,7 +27,7 @@ def test_a_dry_run_times_the_phases_that_there_are() -> None:
     """No seconds are for a generator, the settings are those of the run, and the note comes once."""
     answer = acq(*words("--dry-run", "--json"))
     found = answer.json()
-    assert list(found["seconds"]) == ["images", "calibration", "student", "conversion"]
+    assert list(found["seconds"]) == ["first", "images", "calibration", "student", "conversion"]
     assert (found["config"]["generator"]["steps"], found["config"]["images"]["scene"]) == (0, 1)
     assert sum(line.startswith(NOTE) for line in answer.notes) == 1
     assert "steps: generator 0, images 4, student 2" in acq(*words("--dry-run")).out

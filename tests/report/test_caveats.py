@@ -14,7 +14,7 @@ SUMMARY: dict[str, Any] = {
     "teacher_top1": 91.0,
     "top1": 90.0,
     "attention": {"label_agreement": 0.99},
-    "student_loss": {"calibrated": 0.2, "trained": 0.1, "selected": "trained"},
+    "student_loss": {"first": 0.3, "calibrated": 0.2, "trained": 0.1, "selected": "trained"},
 }
 
 
@@ -28,12 +28,26 @@ SUMMARY: dict[str, Any] = {
         ({"attention": {"label_agreement": 0.5}}, "requested class in only 50 %", True),
         ({}, "requested class in only", False),
         (
-            {"student_loss": {"calibrated": 0.2, "trained": 5.0, "selected": "calibrated"}},
+            {"student_loss": {"first": 0.3, "calibrated": 0.2, "trained": 5.0, "selected": "calibrated"}},
             "from 0.2 to 5.0. The calibrated student was kept",
             True,
         ),
         ({}, "was kept", False),
-        ({"student_loss": {"calibrated": 0.2, "trained": None, "selected": "calibrated"}}, "was kept", False),
+        (
+            {"student_loss": {"first": 0.3, "calibrated": 0.2, "trained": None, "selected": "calibrated"}},
+            "was kept",
+            False,
+        ),
+        (
+            {"student_loss": {"first": 0.1, "calibrated": 0.2, "trained": None, "selected": "first"}},
+            "was kept. Its loss on synthetic images is 0.1, and that of the last student is 0.2",
+            True,
+        ),
+        (
+            {"student_loss": {"first": 0.1, "calibrated": 0.2, "trained": 0.3, "selected": "first"}},
+            "that of the last student is 0.3",
+            True,
+        ),
         ({}, "one quantized layer at a time", True),
     ],
 )
@@ -85,7 +99,8 @@ def test_sentences_are_short() -> None:
         "teacher_top1": None,
         "top1": None,
         "attention": {"label_agreement": 0.1},
-        "student_loss": {"calibrated": 0.2, "trained": 5.0, "selected": "calibrated"},
+        "student_loss": {"first": None, "calibrated": 0.2, "trained": 5.0, "selected": "calibrated"},
     }
-    found = [*caveats(worst, PLAN), *caveats(SUMMARY, replace(PLAN, placement="relu-only"))]
+    first = {**worst, "student_loss": {"first": 0.1, "calibrated": 0.2, "trained": 5.0, "selected": "first"}}
+    found = [*caveats(worst, PLAN), *caveats(first, PLAN), *caveats(SUMMARY, replace(PLAN, placement="relu-only"))]
     assert all(len(sentence.split()) <= 25 for caveat in found for sentence in caveat.split(". "))

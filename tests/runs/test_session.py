@@ -73,7 +73,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("phase", "step"), [("generator", 2), ("images", 3), ("calibration", 1), ("student", 2), ("conversion", 1)]
+    ("phase", "step"),
+    [("first", 1), ("generator", 2), ("images", 3), ("calibration", 1), ("student", 2), ("conversion", 1)],
 )
 def test_ctrl_c_in_any_phase_saves_a_run_that_resumes_exactly(
     finished_run: Path, tmp_path: Path, phase: str, step: int
@@ -219,7 +220,7 @@ def test_every_watch_sees_every_record(tmp_path: Path) -> None:
     seen: tuple[list[Record], list[Record]] = ([], [])
     run(request(), tmp_path / "run", watches=tuple(records.append for records in seen))
     assert seen[0] == seen[1]
-    counts = {"generator": 4, "images": 6, "calibration": 1, "student": 5, "conversion": 1}
+    counts = {"first": 1, "generator": 4, "images": 6, "calibration": 1, "student": 5, "conversion": 1}
     expected = [(phase, step + 1) for phase, count in counts.items() for step in range(count)]
     assert [(record.phase, record.step) for record in seen[0]] == expected
     logged = [(line["phase"], line["step"]) for line in product(tmp_path / "run")[1]]

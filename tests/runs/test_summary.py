@@ -140,14 +140,16 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     assert found["test_images"] == 20
 
 
-@pytest.mark.parametrize(("steps", "selected"), [(0, "calibrated"), (5, None)])
-def test_losses_of_all_candidates_are_there(steps: int, selected: str | None) -> None:
-    """The losses of the calibrated and the trained student are given, null for one that was not trained."""
+@pytest.mark.parametrize(("steps", "selected"), [(0, {"first", "calibrated"}), (5, {"first", "calibrated", "trained"})])
+def test_losses_of_all_candidates_are_there(steps: int, selected: set[str]) -> None:
+    """The losses of the first, calibrated and trained student are given, null for one that was not trained."""
     losses = run(request_(student={"steps": steps})).summary["student_loss"]
-    assert losses.keys() == {"calibrated", "trained", "selected"}
+    assert list(losses) == ["first", "calibrated", "trained", "selected"]
+    assert losses["first"] > 0
     assert losses["calibrated"] > 0
     assert (losses["trained"] is None) == (steps == 0)
-    assert losses["selected"] in ({selected} if selected else {"calibrated", "trained"})
+    assert losses["selected"] in selected
+    assert losses[losses["selected"]] == min(losses[name] for name in selected)
 
 
 def test_sizes_are_those_of_the_student() -> None:

@@ -9,8 +9,9 @@ from small_runs import assert_same, training_
 from torch import Tensor
 
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
-from acq.training.calibration import CALIBRATED, Calibration
+from acq.training.calibration import Calibration
 from acq.training.phase import StepResult
+from acq.training.selection import CALIBRATED
 
 COUNT = 24  # images of the dataset
 
@@ -56,7 +57,7 @@ def test_the_calibrated_student_is_a_candidate() -> None:
 def test_few_images_are_augmented(monkeypatch: pytest.MonkeyPatch, augmentation: bool, images: int, seen: int) -> None:
     """Images of the dataset come first, then an augmented copy of each as far as they are needed and wanted."""
     taken = list[Tensor]()
-    monkeypatch.setattr("acq.training.calibration.calibrate", lambda _, batches: taken.extend(batches))
+    monkeypatch.setattr("acq.quantization.untrained.calibrate", lambda _, batches: taken.extend(batches))
     phase = phase_(augmentation=augmentation, images=images, rounding=False, equalization=False)
     phase.step(0, 1.0)
     found, dataset = torch.cat(taken), phase.context.dataset.images

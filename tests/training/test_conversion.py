@@ -25,10 +25,9 @@ def calibrated() -> dict[str, Any]:
     return training.state()
 
 
-def before_conversion() -> Training:
-    return training_(
-        generator={"steps": 1}, images={"steps": 0}, calibration={"rounding": False, "equalization": False}
-    )
+def before_conversion(**calibration: bool) -> Training:
+    settings = {"rounding": False, "equalization": False, "first_student": False, **calibration}
+    return training_(generator={"steps": 1}, images={"steps": 0}, calibration=settings)
 
 
 def phase_(*candidates: Callable[[State], State]) -> Conversion:
@@ -86,26 +85,51 @@ def test_a_candidate_that_training_ruined_is_not_kept(ruined: Callable[[State], 
     assert found.final == untrained.context.selection.final
 
 
-def test_a_candidate_that_training_did_not_harm_is_kept() -> None:
-    """The last candidate is converted without a warning, unless it is clearly worse."""
-    phase = phase_(noisy(1e-3))
-    expected = phase_()
-    expected.context.candidates = {"made0": phase.context.candidates["made0"]}
-    for made in (phase, expected):
-        made.step(0, 1.0)
+def test_a_candidate_that_training_improved_is_kept(untrained: Conversion) -> None:
+    """It is converted without a warning."""
+    phase = phase_(noisy(0.0))
+    candidates = phase.context.candidates
+    candidates["calibrated"] = noisy(1.0)(copy.deepcopy(candidates["calibrated"]))
+    phase.step(0, 1.0)
     assert phase.context.selection.selected == "made0"
-    assert_same(student(phase).state_dict(), student(expected).state_dict())
+    assert_same(student(phase).state_dict(), student(untrained).state_dict())
 
 
-@pytest.mark.parametrize(("first", "selected"), [(1e-3, "made0"), (3.0, "calibrated")])
-def test_any_number_of_candidates_is_compared(first: float, selected: str) -> None:
-    """Phases may add candidates; all are measured in order of training, and the last good one is kept."""
-    phase = phase_(noisy(first), noisy(3.0))
-    with pytest.warns(UserWarning, match=f"the {selected} student is kept"):
-        phase.step(0, 1.0)
+def test_an_equal_candidate_replaces_none() -> None:
+    """A later student must be better. It is no fault if it is not, so there is no warning."""
+    phase = phase_(noisy(0.0))
+    phase.step(0, 1.0)
+    assert phase.context.selection.selected == "calibrated"
+
+
+@pytest.mark.parametrize(("noise", "selected"), [((2.0, 0.5, 0.0), "made2"), ((2.0, 0.0, 3.0), "made1")])
+def test_any_number_of_candidates_is_compared(noise: tuple[float, ...], selected: str) -> None:
+    """Phases may add candidates; all are measured in order of training, and the best one is kept."""
+    phase = phase_(*map(noisy, noise))
+    candidates = phase.context.candidates
+    candidates["calibrated"] = noisy(4.0)(copy.deepcopy(candidates["calibrated"]))
+    phase.step(0, 1.0)
     found = phase.context.selection
-    assert list(found.candidates) == ["calibrated", "made0", "made1"]
+    assert list(found.candidates) == ["calibrated", "made0", "made1", "made2"]
     assert found.selected == selected
+
+
+def test_a_run_ends_no_worse_than_its_first_student() -> None:
+    """The first student is kept where finished images ruin the later ones. New scenes judge too."""
+    training = before_conversion(first_student=True)
+    run_until(training, "calibration")
+    context, phase = training.context, training.phases["conversion"]
+    first = copy.deepcopy(context.candidates["first"])
+    context.candidates["calibrated"] = noisy(3.0)(context.candidates["calibrated"])
+    phase.step(0, 1.0)
+    found = context.selection
+    assert found.selected == "first"
+    assert found.final.loss < found.candidates["calibrated"].loss
+    kept = phase_()
+    kept.context.candidates = {"calibrated": first}
+    kept.step(0, 1.0)
+    assert kept.context.selection.final == found.final  # on augmented images alone
+    assert kept.context.selection.candidates["calibrated"] != found.candidates["first"]
 
 
 def test_the_verdict_draws_no_random_number(untrained: Conversion) -> None:

@@ -9,10 +9,10 @@ import torch
 from small_runs import assert_same, training_
 from torch import Tensor
 
-from acq.training.calibration import CALIBRATED
-from acq.training.distillation import TRAINED, Distillation, StudentSettings
+from acq.training.distillation import Distillation, StudentSettings
 from acq.training.losses import logit_match
 from acq.training.phase import StepResult
+from acq.training.selection import CALIBRATED, FIRST, TRAINED
 
 FAST = {"rounding": False, "equalization": False}
 NONE = {"logits": 0.0, "probabilities": 0.0, "features": 0.0}
@@ -171,8 +171,8 @@ def test_depthwise_networks_are_not_trained_unless_told(name: str, settings: dic
 def test_a_student_may_be_calibrated_only() -> None:
     """Without steps the run goes on with the calibrated student."""
     training = training_(generator={"steps": 1}, images={"steps": 0}, student={"steps": 0})
-    assert [record.phase for record in training.run()] == ["generator", "images", "calibration", "conversion"]
-    assert training.context.selection.candidates.keys() == {CALIBRATED}
+    assert [record.phase for record in training.run()] == ["first", "generator", "images", "calibration", "conversion"]
+    assert training.context.selection.candidates.keys() == {FIRST, CALIBRATED}
     assert all(value.isfinite().all() for value in training.context.student.state_dict().values())
 
 

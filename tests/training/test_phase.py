@@ -22,11 +22,11 @@ def test_a_step_has_no_fault_unless_it_says_so() -> None:
 def test_phases_of_a_run_have_names_of_their_own() -> None:
     """The names are keys of checkpoints and logs, so they are fixed and in order."""
     phases = training_().phases
-    assert list(phases) == ["generator", "images", "calibration", "student", "conversion"]
+    assert list(phases) == ["first", "generator", "images", "calibration", "student", "conversion"]
     assert all(phase.name == name for name, phase in phases.items())
 
 
-@pytest.mark.parametrize("name", ["generator", "images", "calibration", "student", "conversion"])
+@pytest.mark.parametrize("name", ["first", "generator", "images", "calibration", "student", "conversion"])
 def test_a_phase_is_restored_before_its_first_step(name: str) -> None:
     """The state of a phase that has not begun can be restored into another one."""
     state = training_().phases[name].state()

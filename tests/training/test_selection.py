@@ -55,6 +55,22 @@ def test_small_differences_are_not_worse(loss: float, agreement: float, is_worse
 
 
 @pytest.mark.parametrize(
+    ("loss", "agreement", "is_better"),
+    [(0.99, 75.0, True), (1.0, 99.0, False), (1.01, 99.0, False), (math.nan, 99.0, False), (0.5, 70.0, False)],
+)
+def test_a_lower_loss_is_better_unless_agreement_falls(loss: float, agreement: float, is_better: bool) -> None:
+    """Equal losses and NaN are not better, and a fifth of the agreement is tolerated."""
+    assert StudentQuality(loss, agreement).is_better_than(StudentQuality(1.0, 90.0)) == is_better
+
+
+def test_any_loss_is_better_than_none() -> None:
+    """NaN comes from a student with broken weights."""
+    broken = StudentQuality(math.nan, 10.0)
+    assert StudentQuality(5.0, 10.0).is_better_than(broken)
+    assert not broken.is_better_than(broken)
+
+
+@pytest.mark.parametrize(
     ("agreement", "most", "is_at_chance"),
     [(0.0, 10.0, True), (10.0, 10.0, True), (20.0, 10.0, False), (60.0, 80.0, False)],
 )
@@ -79,6 +95,17 @@ def test_training_in_vain_is_a_warning() -> None:
     assert "student.learning_rate=0.01," in text
     assert warnings_about(selection(), 0.03, CLASSES) == []
     assert warnings_about(Selection({"calibrated": GOOD}, "calibrated", GOOD, 10.0), 0.03, CLASSES) == []
+
+
+def test_training_that_helps_is_not_in_vain() -> None:
+    """Where the first student is kept, a warning needs a student that training made worse than it found it."""
+    worst, worse = StudentQuality(3.0, 50.0), StudentQuality(2.0, 60.0)
+    for candidates, warned in (
+        ({"first": GOOD, "calibrated": worst, "trained": worse}, False),
+        ({"first": GOOD, "calibrated": worse, "trained": worst}, True),
+        ({"first": GOOD, "calibrated": worse}, False),
+    ):
+        assert bool(warnings_about(Selection(candidates, "first", GOOD, 10.0), 0.03, CLASSES)) == warned
 
 
 def test_a_student_of_no_use_is_a_warning() -> None:

@@ -17,6 +17,7 @@ from acq.recipe import Prepared, Request, prepare
 from acq.runs.rehearsal import rehearse
 from acq.training.calibration import Calibration
 from acq.training.distillation import Distillation
+from acq.training.first_student import FirstStudent
 from acq.training.generator import GeneratorTraining
 from acq.training.images import ImageRefinement
 
@@ -99,6 +100,9 @@ def _counts(prepared: Prepared, short: Prepared) -> dict[str, float]:
     assert isinstance(calibration, Calibration) and isinstance(timed_calibration, Calibration)  # noqa: PT018
     if not images.settings.steps:
         counts["images"] = images.count / timed_images.count
+    first, timed_first = whole.get("first"), timed.get("first")
+    if isinstance(first, FirstStudent) and isinstance(timed_first, FirstStudent):
+        counts["first"] = first.count / timed_first.count
     counts["calibration"] = calibration.images_of(images.count) / timed_calibration.images_of(timed_images.count)
     return counts
 

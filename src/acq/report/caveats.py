@@ -51,10 +51,16 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _on_training(losses: Mapping[str, Any]) -> Iterator[str]:
-    if losses["trained"] is not None and losses["selected"] == "calibrated":
+    first, calibrated, trained = (losses.get(name) for name in ("first", "calibrated", "trained"))
+    if losses["selected"] == "calibrated" and trained is not None:
         yield (
-            f"Training increased the student's loss on augmented synthetic images from {losses['calibrated']} to "
-            f"{losses['trained']}. The calibrated student was kept."
+            f"Training changed the student's loss on synthetic images from {calibrated} to {trained}. "
+            "The calibrated student was kept."
+        )
+    elif losses["selected"] == "first":
+        yield (
+            f"The first student, which scenes alone calibrated, was kept. Its loss on synthetic images is {first}, and "
+            f"that of the last student is {calibrated if trained is None else trained}."
         )
 
 

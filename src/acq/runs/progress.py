@@ -22,11 +22,12 @@ from acq.core.values import Record
 
 _LINE_EVERY = 15.0  # seconds between plain lines
 _TITLES = {
-    "generator": "1/5 train the generator",
-    "images": "2/5 refine images",
-    "calibration": "3/5 calibrate the student",
-    "student": "4/5 train the student",
-    "conversion": "5/5 convert to integers",
+    "first": "1/6 quantize on scenes",
+    "generator": "2/6 train the generator",
+    "images": "3/6 refine images",
+    "calibration": "4/6 calibrate the student",
+    "student": "5/6 train the student",
+    "conversion": "6/6 convert to integers",
 }
 
 

@@ -89,10 +89,11 @@ def quality_figures(
         conditioning: Of the finished images.
         generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
-    candidates = {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
+    losses: dict[str, float | None] = dict.fromkeys(("first", "calibrated", "trained"))
+    losses |= {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
     return {
         "agreement": round(selection.final.agreement, 2),
-        "student_loss": {"calibrated": None, "trained": None, **candidates, "selected": selection.selected},
+        "student_loss": {**losses, "selected": selection.selected},
         "attention": _rounded(asdict(conditioning)),
         "generator": _generator_figures(generator),
     }

@@ -14,6 +14,7 @@ from acq.core.evaluate import evaluating
 from acq.core.pixels import to_bytes
 from acq.core.values import Record
 from acq.errors import RequestError
+from acq.training.first_student import FirstStudent
 from acq.training.images import ImageRefinement
 from acq.training.loop import Training
 
@@ -62,8 +63,10 @@ class _Board:
             self._histograms(record.step if record.phase == "student" else 0, record.phase)
 
     def _images(self, record: Record) -> Tensor | None:
-        """The images that the phase works on, as they are now; None between two batches."""
+        """The images that the phase works on, as they are now; None between two batches, and for the first student."""
         context, phase = self.training.context, self.training.phases[record.phase]
+        if isinstance(phase, FirstStudent):
+            return None
         if isinstance(phase, ImageRefinement) and record.step < record.steps:
             return phase.preview(_SHOWN)
         if record.phase != "generator":

@@ -10,15 +10,12 @@ import torch
 from pydantic import Field
 
 from acq.core.settings import Auto, Section
-from acq.quantization.calibration import calibrate
-from acq.quantization.equalization import equalize
-from acq.quantization.rounding import images_that_fit, round_layers
+from acq.network.teacher import Teacher
+from acq.quantization.untrained import fit_untrained
 from acq.synthesis.augmentation import augment
 from acq.training.context import Context
 from acq.training.phase import StepResult
-
-CALIBRATED = "calibrated"  # name of the candidate
-_BATCH = 64  # images per forward pass
+from acq.training.selection import CALIBRATED
 
 
 class CalibrationSettings(Section):
@@ -30,10 +27,17 @@ class CalibrationSettings(Section):
         "auto", description="rescale channels of low-bit layer inputs; auto: unless a convolution is depthwise"
     )
     rounding: bool = Field(True, description="round weights layer by layer in closed form")
+    first_student: bool = Field(
+        True, description="begin with a student that scenes calibrate; it is kept unless a later one is better"
+    )
+
+    def equalizes(self, teacher: Teacher) -> bool:
+        """Whether the channels of low-bit layer inputs of a network's student are rescaled."""
+        return not teacher.structure.depthwise if self.equalization == "auto" else self.equalization
 
 
 class Calibration:
-    """The third phase, one step. It makes the student work in low bits without training.
+    """One step that makes the student work in low bits on the synthetic dataset, without training.
 
     Args:
         settings: The section ``calibration``.
@@ -45,8 +49,7 @@ class Calibration:
 
     def __init__(self, settings: CalibrationSettings, context: Context) -> None:
         self.settings, self.context = settings, context
-        depthwise = context.teacher.structure.depthwise
-        self.equalized = not depthwise if settings.equalization == "auto" else settings.equalization
+        self.equalized = settings.equalizes(context.teacher)
 
     def step(self, number: int, rate: float) -> StepResult:
         """Calibrate, equalize and round the student, and keep it as a candidate."""
@@ -55,13 +58,8 @@ class Calibration:
         missing = self.images_of(len(images)) - len(images)
         if missing:
             images = torch.cat((images, augment(images, context.rng)[:missing]))
-        batches = images.split(_BATCH)  # type: ignore[no-untyped-call]
-        calibrate(student, batches)
-        if self.equalized and equalize(student, batches, keep={context.teacher.features}):
-            calibrate(student, batches)
-        if self.settings.rounding:
-            fitting = images[: images_that_fit(student)]
-            round_layers(student, fitting.split(_BATCH))  # type: ignore[no-untyped-call]
+        rounded, kept = self.settings.rounding, {context.teacher.features}
+        fit_untrained(student, images, equalized=self.equalized, rounded=rounded, keep=kept)
         context.synchronize_student()
         context.candidates[CALIBRATED] = copy.deepcopy(student.state_dict())
         return StepResult({})

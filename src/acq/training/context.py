@@ -147,11 +147,16 @@ class Context:
         """What ``count`` images start from, pixels in [0, 1], [count, C, H, W]."""
         return pictures(count, self.preprocessing.input_size, self.rng, self.drawn)
 
+    def scenes(self, count: int, rng: torch.Generator) -> Tensor:
+        """``count`` pictures as images that networks take, normalised [count, C, H, W]."""
+        found = pictures(count, self.preprocessing.input_size, rng, self.drawn)
+        return normalise(found, self.preprocessing)
+
     def generated(self, count: int) -> SyntheticDataset:
         """``count`` new images with the teacher's outputs, from the generator, or pictures where there is none."""
         if self._generator is None:
             asked = self.conditions.draw((count + 1) // 2, self.rng)
-            images = normalise(self.pictures(count), self.preprocessing)
+            images = self.scenes(count, self.rng)
             return SyntheticDataset(self.teach(images), asked.label[:count], asked.centre[:count])
         images, condition = generate(self._generator, self.conditions, count, self.rng)
         return SyntheticDataset(self.teach(images), condition.label, condition.centre)

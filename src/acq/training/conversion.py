@@ -13,7 +13,7 @@ from acq.synthesis.dataset import DistillationBatch, augmented, teach
 from acq.training.context import Context
 from acq.training.distillation import StudentSettings
 from acq.training.phase import StepResult
-from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
+from acq.training.selection import FIRST, Selection, StudentQuality, majority_share, quality, warnings_about
 
 _IMAGES, _PIXELS = 256, 1 << 21  # most images that judge a student, and most pixels in all
 
@@ -38,18 +38,18 @@ class Conversion:
     def step(self, number: int, rate: float) -> StepResult:
         """Select a candidate, convert it and measure the result."""
         context, batches = self.context, self._judging_batches()
-        qualities = {name: self._quality_of(name, batches) for name in reversed(context.candidates)}
+        judging = [*batches, *self._scenes()]
+        qualities = {name: self._quality_of(name, judging) for name in context.candidates}
         selected, *others = qualities
-        for other in others:  # earlier candidates
-            worse = context.any_process(qualities[selected].is_worse_than(qualities[other]))
-            selected = other if worse else selected
+        for other in others:  # later candidates
+            no_better = context.any_process(not qualities[other].is_better_than(qualities[selected]))
+            selected = selected if no_better else other
         context.student.load_state_dict(context.candidates[selected])
         context.candidates = {}
         convert_to_integers(context.student)
         context.synchronize_student()
-        ordered = {name: qualities[name] for name in reversed(qualities)}
         context.selection = Selection(
-            ordered, selected, self._quality(batches), majority_share(batches, context.teacher.output)
+            qualities, selected, self._quality(batches), majority_share(batches, context.teacher.output)
         )
         for text in warnings_about(context.selection, self.learning_rate, context.teacher.output):
             warnings.warn(text, stacklevel=2)
@@ -76,8 +76,21 @@ class Conversion:
         Layers were rounded on the images themselves, on which a calibrated student looks better than it is.
         """
         dataset, device, teacher = self.context.dataset, self.context.rng.device, self.context.teacher
-        area = dataset.images.shape[2] * dataset.images.shape[3]
-        count = min(len(dataset), _IMAGES, max(2, _PIXELS // area))
-        parts = torch.arange(count, device=device).split(self.batch)  # type: ignore[no-untyped-call]
+        parts = torch.arange(self._count(), device=device).split(self.batch)  # type: ignore[no-untyped-call]
         rng = torch.Generator(device).manual_seed(0)
         return [augmented(dataset.batch.at(part), 1.0, rng, lambda images: teach(images, teacher)) for part in parts]
+
+    def _scenes(self) -> list[DistillationBatch]:
+        """As many new scenes, the same in every run; none where no candidate comes from scenes.
+
+        Finished images alone would favour the students that were made on them.
+        """
+        context = self.context
+        if FIRST not in context.candidates:
+            return []
+        scenes = context.scenes(self._count(), torch.Generator(context.rng.device).manual_seed(1))
+        return [teach(part, context.teacher) for part in scenes.split(self.batch)]  # type: ignore[no-untyped-call]
+
+    def _count(self) -> int:
+        images = self.context.dataset.images
+        return min(len(images), _IMAGES, max(2, _PIXELS // (images.shape[2] * images.shape[3])))

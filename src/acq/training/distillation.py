@@ -20,8 +20,8 @@ from acq.training.guards import RangeGuard
 from acq.training.losses import student_losses, weighted_sum
 from acq.training.phase import StepResult, is_reported
 from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
+from acq.training.selection import TRAINED
 
-TRAINED = "trained"  # name of the candidate
 _USUAL_BATCH = 64
 _FEATURES = 4.0  # automatic weight
 _WARMUP = 0.02

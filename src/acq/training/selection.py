@@ -1,7 +1,8 @@
-"""Which student is kept: the trained one, unless it is further from the teacher than the calibrated one."""
+"""Which student is kept: a later one replaces an earlier one only if it is closer to the teacher."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -14,9 +15,10 @@ from acq.quantization.student import Student
 from acq.synthesis.dataset import DistillationBatch
 from acq.training.losses import student_losses, weighted_sum
 
-# Smaller differences are chance, and at 8 bits training changes less. Agreement counts too: a dead network has a loss
-# of at most the sum of its weights, and a network that is right half the time may have a larger one.
-_WORSE_LOSS, _WORSE_AGREEMENT = 1.1, 0.8
+FIRST, CALIBRATED, TRAINED = "first", "calibrated", "trained"  # names of candidates, in order
+# A dead network has a loss of at most the sum of its weights. One that is right half the time may have a larger one.
+_WORSE_AGREEMENT = 0.8
+_WORSE_LOSS = 1.1  # smaller differences are chance
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class StudentQuality:
     loss: float
     agreement: float
 
+    def is_better_than(self, other: StudentQuality) -> bool:
+        """Whether the loss is below the other's, which may be NaN, and agreement at least 0.8 of the other's."""
+        lower = self.loss < other.loss or (math.isnan(other.loss) and not math.isnan(self.loss))
+        return lower and self.agreement >= _WORSE_AGREEMENT * other.agreement
+
     def is_worse_than(self, other: StudentQuality) -> bool:
         """Whether the loss is above 1.1 times the other's or NaN, or agreement below 0.8 of the other's."""
         return not self.loss <= _WORSE_LOSS * other.loss or self.agreement < _WORSE_AGREEMENT * other.agreement
@@ -42,9 +49,9 @@ class Selection:
     """The quality of every candidate and of the student that was kept.
 
     Attributes:
-        candidates: Quality by name, in order of training.
+        candidates: Quality by name, in order of training, on augmented synthetic images and on new scenes.
         selected: Name of the candidate that was kept.
-        final: Quality of that student after its conversion to integers.
+        final: Quality of that student after its conversion to integers, on augmented synthetic images alone.
         majority_share: Percentage of the images in the class that the teacher names most often. Of labels, it is the
             agreement of the answer that each gets most often.
     """
@@ -116,12 +123,12 @@ def warnings_about(selection: Selection, learning_rate: float, output: Output) -
         learning_rate: With which the student was trained.
         output: How the logits decide.
     """
-    found = []
-    first, last = (selection.candidates[name] for name in (selection.selected, list(selection.candidates)[-1]))
-    if first is not last:
+    found, (name, last) = [], list(selection.candidates.items())[-1]
+    before = selection.candidates.get(CALIBRATED)
+    if name not in (FIRST, CALIBRATED, selection.selected) and before and last.is_worse_than(before):
         found.append(
-            f"training increased the student's loss from {first.loss:.3g} to {last.loss:.3g} and changed agreement "
-            f"from {first.agreement:.1f} to {last.agreement:.1f} %, on augmented synthetic images; the "
+            f"training increased the student's loss from {before.loss:.3g} to {last.loss:.3g} and changed agreement "
+            f"from {before.agreement:.1f} to {last.agreement:.1f} %, on augmented synthetic images; the "
             f"{selection.selected} student is kept. Give a smaller rate, such as "
             f"--set student.learning_rate={learning_rate / 3:.2g}, or another number of student.steps"
         )

@@ -1,0 +1,57 @@
+"""The first student: calibrated and rounded on scenes, before any image is made. No run ends worse than it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from acq.quantization.untrained import fit_untrained
+from acq.training.calibration import CalibrationSettings
+from acq.training.context import Context
+from acq.training.phase import StepResult
+from acq.training.schedule import PIXELS_KEPT, images_that_fit
+from acq.training.selection import FIRST
+
+_USUAL_COUNT = 512
+_STREAM = 2  # added to the seed of the run, so that later phases draw what they draw without this one
+
+
+class FirstStudent:
+    """The first phase, one step. It keeps a candidate, and leaves the student and the run's random state as they were.
+
+    Args:
+        settings: The section ``calibration``.
+        context: What the phases share.
+    """
+
+    name = "first"
+    steps = 1
+
+    def __init__(self, settings: CalibrationSettings, context: Context) -> None:
+        self.settings, self.context = settings, context
+        size = context.preprocessing.input_size
+        self.count = min(settings.images, images_that_fit(_USUAL_COUNT, size, pixels=PIXELS_KEPT, least=16))
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Quantize the student on scenes, keep it as a candidate, and put the student back."""
+        context, settings, teacher = self.context, self.settings, self.context.teacher
+        student, before = context.student, copy.deepcopy(context.student.state_dict())
+        rng = torch.Generator(context.rng.device).manual_seed(context.rng.initial_seed() + _STREAM)
+        images = context.scenes(self.count, rng)
+        fit_untrained(
+            student, images, equalized=settings.equalizes(teacher), rounded=settings.rounding, keep={teacher.features}
+        )
+        context.synchronize_student()
+        context.candidates[FIRST] = copy.deepcopy(student.state_dict())
+        student.load_state_dict(before)
+        return StepResult({})
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the one step is done or not."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""

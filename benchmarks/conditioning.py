@@ -43,11 +43,12 @@ def measure(network: zoo.Network, variant: str, steps: int, seed: int, images: i
     """Train one generator and measure it on new conditions."""
     preset, off = VARIANTS[variant]
     losses = dict.fromkeys(off, 0.0)
-    config = Config.create(preset, {"seed": seed, "generator": {"steps": steps, "losses": losses}})
+    settings = {"generator": {"steps": steps, "losses": losses}, "calibration": {"first_student": False}}
+    config = Config.create(preset, {"seed": seed, **settings})
     prepared = prepare(Request(network.model, network.preprocessing, config, {}))
     context = prepared.training.context
     for record in prepared.training.run():
-        if record.phase != "generator" or record.step == record.steps:
+        if (record.phase, record.step) == ("generator", record.steps):
             break
     rng = torch.Generator(context.rng.device).manual_seed(seed + 1)
     # the student is not part of this benchmark, so the teacher takes its place

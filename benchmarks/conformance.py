@@ -39,6 +39,7 @@ Real images only measure the accuracy, after the last step. No run selects anyth
 - **Peak MB:** the largest memory use of a run: of the GPU on `cuda`, of the process on `cpu`.
 - **Placement:** deployable, which is what integer engines run, unless an option says otherwise.
 - **Additions:** tensors that enter an addition have 8 bits in the deployable placement.""".splitlines()
+EARLIER_ENGINE = "Not repeated since results on this network may have changed."
 EARLIER = (
     "- [Results before the range search of 27 November 2026](history/2026-11-27-results.md)",
     "- [Results of version 0.1](history/2026-11-26-results.md)",
@@ -131,20 +132,20 @@ def measure(case: Case, seeds: Sequence[int], args: argparse.Namespace) -> bool:
 
 
 def write_results(cases: Sequence[Case]) -> str:
-    """Write and return docs/results.md, from the rows of the present engine."""
-    engines = {case.name: case.network.engine for case in cases}
-    rows = [row for row in runs.load("conformance") if row["engine"] == engines.get(row["case"])]
+    """Write and return docs/results.md."""
+    known = runs.load("conformance")
+    rows = [row for case in cases for row in shown(case, known)]
     have = [case for case in cases if any(row["case"] == case.name for row in rows)]
     intro = [
         "`benchmarks/conformance.py` writes this page; do not edit it.",
-        "It shows the present engine. Each row is of a commit since which results on its network have not changed.",
+        "Each row is of a commit since which results on its network have not changed, unless a note says otherwise.",
     ]
     lines = ["# Results", "", *intro, "", "## How it was measured", "", *HOW, ""]
     for network in dict.fromkeys(case.network for case in cases):
         own = [case for case in have if case.network == network]
         lines += [f"## {network.title}", "", *network.about, ""]
         lines += [*section(own, rows), ""] if own else ["Not measured yet.", ""]
-    missing = [f"- `{case.name}`" for case in cases if case not in have]
+    missing = [f"- `{case.name}`" for case in cases if not present(case, known)]
     lines += ["## Not measured yet with this engine", "", *missing, ""] if missing else []
     pages = [
         f"- [{text}](benchmarks/{name}.md)" for name, text in OTHER.items() if (runs.RESULTS / f"{name}.md").exists()
@@ -157,6 +158,17 @@ def write_results(cases: Sequence[Case]) -> str:
     text = "\n".join(lines) + "\n"
     write_atomically(runs.RESULTS.parent / "results.md", text)
     return text
+
+
+def present(case: Case, rows: Sequence[runs.Row]) -> list[runs.Row]:
+    """The rows of a case that the present code still gives."""
+    return [row for row in rows if row["case"] == case.name and row["engine"] == case.network.engine]
+
+
+def shown(case: Case, rows: Sequence[runs.Row]) -> list[runs.Row]:
+    """The rows of a case: present ones or, where there are none, earlier ones with a remark."""
+    earlier = [row for row in rows if row["case"] == case.name]
+    return present(case, rows) or [{**row, "remarks": [*row["remarks"], EARLIER_ENGINE]} for row in earlier]
 
 
 def section(cases: Sequence[Case], rows: Sequence[runs.Row]) -> Iterator[str]:

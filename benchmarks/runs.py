@@ -42,6 +42,8 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
         training, context = prepared.training, prepared.training.context
         key = prepared.config.model_dump_json(include=IMAGE_SETTINGS)
         if shared is not None and shared[0] == key:
+            if "first" in training.phases:
+                next(training.run())  # that of the neighbour may have other settings
             training.restore(_with_student_of(training.state(), shared[1]))
         for record in training.run():
             if (record.phase, record.step) == ("images", record.steps):
@@ -58,8 +60,8 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
 
 
 def _with_student_of(state: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
-    """The state ``images``, after the phase of that name, with the untrained student of ``state``."""
-    context = {**images["context"], "student": state["context"]["student"]}
+    """The state ``images``, after the phase of that name, with the untrained and the first student of ``state``."""
+    context = {**images["context"], **{name: state["context"][name] for name in ("student", "candidates")}}
     return {**images, "context": context, "phases": {**images["phases"], "student": state["phases"]["student"]}}
 
 

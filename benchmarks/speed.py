@@ -49,10 +49,10 @@ def phases(network: zoo.Network, config: Config, steps: int) -> list[Row]:
     """Seconds per step of each phase, and of the whole phase with the steps of ``config``."""
     whole = prepared(network, config).training.phases
     seconds: dict[str, list[float]] = {}
-    before: float | None = None
-    for record in shortened(network, config, steps).training.run():
-        if before is not None:
-            seconds.setdefault(record.phase, []).append(record.seconds - before)
+    training = shortened(network, config, steps).training
+    before = training.seconds
+    for record in training.run():
+        seconds.setdefault(record.phase, []).append(record.seconds - before)
         before = record.seconds
     rows = []
     for name, times in seconds.items():

@@ -103,11 +103,19 @@ def test_conformance_measures_once_and_writes_the_page(
         "commit", "date", "command", "engine",
     }  # fmt: skip
     assert asked <= row.keys()
+    assert conformance.EARLIER_ENGINE not in (tmp_path / "docs" / "results.md").read_text()
     assert row["command"].startswith(f"acq quantize {MODEL} --bits w8a8 --set generator.steps=2")
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"| w8a8 | `{chosen[0].options}` | {row['teacher_top1']:.2f} → {row['top1']:.2f} | 1 |" in page
     assert "- `other/w4a4`" in page
+    assert "- `tiny/w8a8" not in page
     assert row["command"] in page
+    later = [cases.Case(replace(tiny, engine="later"), "w8a8", FEW, seeds=(0,))]
+    conformance.main(["--page"], later)
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert f"{row['teacher_top1']:.2f} → {row['top1']:.2f}" in page
+    assert conformance.EARLIER_ENGINE in page
+    assert f"- `{later[0].name}`" in page
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter

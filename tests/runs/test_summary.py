@@ -143,13 +143,16 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
 @pytest.mark.parametrize(("steps", "selected"), [(0, {"first", "calibrated"}), (5, {"first", "calibrated", "trained"})])
 def test_losses_of_all_candidates_are_there(steps: int, selected: set[str]) -> None:
     """The losses of the first, calibrated and trained student are given, null for one that was not trained."""
-    losses = run(request_(student={"steps": steps})).summary["student_loss"]
+    summary = run(request_(student={"steps": steps})).summary
+    losses = summary["student_loss"]
     assert list(losses) == ["first", "calibrated", "trained", "selected"]
     assert losses["first"] > 0
     assert losses["calibrated"] > 0
     assert (losses["trained"] is None) == (steps == 0)
     assert losses["selected"] in selected
-    assert losses[losses["selected"]] == min(losses[name] for name in selected)
+    found = summary["student_divergence"]
+    assert list(found) == ["first", "calibrated", "trained"]
+    assert found[losses["selected"]] == min(found[name] for name in selected)
 
 
 def test_sizes_are_those_of_the_student() -> None:

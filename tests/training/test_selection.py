@@ -12,7 +12,7 @@ from acq.training.losses import student_losses, weighted_sum
 from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
 
 WEIGHTS = {"logits": 1.0, "probabilities": 0.5, "features": 4.0}
-GOOD, BAD = StudentQuality(0.1, 100.0), StudentQuality(1.0, 60.0)
+GOOD, BAD = StudentQuality(0.1, 100.0, 0.01), StudentQuality(1.0, 60.0, 0.1)
 
 
 def selection(selected: str = "trained", final: StudentQuality = GOOD, most: float = 10.0) -> Selection:
@@ -20,7 +20,7 @@ def selection(selected: str = "trained", final: StudentQuality = GOOD, most: flo
 
 
 def test_the_quality_is_what_training_descends() -> None:
-    """The loss is the weighted sum of the student's losses, mean over images, and agreement is over all of them."""
+    """The loss is the weighted sum of the student's losses, mean over images. Agreement is over all of them."""
     teacher, student = Teacher(traced("residual")), student_of("residual")
     tap, batches = teacher.features, [teach(images(count, seed=count), teacher) for count in (8, 4)]
     losses = []
@@ -34,6 +34,9 @@ def test_the_quality_is_what_training_descends() -> None:
     assert both.loss == pytest.approx((8 * losses[0] + 4 * losses[1]) / 12)
     same = sum(int((student(batch.images).argmax(1) == batch.logits.argmax(1)).sum()) for batch in batches)
     assert both.agreement == pytest.approx(100 * same / 12)
+    each = [quality(student, tap, [batch], WEIGHTS, CLASSES).divergence for batch in batches]
+    assert both.divergence == pytest.approx((8 * each[0] + 4 * each[1]) / 12)
+    assert each[0] == pytest.approx(CLASSES.divergence(student(batches[0].images), batches[0].logits).item())
     assert student.training
 
 
@@ -51,22 +54,26 @@ def test_the_majority_is_counted_over_all_batches() -> None:
 )
 def test_small_differences_are_not_worse(loss: float, agreement: float, is_worse: bool) -> None:
     """A tenth of the loss and a fifth of the agreement are tolerated, and NaN is not."""
-    assert StudentQuality(loss, agreement).is_worse_than(StudentQuality(1.0, 90.0)) == is_worse
+    assert StudentQuality(loss, agreement, 0.1).is_worse_than(StudentQuality(1.0, 90.0, 0.1)) == is_worse
 
 
 @pytest.mark.parametrize(
-    ("loss", "agreement", "is_better"),
+    ("divergence", "agreement", "is_better"),
     [(0.99, 75.0, True), (1.0, 99.0, False), (1.01, 99.0, False), (math.nan, 99.0, False), (0.5, 70.0, False)],
 )
-def test_a_lower_loss_is_better_unless_agreement_falls(loss: float, agreement: float, is_better: bool) -> None:
-    """Equal losses and NaN are not better, and a fifth of the agreement is tolerated."""
-    assert StudentQuality(loss, agreement).is_better_than(StudentQuality(1.0, 90.0)) == is_better
+def test_a_lower_divergence_is_better_unless_agreement_falls(
+    divergence: float, agreement: float, is_better: bool
+) -> None:
+    """Equal ones and NaN are not better, and a fifth of the agreement is tolerated. The loss does not matter."""
+    for loss in (0.1, 9.0):
+        better = StudentQuality(loss, agreement, divergence).is_better_than(StudentQuality(1.0, 90.0, 1.0))
+        assert better == is_better
 
 
-def test_any_loss_is_better_than_none() -> None:
+def test_any_divergence_is_better_than_none() -> None:
     """NaN comes from a student with broken weights."""
-    broken = StudentQuality(math.nan, 10.0)
-    assert StudentQuality(5.0, 10.0).is_better_than(broken)
+    broken = StudentQuality(math.nan, 10.0, math.nan)
+    assert StudentQuality(5.0, 10.0, 5.0).is_better_than(broken)
     assert not broken.is_better_than(broken)
 
 
@@ -76,7 +83,7 @@ def test_any_loss_is_better_than_none() -> None:
 )
 def test_chance_is_what_a_single_class_gives(agreement: float, most: float, is_at_chance: bool) -> None:
     """The final student counts, and nothing is said where the teacher gives one class to most images."""
-    assert selection(final=StudentQuality(1.0, agreement), most=most).is_at_chance(CLASSES) == is_at_chance
+    assert selection(final=StudentQuality(1.0, agreement, 1.0), most=most).is_at_chance(CLASSES) == is_at_chance
 
 
 def test_a_selection_is_restored() -> None:
@@ -99,7 +106,7 @@ def test_training_in_vain_is_a_warning() -> None:
 
 def test_training_that_helps_is_not_in_vain() -> None:
     """Where the first student is kept, a warning needs a student that training made worse than it found it."""
-    worst, worse = StudentQuality(3.0, 50.0), StudentQuality(2.0, 60.0)
+    worst, worse = StudentQuality(3.0, 50.0, 0.3), StudentQuality(2.0, 60.0, 0.2)
     for candidates, warned in (
         ({"first": GOOD, "calibrated": worst, "trained": worse}, False),
         ({"first": GOOD, "calibrated": worse, "trained": worst}, True),
@@ -110,6 +117,6 @@ def test_training_that_helps_is_not_in_vain() -> None:
 
 def test_a_student_of_no_use_is_a_warning() -> None:
     """Its agreement is given beside that of a student that always answers the same."""
-    (text,) = warnings_about(selection(final=StudentQuality(1.0, 3.0), most=20.0), 0.03, CLASSES)
+    (text,) = warnings_about(selection(final=StudentQuality(1.0, 3.0, 1.0), most=20.0), 0.03, CLASSES)
     assert "of no use: it agrees with the teacher on 3.0 %" in text
     assert "always answers the same on 20.0 %" in text

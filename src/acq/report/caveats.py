@@ -22,7 +22,7 @@ def caveats(summary: Mapping[str, Any], plan: Plan) -> list[str]:
         summary: The figures of the run.
         plan: The plan of the student.
     """
-    return [*_on_quality(summary), *_on_training(summary["student_loss"]), *_on_plan(plan), _ON_SENSITIVITY]
+    return [*_on_quality(summary), *_on_training(summary), *_on_plan(plan), _ON_SENSITIVITY]
 
 
 _ON_SENSITIVITY = (
@@ -50,17 +50,14 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _on_training(losses: Mapping[str, Any]) -> Iterator[str]:
-    first, calibrated, trained = (losses.get(name) for name in ("first", "calibrated", "trained"))
-    if losses["selected"] == "calibrated" and trained is not None:
+def _on_training(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Why the last student was not kept, if it was not."""
+    kept, found = summary["student_loss"]["selected"], summary["student_divergence"]
+    last = "calibrated" if found["trained"] is None else "trained"
+    if kept != last:
         yield (
-            f"Training changed the student's loss on synthetic images from {calibrated} to {trained}. "
-            "The calibrated student was kept."
-        )
-    elif losses["selected"] == "first":
-        yield (
-            f"The first student, which scenes alone calibrated, was kept. Its loss on synthetic images is {first}, and "
-            f"that of the last student is {calibrated if trained is None else trained}."
+            f"The {kept} student was kept, because it is closest to the teacher on synthetic images. Its divergence is "
+            f"{found[kept]}, and that of the {last} student is {found[last]}."
         )
 
 

@@ -89,11 +89,13 @@ def quality_figures(
         conditioning: Of the finished images.
         generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
-    losses: dict[str, float | None] = dict.fromkeys(("first", "calibrated", "trained"))
-    losses |= {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
+    known: dict[str, float | None] = dict.fromkeys(("first", "calibrated", "trained"))
+    losses = {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
+    divergences = {name: round(quality.divergence, 5) for name, quality in selection.candidates.items()}
     return {
         "agreement": round(selection.final.agreement, 2),
-        "student_loss": {**losses, "selected": selection.selected},
+        "student_loss": {**known, **losses, "selected": selection.selected},
+        "student_divergence": {**known, **divergences},
         "attention": _rounded(asdict(conditioning)),
         "generator": _generator_figures(generator),
     }

@@ -16,7 +16,7 @@ from acq.synthesis.dataset import DistillationBatch
 from acq.training.losses import student_losses, weighted_sum
 
 FIRST, CALIBRATED, TRAINED = "first", "calibrated", "trained"  # names of candidates, in order
-# A dead network has a loss of at most the sum of its weights. One that is right half the time may have a larger one.
+# a dead network has a loss of at most the sum of its weights, and one that is right half the time may have a larger one
 _WORSE_AGREEMENT = 0.8
 _WORSE_LOSS = 1.1  # smaller differences are chance
 
@@ -29,14 +29,20 @@ class StudentQuality:
         loss: The weighted sum of the student's losses, mean over images.
         agreement: Percentage of images for which student and teacher name the same class, or of labels to which they
             say the same.
+        divergence: KL divergence in nats of the student's probabilities from the teacher's, mean over images; of
+            values the relative squared error.
     """
 
     loss: float
     agreement: float
+    divergence: float
 
     def is_better_than(self, other: StudentQuality) -> bool:
-        """Whether the loss is below the other's, which may be NaN, and agreement at least 0.8 of the other's."""
-        lower = self.loss < other.loss or (math.isnan(other.loss) and not math.isnan(self.loss))
+        """Whether the divergence is below the other's, and agreement at least 0.8 of the other's.
+
+        A student with a divergence is better than one with NaN.
+        """
+        lower = self.divergence < other.divergence or (math.isnan(other.divergence) and not math.isnan(self.divergence))
         return lower and self.agreement >= _WORSE_AGREEMENT * other.agreement
 
     def is_worse_than(self, other: StudentQuality) -> bool:
@@ -99,15 +105,16 @@ def quality(
         weights: Of the student's losses, by name.
         output: How the logits decide.
     """
-    loss, same = 0.0, 0.0
+    loss, same, divergence = 0.0, 0.0, 0.0
     with evaluating(student):
         for batch in batches:
             logits, features = student.read_features(batch.images, tap)
             losses = student_losses((logits, features), (batch.logits, batch.features), weights, output)
             loss += len(batch.images) * weighted_sum(losses, weights).item()
             same += output.same(logits, batch.logits).sum().item()
+            divergence += len(batch.images) * output.divergence(logits, batch.logits).item()
     count = sum(len(batch.images) for batch in batches)
-    return StudentQuality(loss / count, 100 * same / count)
+    return StudentQuality(loss / count, 100 * same / count, divergence / count)
 
 
 def majority_share(batches: Sequence[DistillationBatch], output: Output) -> float:

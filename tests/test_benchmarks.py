@@ -186,7 +186,7 @@ def test_speed_measures_every_phase(script: Script, tmp_path: Path) -> None:
     script("speed").main([MODEL, "--steps", "2", "--set", *few])
     (row,) = rows_of(tmp_path, "speed")
     steps = {phase["phase"]: phase["steps"] for phase in row["phases"]}
-    assert steps == {"generator": 500, "images": 100, "calibration": 1, "student": 600, "conversion": 1}
+    assert steps == {"first": 1, "generator": 500, "images": 100, "calibration": 1, "student": 600, "conversion": 1}
     assert all(phase["step"] > 0 for phase in row["phases"])
     assert row["operators"]
 

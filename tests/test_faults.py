@@ -118,7 +118,7 @@ def test_killed_at_any_moment(whole: bytes, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), NETWORK]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
     found: dict[str, list[Any]] = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 7
+    assert len(found) == 8
     assert all(codes == [-9, False, 0] for codes in found.values()), found
     assert [name for name in found if student(tmp_path / name) != whole] == []
 
@@ -264,12 +264,12 @@ def test_a_student_that_goes_wrong_twice(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_training_that_ruins_a_student(tmp_path: Path) -> None:
     """A student that training made worse is not kept, and the warning and the summary have both losses."""
-    words = r"increased the student's loss from 0\.\d+ to .*; the calibrated student is kept"
+    words = r"increased the student's loss from 0\.\d+ to .*; the (first|calibrated) student is kept"
     with pytest.warns(UserWarning, match=words):
         result = run(request_(name="relu6", student={"learning_rate": 3.0, "steps": 20}), tmp_path / "run")
     losses = result.summary["student_loss"]
     assert losses["trained"] > 2 * losses["calibrated"]
-    assert losses["selected"] == "calibrated"
+    assert losses["selected"] in ("first", "calibrated")
 
 
 def test_a_student_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +284,7 @@ def test_weights_that_are_no_numbers() -> None:
     """Weights that became NaN are found at the next step, and training goes back."""
     training = training_(name=NETWORK)
     records = training.run()
-    for record in (next(records), next(records)):
-        assert record.phase == "generator"
+    assert [next(records).phase for _ in range(3)] == ["first", "generator", "generator"]
     next(training.context.generator.parameters()).data.fill_(torch.nan)
     with pytest.warns(UserWarning, match="diverged at generator step 3"):
         list(records)

@@ -138,7 +138,7 @@ def test_two_processes_have_the_losses_of_one(scenes: Scenes) -> None:
     assert scenes.codes("losses") == [0, 0], scenes.all_said("losses")
     one, two = (json.loads((scenes.folder / name / "losses.json").read_text()) for name in ("alone", "losses"))
     assert [row[:2] for row in two] == [row[:2] for row in one]
-    assert len(one) == 12 + 9 + 1 + 12 + 1
+    assert len(one) == 1 + 12 + 9 + 1 + 12 + 1
     for (*_, theirs), (*_, ours) in zip(two, one, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-9)
 
@@ -151,7 +151,7 @@ def test_two_processes_have_the_losses_of_one_without(scenes: Scenes, what: str)
         assert set(scenes.codes(name)) == {0}, scenes.all_said(name)
     one, two = (json.loads((scenes.folder / name / "losses.json").read_text()) for name in names)
     assert [row[:2] for row in two] == [row[:2] for row in one]
-    assert len(one) == 9 + 1 + 12 + 1
+    assert len(one) == 1 + 9 + 1 + 12 + 1
     for (*_, theirs), (*_, ours) in zip(two, one, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-9)
 

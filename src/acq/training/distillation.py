@@ -78,7 +78,7 @@ class StudentSettings(Section):
 
 
 class Distillation:
-    """The fourth phase. Weights, biases and scales of the student are trained with Adam.
+    """Weights, biases and scales of the student are trained with Adam.
 
     Args:
         settings: The section ``student``.

@@ -100,7 +100,7 @@ class GeneratorSettings(Section):
 
 
 class GeneratorTraining:
-    """The first phase. Each step draws conditions, makes images and descends the losses of ``acq.synthesis.losses``.
+    """Each step draws conditions, makes images and descends the losses of ``acq.synthesis.losses``.
 
     Args:
         settings: The section ``generator``.

@@ -110,7 +110,7 @@ class ImageSettings(Section):
 
 
 class ImageRefinement:
-    """The second phase. Pixels start from the generator's proposals over scenes and descend the losses.
+    """Pixels start from the generator's proposals over scenes and descend the losses.
 
     Args:
         settings: The section ``images``.

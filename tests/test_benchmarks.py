@@ -118,6 +118,21 @@ def test_conformance_measures_once_and_writes_the_page(
     assert f"- `{later[0].name}`" in page
 
 
+def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds that both have make a line; those of one alone count for nothing."""
+    compare, runs = script("compare"), script("runs")
+    figures = {("aaa1", 0): (90.0, 100), ("aaa1", 1): (91.0, 100), ("aaa1", 2): (50.0, 1), ("bbb2", 0): (90.5, 50)}
+    figures[("bbb2", 1)] = (91.1, 40)
+    for (commit, seed), (top1, seconds) in figures.items():
+        row = {"case": "tiny/w4a4", "device": "cpu", "seed": seed, "commit": commit, "top1": top1, "seconds": seconds}
+        runs.keep("conformance", row, ("commit", "seed"))
+    assert compare.main(["aaa", "bbb"]) == 0
+    line = "| tiny/w4a4 | cpu | 0, 1 | 90.50 ± 0.71 | 90.80 ± 0.42 | +0.30 ± 0.28 | 0.45 |"
+    assert capsys.readouterr().out.splitlines()[2:] == [line]
+    assert compare.main(["aaa", "ccc"]) == 1
+    assert "no case has rows of aaa and ccc" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter
 def test_folded_files_are_cases(script: Script, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has no batch norms, the case says which file is missing, and its command takes the file."""

@@ -22,7 +22,7 @@ from acq.network.constants import device_of
 from acq.network.teacher import Teacher
 from acq.quantization.student import Student, float_bytes, mean_weight_bits, quantized_bytes
 from acq.training.loop import Training
-from acq.training.selection import Selection
+from acq.training.selection import CALIBRATED, FIRST, TRAINED, Selection
 
 _NEW_IMAGES = 1024  # generated images on which the generator is measured
 
@@ -89,7 +89,7 @@ def quality_figures(
         conditioning: Of the finished images.
         generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
-    known: dict[str, float | None] = dict.fromkeys(("first", "calibrated", "trained"))
+    known: dict[str, float | None] = dict.fromkeys((FIRST, CALIBRATED, TRAINED))
     losses = {name: round(quality.loss, 4) for name, quality in selection.candidates.items()}
     divergences = {name: round(quality.divergence, 5) for name, quality in selection.candidates.items()}
     return {

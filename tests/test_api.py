@@ -113,8 +113,8 @@ def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str])
     quantize(progress=True, watch=seen.append)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "2/6 train the generator: 1/1" in err
-    assert "6/6 convert to integers: 1/1" in err
+    assert "3/7 train the generator: 1/1" in err
+    assert "7/7 convert to integers: 1/1" in err
     assert len(seen) == 5
 
 

@@ -28,6 +28,7 @@ Preset = Literal["fast", "default", "best", "gdfq"]
 Same = Literal["same"]
 
 _EASY_BITS = 7  # from this width on the default preset trains as long as the fast one, because calibration does most
+_ENOUGH = 0.05  # nats, from this width on: students below it lose nothing, and those that lose have 0.2 and more
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
 _AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them
@@ -99,7 +100,7 @@ class Config(Section):
                 f"preset {preset!r} is not known{nearest(preset, PRESETS)}; give one of {', '.join(PRESETS)}"
             )
         bits = str(values.get("bits", "w4a4")).strip().lower()
-        base = _merged(PRESETS[_training_preset(preset, bits)], {"preset": preset})
+        base = _preset_values(preset, bits)
         if "auto" in bits:
             values = {"budget": _USUAL_BUDGET, **{k: v for k, v in values.items() if (k, v) != ("budget", None)}}
         elif values.get("budget") is not None:
@@ -226,10 +227,12 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _training_preset(preset: str, bits: str) -> str:
-    """The preset whose training lengths apply: wide formats need no more than the fast one's."""
+def _preset_values(preset: str, bits: str) -> Mapping[str, Any]:
+    """What a preset sets. Wide formats need no more than the fast one's lengths, and may stop at the first student."""
     widths = [0 if width == "auto" else int(width) for width in re.findall(r"[0-9]+|auto", bits)]
-    return "fast" if preset == "default" and min(widths, default=0) >= _EASY_BITS else preset
+    if preset not in ("fast", "default") or min(widths, default=0) < _EASY_BITS:
+        return {**PRESETS[preset], "preset": preset}
+    return {**PRESETS["fast"], "preset": preset, "calibration": {"enough": _ENOUGH}}
 
 
 def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from acq.training.calibration import Calibration
 from acq.training.context import Context
 from acq.training.conversion import Conversion
 from acq.training.distillation import Distillation
+from acq.training.few_images import FewImages
 from acq.training.first_student import FirstStudent
 from acq.training.generator import GeneratorTraining
 from acq.training.images import ImageRefinement
@@ -107,8 +108,11 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
         config.precision == "mixed", processes,
     )  # fmt: skip
     scenes_stay = not made.steps and not config.images.steps
+    begins = config.calibration.first_student and not scenes_stay
+    may_stop = begins and config.calibration.enough and config.images.steps
     phases: list[Phase] = [
-        *([FirstStudent(config.calibration, context)] if config.calibration.first_student and not scenes_stay else []),
+        *([FirstStudent(config.calibration, context)] if begins else []),
+        *([FewImages(config.images, config.calibration, config.student, context)] if may_stop else []),
         *([GeneratorTraining(made, context)] if made.steps else []),
         ImageRefinement(config.images, context),
         Calibration(config.calibration, context),

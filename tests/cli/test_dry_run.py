@@ -41,6 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
     """A clock of the test's own in place of training; the runs that it timed.
 
     The first step of a phase takes 9 seconds, others 2, and the generator's fifth, with the consistency loss, 4.5.
+    The last step with few images takes 12.
     """
     timed: list[Training] = []
 
@@ -49,7 +50,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
         seconds = training.seconds
         for phase in training.phases.values():
             for step in range(phase.steps):
-                seconds += 2.0 if 0 < step < 4 else 4.5 if step == 4 else 9.0
+                judges = phase.name == "few" and step + 1 == phase.steps
+                seconds += 12.0 if judges else 2.0 if 0 < step < 4 else 4.5 if step == 4 else 9.0
                 yield Record(phase.name, step + 1, phase.steps, seconds, {})
 
     monkeypatch.setattr(Training, "run", paced)
@@ -101,6 +103,20 @@ def test_only_a_few_steps_with_the_same_batches_are_timed(clock: list[Training])
 def test_calibration_grows_with_its_images(clock: list[Training], calibration: dict[str, Any], batches: int) -> None:
     """Calibration takes the time of the timed batch for each batch, augmented copies included."""
     assert estimated({"calibration": calibration})["calibration"] == 9 * batches
+
+
+def test_few_images_end_with_a_student(clock: list[Training]) -> None:
+    """The last step calibrates and judges, and is counted once. The timed run does not stop there."""
+    assert estimated({"bits": "w8a8"})["few"] == 19 * 2 + 12
+    (timed,) = clock
+    assert list(timed.phases) == ["first", "few", *PHASES[1:]]
+
+
+def test_a_run_that_may_end_early_says_how_soon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A line gives the time until then; a run that cannot end early has none."""
+    for changes, there in (({"bits": "w8a8"}, True), ({}, False)):
+        describe(request(changes), tmp_path / "run", None, as_json=False, export=False)
+        assert ("it may end after phase few, in about " in capsys.readouterr().out) == there
 
 
 def test_more_steps_take_longer_by_as_much(clock: list[Training]) -> None:

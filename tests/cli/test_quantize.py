@@ -47,7 +47,7 @@ def test_a_run_ends_with_three_lines(folder: Path) -> None:
     )
     assert re.fullmatch(r"size +1 kB  ->  0 kB of weights and scales    time \d+:\d\d min", cost)
     assert then == "next       acq export run    (report: run/report.html)"
-    for line in ("3/6 refine images: 4/4", "5/6 train the student: 2/2", "6/6 convert to integers: 1/1"):
+    for line in ("4/7 refine images: 4/4", "6/7 train the student: 2/2", "7/7 convert to integers: 1/1"):
         assert line in answer.err
 
 
@@ -66,6 +66,10 @@ def test_the_first_line_is_accuracy_where_it_is_known() -> None:
     ]
     with_file = figures | {"file": "runs/first/model.onnx", "file_bytes": 157_000}
     assert finished_lines(with_file)[2] == "file       runs/first/model.onnx, 157 kB"
+    stopped = figures | {"stopped": {"phase": "few", "step": 40, "reason": "nothing is to be gained"}}
+    line = "stopped    after a few finished images: nothing is to be gained"
+    quality, *others = finished_lines(figures)
+    assert finished_lines(stopped) == [quality, line, *others]
 
 
 def test_quiet_prints_nothing_but_results_in_json(folder: Path) -> None:

@@ -87,6 +87,7 @@ def _figures() -> dict[str, Any]:
     finished = Conditioning(correlation=0.95, spread=0.21, label_agreement=0.995, eval_train_similarity=0.98)
     generated = Conditioning(correlation=0.85, spread=0.19, label_agreement=0.9, eval_train_similarity=0.97)
     cost = {"device": "cpu", "threads": 1, "torch": "2.8", "seconds": 65.0, "peak_memory_mb": 1234, "steps": {}}
+    stop = {"stopped": {"phase": "few", "step": 4, "reason": HOSTILE}}
     size = {
         "float_bytes": 1_000_000,
         "quantized_bytes": 150_000,
@@ -103,7 +104,7 @@ def _figures() -> dict[str, Any]:
     }
     quality = quality_figures(selection, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0))
     output = {"kind": "class", "meaning": "5 classes", "size": 5, "counted": "logits", "returned": "logits"}
-    return {"output": output, **cost, **size, **accuracy, **quality}
+    return {"output": output, **cost, **stop, **size, **accuracy, **quality}
 
 
 def _diagnostics(rng: np.random.Generator) -> dict[str, Any]:

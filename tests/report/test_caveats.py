@@ -8,6 +8,7 @@ from report.made_run import PLAN
 
 from acq.quantization.formats import NumberFormat
 from acq.report.caveats import caveats
+from acq.training.few_images import good_enough
 
 
 def kept(selected: str, *divergences: float | None) -> dict[str, Any]:
@@ -24,6 +25,7 @@ SUMMARY: dict[str, Any] = {
     "teacher_top1": 91.0,
     "top1": 90.0,
     "attention": {"label_agreement": 0.99},
+    "stopped": None,
     **kept("trained", 0.3, 0.2, 0.1),
 }
 
@@ -43,6 +45,12 @@ SUMMARY: dict[str, Any] = {
             kept("calibrated", 0.3, 0.2, 5.0),
             "The calibrated student was kept, because it is closest to the teacher on synthetic images. Its divergence "
             "is 0.2, and that of the trained student is 5.0.",
+            True,
+        ),
+        ({}, "The run stopped", False),
+        (
+            {"stopped": {"phase": "few", "step": 40, "reason": "all is well"}},
+            "The run stopped after a few finished images, because all is well. --preset best goes on.",
             True,
         ),
         (kept("first", 0.1, 0.2, 0.3), "divergence is 0.1, and that of the trained student is 0.3", True),
@@ -98,6 +106,7 @@ def test_sentences_are_short() -> None:
         "teacher_top1": None,
         "top1": None,
         "attention": {"label_agreement": 0.1},
+        "stopped": {"phase": "few", "step": 40, "reason": good_enough(0.01234, 0.05)},
         **kept("calibrated", None, 0.2, 5.0),
     }
     first = {**worst, **kept("first", 0.1, 0.2, 5.0)}

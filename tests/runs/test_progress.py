@@ -41,11 +41,11 @@ def test_each_phase_has_a_line_at_its_end() -> None:
     """Without a terminal a short run is a few plain lines, the last of each phase with its losses."""
     lines = shown(records(), terminal=False).splitlines()
     assert [line for line in lines if "20/20" in line or "1/1" in line] == [
-        "2/6 train the generator: 20/20 (2 s)  classes 0.05",
-        "3/6 refine images: 20/20 (3 s)  centre 0.5",
-        "4/6 calibrate the student: 1/1 (4 s)",
-        "5/6 train the student: 20/20 (7 s)  logits 0.123",
-        "6/6 convert to integers: 1/1 (4 s)",
+        "3/7 train the generator: 20/20 (2 s)  classes 0.05",
+        "4/7 refine images: 20/20 (3 s)  centre 0.5",
+        "5/7 calibrate the student: 1/1 (4 s)",
+        "6/7 train the student: 20/20 (7 s)  logits 0.123",
+        "7/7 convert to integers: 1/1 (4 s)",
     ]
     assert len(lines) == 6  # and the first step of all
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_shown_from_where_it_is(terminal: bool) -> None:
 def test_verbose_gives_all_losses_line_by_line(terminal: bool) -> None:
     """Every record with losses has a line, and one without has a line at the end of a phase only."""
     text = shown([*records(3), Record("student", 2, 4, 9.0, {})], terminal, verbose=True)
-    lines = [line for line in text.splitlines() if "/6 " in line and ": " in line]
+    lines = [line for line in text.splitlines() if "/7 " in line and ": " in line]
     steps = [line.split(": ")[1].split(" ")[0] for line in lines]
     assert steps == ["1/3", "2/3", "3/3"] * 2 + ["1/1"] + ["1/3", "2/3", "3/3"] + ["1/1"]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from acq.core.values import Record
 from acq.errors import RunError
 from acq.runs import checkpoint
 from acq.training.context import Context
-from acq.training.loop import Training
+from acq.training.loop import Stop, Training
 from acq.training.phase import StepResult
 
 SETTINGS: dict[str, Any] = {
@@ -56,6 +56,14 @@ class Counting:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.total = state["total"]
+
+
+class Satisfied(Counting):
+    """A phase after whose third step nothing more is to be gained."""
+
+    def step(self, number: int, rate: float) -> StepResult:
+        result = super().step(number, rate)
+        return StepResult(result.losses, enough="it suffices") if number == 2 else result
 
 
 class Diverging(Counting):
@@ -318,3 +326,29 @@ def test_an_accelerator_is_looked_at_now_and_then() -> None:
         with pytest.warns(UserWarning, match=f"diverged at counting step {seen}: a fault; continuing from step 0"):
             records: list[Record] = list(on_an_accelerator(phase).run())
         assert [record.step for record in records] == [*range(1, seen), *range(1, 16)]
+
+
+def test_enough_leads_straight_to_the_last_phase() -> None:
+    """The phase ends at that step, the phases between are left out, and the loop knows where and why."""
+    training = loop(Counting(2, "before"), Satisfied(7, "middle"), Counting(5, "between"), Counting(1, "last"))
+    places = [(record.phase, record.step, record.steps) for record in training.run()]
+    assert places == [
+        ("before", 1, 2), ("before", 2, 2), ("middle", 1, 7), ("middle", 2, 7), ("middle", 3, 3), ("last", 1, 1),
+    ]  # fmt: skip
+    assert training.stop == Stop("middle", 3, "it suffices")
+    assert [training.steps_of(name) for name in ("before", "middle", "between", "last", "none")] == [2, 3, 0, 1, 0]
+
+
+@pytest.mark.parametrize("done", [4, 5])
+def test_a_stop_is_part_of_the_state(done: int) -> None:
+    """A run that is restored just before or just after its stop leaves out the same phases."""
+
+    def phases() -> tuple[Counting, ...]:
+        return Counting(2, "before"), Satisfied(7, "middle"), Counting(5, "between"), Counting(1, "last")
+
+    training, again = loop(*phases()), loop(*phases())
+    for _ in islice(training.run(), done):
+        pass
+    again.restore(training.state())
+    assert [record.phase for record in again.run()] == ["middle", "last"][done - 4 :]
+    assert again.stop == Stop("middle", 3, "it suffices")

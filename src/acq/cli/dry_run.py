@@ -23,6 +23,7 @@ from acq.training.images import ImageRefinement
 
 _STEPS = 3  # timed steps per phase
 _IMAGES = 64  # most images of the timed calibration
+_NEVER = 1e-30  # divergence that no student has, so that the timed run leaves out no phase
 
 
 def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, export: bool = True) -> None:
@@ -59,9 +60,17 @@ def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, e
             f"steps: {', '.join(f'{name} {steps_of(name)}' for name in ('generator', 'images', 'student'))}, "
             f"on {context.rng.device}",
             f"time: about {in_minutes(sum(seconds.values()))} ({parts}), and a tenth more for the report",
+            *_early_end(seconds),
             f"would write {out}; nothing was written",
         ]
     )
+
+
+def _early_end(seconds: Mapping[str, float]) -> list[str]:
+    """The time of a run that ends after its few images, as a line; nothing where none can."""
+    if "few" not in seconds:
+        return []
+    return [f"it may end after phase few, in about {in_minutes(seconds['first'] + seconds['few'])}"]
 
 
 def estimate(request: Request, prepared: Prepared) -> dict[str, float]:
@@ -87,7 +96,10 @@ def estimate(request: Request, prepared: Prepared) -> dict[str, float]:
     period = _period(prepared.config)
     if 1 < period <= len(times.get("generator", [])):  # its last step is the one with the consistency loss
         paces["generator"] += max(0.0, times["generator"][period - 1] - paces["generator"]) / period
-    return {phase: paces[phase] * count for phase, count in _counts(prepared, short).items()}
+    seconds = {phase: paces[phase] * count for phase, count in _counts(prepared, short).items()}
+    if times.get("few"):  # its last step calibrates a student and judges
+        seconds["few"] += times["few"][-1] - paces["few"]
+    return seconds
 
 
 def _counts(prepared: Prepared, short: Prepared) -> dict[str, float]:
@@ -119,7 +131,10 @@ def _shortened(prepared: Prepared) -> Config:
             "batch": images.batch,
             "steps": min(_STEPS, config.images.steps),
         },
-        "calibration": {"images": min(_IMAGES, config.calibration.images, images.batch)},
+        "calibration": {
+            "images": min(_IMAGES, config.calibration.images, images.batch),
+            "enough": min(_NEVER, config.calibration.enough),
+        },
         "student": {"steps": min(_STEPS, student.steps), "batch": student.batch},
     }
     if isinstance(generator, GeneratorTraining):

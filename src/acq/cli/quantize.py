@@ -24,7 +24,7 @@ from acq.runs.folder import free_folder, require_free
 from acq.runs.names import TAIL
 from acq.runs.progress import watching
 from acq.runs.session import Session
-from acq.runs.summary import accuracies
+from acq.runs.summary import STOPPED_IN, accuracies
 
 if TYPE_CHECKING:
     from acq.export.onnx_file import Exported
@@ -121,7 +121,7 @@ _ACCURACIES = {"class": "top-1", "multilabel": "labels", "map": "mean IoU", "seq
 
 
 def finished_lines(figures: dict[str, Any]) -> list[str]:
-    """The figures of a finished run in three lines: quality, cost, and the file or what to run next."""
+    """The figures of a finished run in a few lines: quality, where it stopped, cost, and the file or what is next."""
     bits, kind, measured = figures["bits"], figures["output"]["kind"], accuracies(figures)
     if measured is not None:
         float_, low = measured
@@ -136,8 +136,10 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
     file = f"next       acq export {figures['run']}"
     if figures["file"]:
         file = f"file       {figures['file']}, {in_kilobytes(figures['file_bytes'])}"
+    stop = figures.get("stopped")  # a finished run of an earlier version has none
     return [
         quality,
+        *([] if stop is None else [f"stopped    {STOPPED_IN[stop['phase']]}: {stop['reason']}"]),
         f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}",
         file + report,
     ]

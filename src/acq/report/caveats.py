@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from acq.quantization.node_plan import Plan
-from acq.runs.summary import accuracies
+from acq.runs.summary import STOPPED_IN, accuracies
 
 _SEES = {
     "class": "sees the requested class in", "multilabel": "gives the requested answer to",
@@ -51,7 +51,10 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _on_training(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Why the last student was not kept, if it was not."""
+    """Where the run stopped, and why the last student was not kept, if it was not."""
+    stop = summary["stopped"]
+    if stop is not None:
+        yield f"The run stopped {STOPPED_IN[stop['phase']]}, because {stop['reason']}. --preset best goes on."
     kept, found = summary["student_loss"]["selected"], summary["student_divergence"]
     last = "calibrated" if found["trained"] is None else "trained"
     if kept != last:

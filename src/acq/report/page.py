@@ -20,7 +20,7 @@ from acq.report.strips import read_strips
 from acq.report.templates import environment
 
 _WHOLE = ("class", "multilabel")  # kinds of which images as a whole are asked
-_PHASES = {"generator": "Generator", "images": "Image refinement", "student": "Student"}
+_PHASES = {"few": "Few images", "generator": "Generator", "images": "Image refinement", "student": "Student"}
 
 
 def render(run: Path, plan: Plan, command: str) -> str:

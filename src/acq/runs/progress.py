@@ -22,12 +22,13 @@ from acq.core.values import Record
 
 _LINE_EVERY = 15.0  # seconds between plain lines
 _TITLES = {
-    "first": "1/6 quantize on scenes",
-    "generator": "2/6 train the generator",
-    "images": "3/6 refine images",
-    "calibration": "4/6 calibrate the student",
-    "student": "5/6 train the student",
-    "conversion": "6/6 convert to integers",
+    "first": "1/7 quantize on scenes",
+    "few": "2/7 quantize on few images",
+    "generator": "3/7 train the generator",
+    "images": "4/7 refine images",
+    "calibration": "5/7 calibrate the student",
+    "student": "6/7 train the student",
+    "conversion": "7/7 convert to integers",
 }
 
 

@@ -24,6 +24,8 @@ from acq.quantization.student import Student, float_bytes, mean_weight_bits, qua
 from acq.training.loop import Training
 from acq.training.selection import CALIBRATED, FIRST, TRAINED, Selection
 
+# a run that stopped before its last phase, by the name of the phase in which it did
+STOPPED_IN = {"few": "after a few finished images", "student": "amid the student's training"}
 _NEW_IMAGES = 1024  # generated images on which the generator is measured
 
 
@@ -43,7 +45,7 @@ def measure(
     clock, context, student = time.perf_counter(), training.context, training.context.student
     rng = torch.Generator(context.rng.device).manual_seed(context.rng.initial_seed() + 1)
     generator = None
-    if context.has_generator:
+    if training.steps_of("generator"):
         generator = generator_quality(context.generator, context.teacher, student, context.conditions, _NEW_IMAGES, rng)
     conditioning, centres = dataset_conditioning(context.teacher, context.dataset)
     diagnostics = diagnose(graph, student.plan, context.teacher, context.dataset.images, centres)
@@ -76,6 +78,7 @@ def cost_figures(training: Training) -> dict[str, Any]:
         "seconds": round(training.seconds, 1),
         "peak_memory_mb": peak_memory_mb(device),
         "steps": {name: training.steps_of(name) for name in ("generator", "images", "student")},
+        "stopped": None if training.stop is None else asdict(training.stop),
     }
 
 

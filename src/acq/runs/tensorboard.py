@@ -14,6 +14,7 @@ from acq.core.evaluate import evaluating
 from acq.core.pixels import to_bytes
 from acq.core.values import Record
 from acq.errors import RequestError
+from acq.training.few_images import FewImages
 from acq.training.first_student import FirstStudent
 from acq.training.images import ImageRefinement
 from acq.training.loop import Training
@@ -67,7 +68,7 @@ class _Board:
         context, phase = self.training.context, self.training.phases[record.phase]
         if isinstance(phase, FirstStudent):
             return None
-        if isinstance(phase, ImageRefinement) and record.step < record.steps:
+        if isinstance(phase, FewImages) or (isinstance(phase, ImageRefinement) and record.step < record.steps):
             return phase.preview(_SHOWN)
         if record.phase != "generator":
             return context.dataset.images[:_SHOWN]

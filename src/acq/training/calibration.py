@@ -27,6 +27,12 @@ class CalibrationSettings(Section):
         "auto", description="rescale channels of low-bit layer inputs; auto: unless a convolution is depthwise"
     )
     rounding: bool = Field(True, description="round weights layer by layer in closed form")
+    enough: float = Field(
+        0.0,
+        ge=0,
+        description="divergence from the teacher, in nats, at which the first student or one on a few finished images "
+        "ends the run; 0: never",
+    )
     first_student: bool = Field(
         True, description="begin with a student that scenes calibrate; it is kept unless a later one is better"
     )

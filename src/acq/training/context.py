@@ -98,6 +98,10 @@ class Context:
     def dataset(self, dataset: SyntheticDataset) -> None:
         self._dataset = dataset
 
+    def drop_dataset(self) -> None:
+        """Forget the synthetic images and the examples of their making."""
+        self._dataset, self.examples = None, None
+
     @property
     def selection(self) -> Selection:
         """The quality of all candidates.

@@ -16,6 +16,7 @@ from acq.training.schedule import PIXELS_KEPT, images_that_fit
 from acq.training.selection import FIRST
 
 _USUAL_COUNT = 512
+_QUICK_PIXELS = 3 << 20  # most pixels in all of a first student that may end the run: more do not help wide formats
 _STREAM = 2  # added to the seed of the run, so that later phases draw what they draw without this one
 
 
@@ -32,8 +33,8 @@ class FirstStudent:
 
     def __init__(self, settings: CalibrationSettings, context: Context) -> None:
         self.settings, self.context = settings, context
-        size = context.preprocessing.input_size
-        self.count = min(settings.images, images_that_fit(_USUAL_COUNT, size, pixels=PIXELS_KEPT, least=16))
+        size, pixels = context.preprocessing.input_size, _QUICK_PIXELS if settings.enough else PIXELS_KEPT
+        self.count = min(settings.images, images_that_fit(_USUAL_COUNT, size, pixels=pixels, least=16))
 
     def step(self, number: int, rate: float) -> StepResult:
         """Quantize the student on scenes, keep it as a candidate, and put the student back."""

@@ -177,13 +177,14 @@ class ImageRefinement:
         context, settings = self.context, self.settings
         left = self.count - sum(len(label) for _, label, _ in self._finished)
         condition = context.conditions.draw((min(self.batch, left) + 1) // 2, context.rng)
-        proposals = context.proposals(condition)
+        scene = number_or(settings.scene, _SCENE)
+        proposals = context.proposals(condition) if scene < 1 else None
         batch = start(
             proposals,
             condition,
             context.preprocessing,
             background=context.pictures(len(condition.label)),
-            scene=number_or(settings.scene, _SCENE),
+            scene=scene,
             learning_rate=settings.learning_rate,
         )
         if not self._finished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from acq.core.values import Record
@@ -17,6 +18,21 @@ _SNAPSHOT_EVERY = 50  # steps between the states to which diverged training goes
 _REDUCED = 0.3  # factor of the learning rate after going back
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Where a run went straight to its last phase.
+
+    Attributes:
+        phase: Name of the phase that ended it.
+        step: Number of steps which that phase has done.
+        reason: Why nothing more was to be gained.
+    """
+
+    phase: str
+    step: int
+    reason: str
+
+
 class Training:
     """A run of phases and its present position. ``run`` moves it, ``state`` holds it whole.
 
@@ -27,6 +43,7 @@ class Training:
 
     Attributes:
         seconds: Time spent so far, pauses left out.
+        stop: Where and why the run went straight to its last phase; None where it did not.
     """
 
     def __init__(self, context: Context, phases: Sequence[Phase], seconds: float = 0.0) -> None:
@@ -35,11 +52,14 @@ class Training:
         self.current, self.step = phases[0].name, 0
         self.seconds = seconds
         self.reduced: list[str] = []  # phases that went back once
+        self.stop: Stop | None = None
         self._fault: str | None = None  # seen since the last look
 
     def steps_of(self, phase: str) -> int:
-        """Number of steps of a phase; 0 where the run does not have it."""
-        return self.phases[phase].steps if phase in self.phases else 0
+        """Number of steps of a phase; 0 where the run does not have it or left it out."""
+        if phase not in self.phases or self._is_left_out(phase):
+            return 0
+        return self.phases[phase].steps if self.stop is None or phase != self.stop.phase else self.stop.step
 
     def run(self) -> Iterator[Record]:
         """Do the remaining steps and yield a record after each. Between two records the state is whole.
@@ -61,6 +81,7 @@ class Training:
             "step": self.step,
             "seconds": self.seconds,
             "reduced": list(self.reduced),
+            "stop": None if self.stop is None else asdict(self.stop),
             "context": self.context.state(),
             "phases": {name: phase.state() for name, phase in self.phases.items()},
         }
@@ -69,6 +90,7 @@ class Training:
         """Continue from ``state``, which stays as it is."""
         self.current, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
         self.reduced = list(state["reduced"])
+        self.stop = None if state["stop"] is None else Stop(**state["stop"])
         self.context.restore(state["context"])
         for name, phase in self.phases.items():
             phase.restore(state["phases"][name])
@@ -77,11 +99,13 @@ class Training:
         """The steps of the phase and the reported losses, after each step."""
         names = list(self.phases)
         for index in range(names.index(self.current), len(names)):
+            if self._is_left_out(names[index]):
+                continue
             if names[index] != self.current:
                 self.current, self.step = names[index], 0
             phase = self.phases[self.current]
             snapshot: dict[str, Any] = {}
-            while self.step < phase.steps:
+            while self.step < self.steps_of(self.current):
                 if not snapshot or self.step % _SNAPSHOT_EVERY == 0:
                     snapshot = self.state()
                 result = phase.step(self.step, _REDUCED if self.current in self.reduced else 1.0)
@@ -89,8 +113,16 @@ class Training:
                 fault = self._seen_fault(result, phase.steps)
                 if fault is not None:
                     self._go_back(snapshot, fault)
-                else:
-                    yield phase.steps, _reported(result, self.step - 1, phase.steps)
+                    continue
+                if result.enough is not None:
+                    self.stop = Stop(self.current, self.step, result.enough)
+                steps = self.steps_of(self.current)
+                yield steps, _reported(result, self.step - 1, steps)
+
+    def _is_left_out(self, phase: str) -> bool:
+        """Whether a phase comes between the one that stopped the run and the last one."""
+        names = list(self.phases)
+        return self.stop is not None and names.index(self.stop.phase) < names.index(phase) < len(names) - 1
 
     def _seen_fault(self, result: StepResult, steps: int) -> str | None:
         """What went wrong since the last look, in any process; None on steps without a look.

@@ -18,10 +18,12 @@ class StepResult:
     Attributes:
         losses: Scalars by name, without weights.
         fault: What shows that training diverged; None when nothing does.
+        enough: Why nothing more is to be gained, so that the last phase follows; None when something may be.
     """
 
     losses: Mapping[str, Tensor]
     fault: str | None = None
+    enough: str | None = None
 
 
 class Phase(Protocol):

@@ -1,0 +1,100 @@
+"""A few finished images: they calibrate a second student, and show whether the run has anything to gain from more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acq.quantization.untrained import fit_untrained
+from acq.synthesis.augmentation import augment
+from acq.training.calibration import CalibrationSettings
+from acq.training.context import Context
+from acq.training.distillation import StudentSettings
+from acq.training.images import ImageRefinement, ImageSettings
+from acq.training.judging import Judge
+from acq.training.phase import StepResult
+from acq.training.schedule import images_that_fit
+from acq.training.selection import CALIBRATED
+
+_USUAL_COUNT, _PIXELS = 64, 3 << 18  # most images, and most pixels in all
+_STEPS = 40  # of refinement, at most
+
+
+def good_enough(divergence: float, enough: float) -> str:
+    """Why a run stops at a student with this divergence from the teacher."""
+    return f"the student's divergence from the teacher is {divergence:.2g}, and at most {enough:g} is enough"
+
+
+class FewImages:
+    """The phase after the first student. Where a student is good enough, the run ends with it and these images.
+
+    Otherwise it leaves nothing behind but the first student. The images begin as scenes, without the generator.
+
+    Args:
+        images: The section ``images``.
+        calibration: The section ``calibration``.
+        student: The section ``student``, whose losses judge the students.
+        context: What the phases share; it holds the first student.
+    """
+
+    name = "few"
+
+    def __init__(
+        self, images: ImageSettings, calibration: CalibrationSettings, student: StudentSettings, context: Context
+    ) -> None:
+        self.settings, self.context, self.judge = calibration, context, Judge(student, context)
+        size, pairs = context.preprocessing.input_size, 2 * context.processes.size
+        count = max(pairs, images_that_fit(_USUAL_COUNT, size, pixels=_PIXELS, least=16))
+        few = {"count": count, "batch": count, "steps": min(_STEPS, images.steps), "scene": 1.0}
+        self.refinement = ImageRefinement(images.model_copy(update=few), context)
+        self.steps = self.refinement.steps
+
+    def step(self, number: int, rate: float) -> StepResult:
+        """Refine the images by one step. The last one calibrates a student on them and judges."""
+        result = self.refinement.step(number, rate)
+        return StepResult(result.losses, enough=self._verdict()) if number + 1 == self.steps else result
+
+    def state(self) -> dict[str, Any]:
+        """Images that are being refined."""
+        return self.refinement.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.refinement.restore(state)
+
+    def preview(self, count: int) -> Tensor | None:
+        """The first images that are being refined, normalised."""
+        return self.refinement.preview(count)
+
+    def _verdict(self) -> str | None:
+        """Why the run needs no more; None where it does, and the images and their student are dropped."""
+        context, enough = self.context, self.settings.enough
+        before = copy.deepcopy(context.student.state_dict())
+        self._calibrate()
+        found = self.judge.qualities([*self.judge.images(), *self.judge.scenes()])
+        context.student.load_state_dict(before)
+        least = min(quality.divergence for quality in found.values())
+        if not context.any_process(not least <= enough):
+            return good_enough(least, enough)
+        del context.candidates[CALIBRATED]
+        context.drop_dataset()
+        return None
+
+    def _calibrate(self) -> None:
+        """Fit the student on the images, their augmented copies and as many scenes, and keep it as a candidate."""
+        context, settings = self.context, self.settings
+        images = context.dataset.images
+        scenes = context.scenes(2 * len(images), context.rng)
+        fit_untrained(
+            context.student,
+            torch.cat((images, augment(images, context.rng), scenes)),
+            equalized=settings.equalizes(context.teacher),
+            rounded=settings.rounding,
+            keep={context.teacher.features},
+        )
+        context.synchronize_student()
+        context.candidates[CALIBRATED] = copy.deepcopy(context.student.state_dict())

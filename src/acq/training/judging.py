@@ -1,0 +1,68 @@
+"""The images that judge students, and the quality of a student on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acq.synthesis.dataset import DistillationBatch, augmented, teach
+from acq.training.context import Context
+from acq.training.distillation import StudentSettings
+from acq.training.selection import FIRST, StudentQuality, quality
+
+_IMAGES, _PIXELS = 256, 1 << 21  # most images of a kind that judge a student, and most pixels in all
+
+
+class Judge:
+    """Measures students on images that are the same in every run of a dataset. It draws no number of the run.
+
+    Args:
+        settings: The section ``student``, whose losses are measured.
+        context: What the phases share.
+    """
+
+    def __init__(self, settings: StudentSettings, context: Context) -> None:
+        self.context = context
+        self.weights = settings.losses.model_dump()
+        self.batch = settings.batch_for(context.preprocessing.input_size)
+
+    def quality(self, batches: list[DistillationBatch]) -> StudentQuality:
+        """The quality of the present student."""
+        teacher = self.context.teacher
+        return quality(self.context.student, teacher.features, batches, self.weights, teacher.output)
+
+    def qualities(self, batches: list[DistillationBatch]) -> dict[str, StudentQuality]:
+        """The quality of each candidate. The student changes."""
+        found = {}
+        for name, candidate in self.context.candidates.items():
+            self.context.student.load_state_dict(candidate)
+            found[name] = self.quality(batches)
+        return found
+
+    def images(self) -> list[DistillationBatch]:
+        """Augmented copies of the images of the dataset, several of each where there are few.
+
+        Layers were rounded on the images themselves, on which a calibrated student looks better than it is.
+        """
+        dataset, device = self.context.dataset, self.context.rng.device
+        rows = torch.arange(self._count(), device=device) % len(dataset.images)
+        rng = torch.Generator(device).manual_seed(0)
+        parts: tuple[Tensor, ...] = rows.split(self.batch)  # type: ignore[no-untyped-call]
+        return [augmented(dataset.batch.at(part), 1.0, rng, self._taught) for part in parts]
+
+    def scenes(self) -> list[DistillationBatch]:
+        """As many new scenes; none where no candidate comes from scenes.
+
+        Finished images alone would favour the students that were made on them.
+        """
+        if FIRST not in self.context.candidates:
+            return []
+        scenes = self.context.scenes(self._count(), torch.Generator(self.context.rng.device).manual_seed(1))
+        return [self._taught(part) for part in scenes.split(self.batch)]  # type: ignore[no-untyped-call]
+
+    def _taught(self, images: Tensor) -> DistillationBatch:
+        return teach(images, self.context.teacher)
+
+    def _count(self) -> int:
+        _, height, width = self.context.preprocessing.input_size
+        return min(_IMAGES, max(2, _PIXELS // (height * width)))

@@ -74,7 +74,7 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
     if (folder / "config.yaml").exists():
         words.append("--overwrite" if runs.COMMIT.endswith("-dirty") else "--resume")
     busy = os.getloadavg()[0] > BUSY
-    summary = json.loads(acq(words))
+    summary = json.loads(acq(words, data if case.network.module else None))
     return {
         "case": case.name,
         "engine": case.network.engine,
@@ -87,14 +87,20 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
     }
 
 
-def acq(words: Sequence[str]) -> str:
+def acq(words: Sequence[str], modules: Path | None = None) -> str:
     """What ``acq`` prints on standard output in a new process, in the folder of this repository.
+
+    Args:
+        words: Of the command.
+        modules: Folder with more Python modules.
 
     Raises:
         RuntimeError: It failed; the message is the last line on standard error.
     """
     command = [sys.executable, "-m", "acq", *words]
-    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    folders = filter(None, (modules and str(modules.resolve()), os.environ.get("PYTHONPATH")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return done.stdout

@@ -11,12 +11,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import cases
+import case_networks
 import torch
 
 from acq import zoo
 
-NETWORKS = (cases.BUNDLED, cases.LITE0)
+NETWORKS = (case_networks.BUNDLED, case_networks.LITE0)
 
 
 def write(network: zoo.Network, path: Path) -> None:
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the folder of test data, as --data-folder of conformance.py")
     args = parser.parse_args(words)
     for network in NETWORKS:
-        write(zoo.resolve(network.model), args.folder / cases.folded_file(network))
+        write(zoo.resolve(network.model), args.folder / case_networks.folded_file(network))
 
 
 if __name__ == "__main__":

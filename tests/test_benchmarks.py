@@ -85,10 +85,10 @@ def test_conformance_measures_once_and_writes_the_page(
     script: Script, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run becomes a row with the figures of its summary, is not repeated, and is a line of the page."""
-    conformance, cases = script("conformance"), script("cases")
-    monkeypatch.setattr(conformance, "acq", lambda words: CliRunner().invoke(cli.app, words).stdout)
-    tiny = cases.Network("tiny", "Tiny", ("A network.",), MODEL, data)
-    other = cases.Network("other", "Other", ("A network without data.",), MODEL, "nothing.npz")
+    conformance, cases, networks = script("conformance"), script("cases"), script("case_networks")
+    monkeypatch.setattr(conformance, "acq", lambda words, modules: CliRunner().invoke(cli.app, words).stdout)
+    tiny = networks.Network("tiny", "Tiny", ("A network.",), MODEL, data)
+    other = networks.Network("other", "Other", ("A network without data.",), MODEL, "nothing.npz")
     chosen = [cases.Case(tiny, "w8a8", FEW, seeds=(0,)), cases.Case(other, "w4a4")]
     for words in (["--list"], ["--data-folder", "."], ["--data-folder", "."]):
         assert conformance.main(words, chosen) == 0
@@ -136,9 +136,9 @@ def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.Ca
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter
 def test_folded_files_are_cases(script: Script, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has no batch norms, the case says which file is missing, and its command takes the file."""
-    cases, folded = script("cases"), script("folded")
-    monkeypatch.setattr(folded, "NETWORKS", (cases.BUNDLED,))
-    case = cases.Case(cases.BUNDLED_FOLDED, "w8a8")
+    cases, networks, folded = script("cases"), script("case_networks"), script("folded")
+    monkeypatch.setattr(folded, "NETWORKS", (networks.BUNDLED,))
+    case = cases.Case(networks.BUNDLED_FOLDED, "w8a8")
     assert "resnet20-bundled-folded.onnx is missing" in str(case.obstacle(tmp_path))
     folded.main([str(tmp_path)])
     assert case.obstacle(tmp_path) is None
@@ -148,13 +148,28 @@ def test_folded_files_are_cases(script: Script, tmp_path: Path, data: str, monke
     assert case.words(0, "data/")[:2] == ["quantize", "data/resnet20-bundled-folded.onnx"]
 
 
+def test_a_network_may_have_its_module_in_the_data_folder(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The case needs the file, its command says where modules are found, and so the run finds it."""
+    conformance, cases, networks = script("conformance"), script("cases"), script("case_networks")
+    case = cases.Case(networks.SIGNS, "w8a8")
+    assert "networks.py is missing" in str(case.obstacle(tmp_path))
+    assert case.command(0).startswith("PYTHONPATH=data acq quantize networks:signs ")
+    (tmp_path / "networks.py").write_text("from torch import nn\n\ndef signs():\n    return nn.Conv2d(3, 4, 1)\n")
+    words = ["inspect", "networks:signs", "--input-size", "3,8,8", "--mean", "0,0,0", "--std", "1,1,1", "--json"]
+    assert json.loads(conformance.acq(words, tmp_path))
+    with pytest.raises(RuntimeError, match="networks"):
+        conformance.acq(words)
+
+
 def test_conformance_reports_a_failed_run(
     script: Script, data: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The error of the command is shown, there is no row, and the exit code is 1."""
-    conformance, cases = script("conformance"), script("cases")
+    conformance, cases, networks = script("conformance"), script("cases"), script("case_networks")
     (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
-    broken = cases.Network("broken", "Broken", (), "no-such-network", data)
+    broken = networks.Network("broken", "Broken", (), "no-such-network", data)
     assert conformance.main(["--data-folder", "."], [cases.Case(broken, "w4a4", seeds=(0,))]) == 1
     assert "failed broken/w4a4 seed 0: error: " in capsys.readouterr().out
     assert not (tmp_path / "docs" / "benchmarks" / "conformance.json").exists()
@@ -301,7 +316,8 @@ def test_committed_commands_are_accepted(script: Script) -> None:
     for row in json.loads((RESULTS / "conformance.json").read_text(encoding="utf-8"))["rows"]:
         case = cases[row["case"]]
         assert row["command"] == case.command(row["seed"])
-        given = command.make_context("quantize", shlex.split(row["command"])[2:], resilient_parsing=True).params
+        words = shlex.split(row["command"].partition("acq quantize ")[2])
+        given = command.make_context("quantize", words, resilient_parsing=True).params
         assert (given["bits"], given["seed"]) == (case.bits, row["seed"])
         config = case.config(row["seed"])
         used = config.placed(row["placement"]) if config.placement == "auto" else config

@@ -262,14 +262,6 @@ def test_all_pages_are_in_the_navigation() -> None:
     assert f"## {_project()['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_recipes_are_settings() -> None:
-    """Each recipe has known names and values in range."""
-    recipes = sorted(ROOT.glob("recipes/*.yaml"))
-    assert recipes
-    for recipe in recipes:
-        assert Config.create("default", yaml.safe_load(recipe.read_text(encoding="utf-8"))) != Config()
-
-
 def test_faults_name_their_tests() -> None:
     """Each row of the table of faults ends in files of tests that exist."""
     table = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split("\n## ", 1)[0]

@@ -195,13 +195,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "generator": {"auto_steps": 1500},
         "images": {"count": 2048, "steps": 200},
-        "student": {"auto_steps": 4000},
+        "student": {"auto_steps": 4000, "round_steps": 0},
     },
     "gdfq": {
         "generator": {"centre_std": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}},
         "images": {"count": 4096, "steps": 0},
         "calibration": {"first_student": False},
-        "student": {"renew_count": 128},
+        "student": {"renew_count": 128, "round_steps": 0},
     },
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -91,7 +92,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
     placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
     reading = asked.images.strokes == "auto" and reads(teacher, known, device)
-    traits = replace(teacher.structure.traits, reads=reading)
+    traits = replace(teacher.structure.traits, reads=reading, pixels=math.prod(known.input_size[1:]))
     config = asked.placed(placement).fitted(traits)
     check_normalisation(teacher, known, given=request.normalisation_given)
     if config.budget is not None:

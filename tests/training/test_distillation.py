@@ -10,9 +10,10 @@ from small_runs import assert_same, training_
 from torch import Tensor
 
 from acq.training.distillation import Distillation, StudentSettings
+from acq.training.judging import Judge
 from acq.training.losses import logit_match
 from acq.training.phase import StepResult
-from acq.training.selection import CALIBRATED, FIRST, TRAINED
+from acq.training.selection import CALIBRATED, FIRST, TRAINED, StudentQuality
 
 FAST = {"rounding": False, "equalization": False}
 NONE = {"logits": 0.0, "probabilities": 0.0, "features": 0.0}
@@ -181,3 +182,83 @@ def test_an_automatic_batch_depends_on_the_image_size(size: int, batch: int) -> 
     """Small images come 64 at a time, and large ones as many as memory allows."""
     assert StudentSettings().batch_for((3, size, size)) == batch
     assert StudentSettings(batch=9).batch_for((3, size, size)) == 9
+
+
+class Scripted:
+    """Divergences in the order in which students are judged, in place of measured ones."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *divergences: float) -> None:
+        self.left = list(divergences)
+        monkeypatch.setattr(Judge, "quality", lambda *_: StudentQuality(1.0, 90.0, self.left.pop(0)))
+
+
+def rounds(phase: Distillation) -> list[tuple[StepResult, dict[str, Tensor]]]:
+    """The result and the student after each step, up to the one that has had enough."""
+    found = []
+    for number in range(phase.steps):
+        result = phase.step(number, 1.0)
+        found.append((result, copy.deepcopy(phase.context.student.state_dict())))
+        if result.enough is not None:
+            break
+    return found
+
+
+def test_training_goes_on_while_rounds_bring_the_student_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student of the best round is the candidate. A last round that was in vain stops nothing."""
+    script = Scripted(monkeypatch, 0.5, 1.0, 0.4, 0.6)  # the second is the calibrated student's
+    phase = phase_(steps=6, round_steps=2)
+    found = rounds(phase)
+    assert len(found) == 6
+    assert all(result.enough is None for result, _ in found)
+    assert_same(phase.context.candidates[TRAINED], found[3][1])
+    assert_same(phase.context.student.state_dict(), found[5][1])
+    assert script.left == []
+
+
+@pytest.mark.parametrize(("divergences", "steps", "kept"), [((1.0, 0.5), 2, 1), ((0.4, 0.5, 0.4), 4, 1)])
+def test_a_round_in_vain_ends_training(
+    divergences: tuple[float, ...], steps: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An equal student is no closer. The trained candidate is there all the same, to be compared."""
+    Scripted(monkeypatch, *divergences)
+    phase = phase_(steps=6, round_steps=2)
+    found = rounds(phase)
+    assert len(found) == steps
+    assert found[-1][0].enough == "2 steps brought the student no closer to the teacher"
+    assert list(phase.context.candidates) == [CALIBRATED, TRAINED]
+    assert_same(phase.context.candidates[TRAINED], found[kept][1])
+
+
+@pytest.mark.parametrize(("steps", "round_steps", "length"), [(5, 200, 5), (6, 0, 6), (290, 200, 290), (600, 200, 200)])
+def test_rounds_have_equal_lengths(steps: int, round_steps: int, length: int) -> None:
+    """A rest is spread over the rounds, and short trainings are one round."""
+    assert phase_(steps=steps, round_steps=round_steps).round == length
+
+
+def test_one_round_is_judged_by_the_last_phase_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training costs nothing more then."""
+    Scripted(monkeypatch)
+    results(phase_(steps=3, round_steps=0))
+
+
+def test_each_round_has_its_own_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate rises and falls in every round, and the last round may be shorter."""
+    Scripted(monkeypatch, 0.5, 1.0, 0.4)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "acq.training.distillation.learning_rate_factor", lambda step, steps, _: seen.append((step, steps)) or 1.0
+    )
+    rounds(phase_(steps=5, round_steps=2))
+    assert seen == [(0, 3), (1, 3), (2, 3), (0, 2), (1, 2)]
+
+
+def test_a_restored_training_remembers_the_best_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next round is compared with the same student."""
+    Scripted(monkeypatch, 0.5, 1.0, 0.7)
+    phase, again = phase_(steps=6, round_steps=2), phase_(steps=6, round_steps=2)
+    for number in range(2):
+        phase.step(number, 1.0)
+    again.restore(phase.state())
+    again.context.restore(phase.context.state())
+    assert again.step(2, 1.0).enough is None
+    assert again.step(3, 1.0).enough is not None

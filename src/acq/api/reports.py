@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def _command(facts: Mapping[str, Any], run: Path, traits: Traits) -> str:
     """The command that makes a run again, with the settings that differ from its preset."""
     origin, known = facts["origin"], facts["preprocessing"]
     config = Config.model_validate(facts["config"])
-    usual = Config.create(config.preset, {"bits": config.bits}).fitted(traits)
+    _, height, width = known["input_size"]
+    usual = Config.create(config.preset, {"bits": config.bits}).fitted(replace(traits, pixels=height * width))
     parts = ["acq", "quantize", str(origin["model"]), "--preset", config.preset, "--bits", config.bits]
     for option, value in (
         ("checkpoint", origin.get("checkpoint")),

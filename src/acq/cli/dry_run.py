@@ -122,8 +122,10 @@ def _counts(prepared: Prepared, short: Prepared) -> dict[str, float]:
 def _shortened(prepared: Prepared) -> Config:
     """The settings with few steps and images, but the same batches."""
     config, phases = prepared.config, prepared.training.phases
-    generator, images, student = phases.get("generator"), phases["images"], phases["student"]
+    generator, images = phases.get("generator"), phases["images"]
+    calibration, student = phases["calibration"], phases["student"]
     assert isinstance(images, ImageRefinement)
+    assert isinstance(calibration, Calibration)
     assert isinstance(student, Distillation)
     changes: dict[str, Mapping[str, Any]] = {
         "images": {
@@ -132,7 +134,7 @@ def _shortened(prepared: Prepared) -> Config:
             "steps": min(_STEPS, config.images.steps),
         },
         "calibration": {
-            "images": min(_IMAGES, config.calibration.images, images.batch),
+            "images": min(_IMAGES, calibration.count, images.batch),
             "enough": min(_NEVER, config.calibration.enough),
         },
         "student": {"steps": min(_STEPS, student.steps), "batch": student.batch},

@@ -28,6 +28,7 @@ class Traits:
         asks: Whether images can be asked for answers at all.
         spatial: Whether it has features with places, and so attention with a centre.
         reads: Whether its answers tell drawings of strokes apart much better than scenes, as where it reads text.
+        pixels: Of an image, channels apart.
     """
 
     normalised: bool = True
@@ -35,6 +36,7 @@ class Traits:
     asks: bool = True
     spatial: bool = True
     reads: bool = False
+    pixels: int = 32 * 32
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from acq.core.settings import Auto, Section
+from acq.core.settings import Auto, Section, number_or
 from acq.network.teacher import Teacher
 from acq.quantization.untrained import fit_untrained
 from acq.synthesis.augmentation import augment
 from acq.training.context import Context
 from acq.training.phase import StepResult
+from acq.training.schedule import PIXELS_KEPT, images_that_fit
 from acq.training.selection import CALIBRATED
+
+_USUAL_COUNT = 1024
 
 
 class CalibrationSettings(Section):
     """Calibration of the student."""
 
-    images: int = Field(1024, ge=1, description="images that calibration sees, at most")
+    images: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="images that calibration sees, at most; auto: 1024, and 10 megapixels in all"
+    )
     augmentation: bool = Field(True, description="add an augmented copy of each image while there are fewer images")
     equalization: bool | Auto = Field(
         "auto", description="rescale channels of low-bit layer inputs; auto: unless a convolution is depthwise"
@@ -36,6 +41,11 @@ class CalibrationSettings(Section):
     first_student: bool = Field(
         True, description="begin with a student that scenes calibrate; it is kept unless a later one is better"
     )
+
+    def images_for(self, input_size: tuple[int, int, int]) -> int:
+        """Most images of ``input_size`` (C, H, W) that calibration sees."""
+        usual = images_that_fit(_USUAL_COUNT, input_size, pixels=PIXELS_KEPT, least=16)
+        return number_or(self.images, usual)
 
     def equalizes(self, teacher: Teacher) -> bool:
         """Whether the channels of low-bit layer inputs of a network's student are rescaled."""
@@ -56,11 +66,12 @@ class Calibration:
     def __init__(self, settings: CalibrationSettings, context: Context) -> None:
         self.settings, self.context = settings, context
         self.equalized = settings.equalizes(context.teacher)
+        self.count = settings.images_for(context.preprocessing.input_size)
 
     def step(self, number: int, rate: float) -> StepResult:
         """Calibrate, equalize and round the student, and keep it as a candidate."""
         context, student = self.context, self.context.student
-        images = context.dataset.sample(self.settings.images, context.rng).images
+        images = context.dataset.sample(self.count, context.rng).images
         missing = self.images_of(len(images)) - len(images)
         if missing:
             images = torch.cat((images, augment(images, context.rng)[:missing]))
@@ -72,7 +83,7 @@ class Calibration:
 
     def images_of(self, count: int) -> int:
         """How many images calibration sees of ``count`` synthetic ones, augmented copies included."""
-        return min(self.settings.images, count * (2 if self.settings.augmentation else 1))
+        return min(self.count, count * (2 if self.settings.augmentation else 1))
 
     def state(self) -> dict[str, Any]:
         """Nothing: the one step is done or not."""

@@ -26,17 +26,15 @@ class Conversion:
     steps = 1
 
     def __init__(self, settings: StudentSettings, context: Context) -> None:
-        self.context, self.judge = context, Judge(settings, context)
+        batch = settings.batch_for(context.preprocessing.input_size)
+        self.context, self.judge = context, Judge(batch, settings.losses.model_dump(), context)
         self.learning_rate = settings.learning_rate
 
     def step(self, number: int, rate: float) -> StepResult:
         """Select a candidate, convert it and measure the result."""
         context, output, images = self.context, self.context.teacher.output, self.judge.images()
         qualities = self.judge.qualities([*images, *self.judge.scenes()])
-        selected, *others = qualities
-        for other in others:  # later candidates
-            no_better = context.any_process(not qualities[other].is_better_than(qualities[selected]))
-            selected = selected if no_better else other
+        selected = self.judge.best(qualities)
         context.student.load_state_dict(context.candidates[selected])
         context.candidates = {}
         convert_to_integers(context.student)

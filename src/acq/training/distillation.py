@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Self
 
 import torch
@@ -14,13 +16,15 @@ from acq.core.outputs import Traits
 from acq.core.settings import Auto, LossWeights, Section, number_or
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student
+from acq.synthesis.dataset import DistillationBatch
 from acq.training.context import Context
 from acq.training.fitting import Weight, fitted_weights
 from acq.training.guards import RangeGuard
+from acq.training.judging import Judge
 from acq.training.losses import student_losses, weighted_sum
 from acq.training.phase import StepResult, is_reported
 from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
-from acq.training.selection import TRAINED
+from acq.training.selection import TRAINED, StudentQuality
 
 _USUAL_BATCH = 64
 _FEATURES = 4.0  # automatic weight
@@ -47,6 +51,12 @@ class StudentSettings(Section):
         description="training steps; auto: auto_steps, or 0 if a convolution is depthwise or values are returned",
     )
     auto_steps: int = Field(600, ge=0, description="training steps where steps is auto")
+    round_steps: int = Field(
+        200,
+        ge=0,
+        description="steps of a round, after which training ends unless the student is closer to the teacher than "
+        "before; 0: one round",
+    )
     batch: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="images per step; auto: at most 64")
     learning_rate: float = Field(
         0.025, gt=0, description="peak learning rate of weights and biases, in mean quantization steps of their layer"
@@ -77,8 +87,16 @@ class StudentSettings(Section):
         return number_or(self.batch, usual)
 
 
+def no_closer(steps: int) -> str:
+    """Why training ends after a round of ``steps``."""
+    return f"{steps} steps brought the student no closer to the teacher"
+
+
 class Distillation:
-    """Weights, biases and scales of the student are trained with Adam.
+    """Weights, biases and scales of the student are trained with Adam, in rounds of equal length.
+
+    Each round has its own warm-up and decay, because a student is no better before the rate has come down. Training
+    ends after a round that brought the student no closer to the teacher.
 
     Args:
         settings: The section ``student``.
@@ -91,8 +109,12 @@ class Distillation:
         self.settings, self.context = settings, context
         rounding_alone = context.teacher.structure.depthwise or not context.teacher.output.asks
         self.steps = number_or(settings.steps, 0 if rounding_alone else settings.auto_steps)
+        rounds = max(1, round(self.steps / (settings.round_steps or max(1, self.steps))))
+        self.round = math.ceil(self.steps / rounds)
         self.batch = settings.batch_for(context.preprocessing.input_size)
         context.require_rows(self.batch)
+        self.judge = Judge(self.batch, settings.losses.model_dump(), context)
+        self._best: StudentQuality | None = None  # of all students so far, known after the first of several rounds
         self.optimizer = torch.optim.Adam(_parameter_groups(context.student, settings.scale_learning_rate), fused=True)
         self.guard = RangeGuard(context.student)
 
@@ -109,21 +131,52 @@ class Distillation:
         weights = settings.losses.model_dump()
         output = context.student_output(batch.images)
         losses = student_losses(output, (batch.logits, batch.features), weights, context.teacher.output)
-        factor = learning_rate_factor(number, self.steps, _WARMUP) * rate
+        begun = number % self.round
+        length = min(self.round, self.steps - (number - begun))
+        factor = learning_rate_factor(begun, length, _WARMUP) * rate
         context.descend(self.optimizer, weighted_sum(losses, weights), factor)
-        if number + 1 == self.steps:
-            context.candidates[TRAINED] = copy.deepcopy(context.student.state_dict())
-        return StepResult(losses, self.guard.fault() if is_reported(number, self.steps) else None)
+        fault = self.guard.fault() if is_reported(number, self.steps) else None
+        if begun + 1 < length or fault is not None:
+            return StepResult(losses, fault)
+        closer = self._keep_if_closer()
+        ended = number + 1 == self.steps
+        return StepResult(losses, enough=None if closer or ended else no_closer(length))
 
     def state(self) -> dict[str, Any]:
-        """The optimizer, and the scales with which the guard compares."""
-        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "reference": dict(self.guard.reference)}
+        """The optimizer, the scales with which the guard compares, and the quality of the best student."""
+        return {
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "reference": dict(self.guard.reference),
+            "best": None if self._best is None else asdict(self._best),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``."""
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         device = self.context.rng.device
         self.guard.reference = {name: value.to(device) for name, value in state["reference"].items()}
+        self._best = None if state["best"] is None else StudentQuality(**state["best"])
+
+    def _keep_if_closer(self) -> bool:
+        """Keep the student as a candidate unless an earlier round has a better one; whether it is the best so far."""
+        context, state = self.context, copy.deepcopy(self.context.student.state_dict())
+        if self.round == self.steps:  # the last phase compares it with the others
+            context.candidates[TRAINED] = state
+            return True
+        batches = [*self.judge.images(), *self.judge.scenes()]
+        found = self.judge.quality(batches)
+        best = self._best or self._best_before(batches)
+        context.student.load_state_dict(state)
+        closer = not context.any_process(not found.is_better_than(best))
+        self._best = found if closer else best
+        if closer or TRAINED not in context.candidates:
+            context.candidates[TRAINED] = state
+        return closer
+
+    def _best_before(self, batches: list[DistillationBatch]) -> StudentQuality:
+        """The quality of the best candidate before training. The student changes."""
+        found = self.judge.qualities(batches)
+        return found[self.judge.best(found)]
 
     def _set_learning_rates(self) -> None:
         """Rates of weights and biases in units of their layer's mean scale, which calibration has found."""

@@ -46,8 +46,9 @@ class FewImages:
     def __init__(
         self, images: ImageSettings, calibration: CalibrationSettings, student: StudentSettings, context: Context
     ) -> None:
-        self.settings, self.context, self.judge = calibration, context, Judge(student, context)
         size, pairs = context.preprocessing.input_size, 2 * context.processes.size
+        self.settings, self.context = calibration, context
+        self.judge = Judge(student.batch_for(size), student.losses.model_dump(), context)
         count = max(pairs, images_that_fit(_USUAL_COUNT, size, pixels=_PIXELS, least=16))
         few = {"count": count, "batch": count, "steps": min(_STEPS, images.steps), "scene": 1.0}
         self.refinement = ImageRefinement(images.model_copy(update=few), context)
@@ -77,7 +78,7 @@ class FewImages:
         self._calibrate()
         found = self.judge.qualities([*self.judge.images(), *self.judge.scenes()])
         context.student.load_state_dict(before)
-        least = min(quality.divergence for quality in found.values())
+        least = found[self.judge.best(found)].divergence
         if not context.any_process(not least <= enough):
             return good_enough(least, enough)
         del context.candidates[CALIBRATED]

@@ -34,7 +34,7 @@ class FirstStudent:
     def __init__(self, settings: CalibrationSettings, context: Context) -> None:
         self.settings, self.context = settings, context
         size, pixels = context.preprocessing.input_size, _QUICK_PIXELS if settings.enough else PIXELS_KEPT
-        self.count = min(settings.images, images_that_fit(_USUAL_COUNT, size, pixels=pixels, least=16))
+        self.count = min(settings.images_for(size), images_that_fit(_USUAL_COUNT, size, pixels=pixels, least=16))
 
     def step(self, number: int, rate: float) -> StepResult:
         """Quantize the student on scenes, keep it as a candidate, and put the student back."""

@@ -53,7 +53,9 @@ class GeneratorSettings(Section):
         description="training steps; auto: auto_steps, or 0 for maps and without batch norms or features; "
         "0: no generator",
     )
-    auto_steps: int = Field(500, ge=1, description="training steps where steps is auto")
+    auto_steps: int = Field(
+        500, ge=1, description="training steps where steps is auto; fewer above 128 x 128 pixels, as in a batch"
+    )
     batch: Annotated[int, Field(ge=4, multiple_of=2)] | Auto = Field(
         "auto", description="images per step, in pairs of one condition; auto: at most 64"
     )
@@ -76,7 +78,9 @@ class GeneratorSettings(Section):
             RequestError: A given setting needs what the network does not have.
         """
         possible = traits.normalised and traits.whole
-        steps = number_or(self.steps, self.auto_steps if possible and traits.spatial else 0)
+        share = min(1.0, PIXELS_AT_ONCE / (_USUAL_BATCH * traits.pixels))  # of the usual batch
+        usual = max(1, round(share * self.auto_steps))
+        steps = number_or(self.steps, usual if possible and traits.spatial else 0)
         if steps and possible and not traits.spatial:
             raise RequestError(
                 f"generator.steps is {steps}, but a generator follows attention, and the network has no features with "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from acq.synthesis.dataset import DistillationBatch, augmented, teach
 from acq.training.context import Context
-from acq.training.distillation import StudentSettings
 from acq.training.selection import FIRST, StudentQuality, quality
 
 _IMAGES, _PIXELS = 256, 1 << 21  # most images of a kind that judge a student, and most pixels in all
@@ -17,14 +18,13 @@ class Judge:
     """Measures students on images that are the same in every run of a dataset. It draws no number of the run.
 
     Args:
-        settings: The section ``student``, whose losses are measured.
+        batch: Images per forward pass.
+        weights: Of the student's losses, by name.
         context: What the phases share.
     """
 
-    def __init__(self, settings: StudentSettings, context: Context) -> None:
-        self.context = context
-        self.weights = settings.losses.model_dump()
-        self.batch = settings.batch_for(context.preprocessing.input_size)
+    def __init__(self, batch: int, weights: Mapping[str, float], context: Context) -> None:
+        self.batch, self.weights, self.context = batch, weights, context
 
     def quality(self, batches: list[DistillationBatch]) -> StudentQuality:
         """The quality of the present student."""
@@ -38,6 +38,14 @@ class Judge:
             self.context.student.load_state_dict(candidate)
             found[name] = self.quality(batches)
         return found
+
+    def best(self, qualities: Mapping[str, StudentQuality]) -> str:
+        """The name of the best student: a later one must be better than those before, in every process."""
+        selected, *others = qualities
+        for other in others:
+            no_better = self.context.any_process(not qualities[other].is_better_than(qualities[selected]))
+            selected = selected if no_better else other
+        return selected
 
     def images(self) -> list[DistillationBatch]:
         """Augmented copies of the images of the dataset, several of each where there are few.

@@ -131,7 +131,7 @@ class Training:
         """
         self._fault = result.fault or self._fault
         every = 1 if self.context.rng.device.type == "cpu" else REPORT_EVERY
-        if self.step % every and self.step != steps:
+        if self.step % every and self.step != steps and result.enough is None:
             return None
         fault = nonfinite_losses(result.losses) or self._fault
         self._fault = None

@@ -49,6 +49,7 @@ OTHER = {
     "ceiling": "Ceiling: the student on real images",
     "conditioning": "Conditioning: whether images follow their conditions",
     "export": "Exported files: size, equality with the student, and latency",
+    "static_quantization": "ONNX Runtime and NNCF on the same images",
     "speed": "Speed: time per phase and step",
 }
 

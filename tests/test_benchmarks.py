@@ -163,6 +163,25 @@ def test_a_network_may_have_its_module_in_the_data_folder(
         conformance.acq(words)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter
+def test_other_tools_quantize_the_same_network_on_three_kinds_of_images(
+    script: Script, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each pair of tool and images is a row beside that of the package, measured once, and a line of the page."""
+    networks, static = script("case_networks"), script("static_quantization")
+    tiny = networks.Network("tiny", "Tiny", (), MODEL, data, settings=FEW)
+    monkeypatch.setattr(static, "NETWORKS", (tiny,))
+    monkeypatch.setattr(static, "TOOLS", {"ONNX Runtime": static.TOOLS["ONNX Runtime"]})
+    for _ in range(2):
+        static.main(["--data-folder", "."])
+    assert "skipped tiny: it has its rows; give --again to repeat them" in capsys.readouterr().out
+    rows = rows_of(tmp_path, "static_quantization")
+    kinds = [(row["tool"], row["images"]) for row in rows]
+    assert kinds == [("acq", "none"), *(("ONNX Runtime", kind) for kind in ("noise", "finished", "real"))]
+    assert all(row["teacher_top1"] == rows[0]["teacher_top1"] and row["test_images"] == 20 for row in rows)
+    assert page_of(tmp_path, "static_quantization").count("| Tiny | ONNX Runtime ") == 3
+
+
 def test_conformance_reports_a_failed_run(
     script: Script, data: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -90,7 +90,7 @@ def test_automatic_equalization_spares_depthwise_networks(name: str, setting: An
     """Channels are rescaled unless a convolution is depthwise; the setting overrides that."""
     phase = training_(name=name, calibration={"equalization": setting}).phases["calibration"]
     assert isinstance(phase, Calibration)
-    assert phase.equalized == equalized
+    assert phase.settings.equalizes(phase.context.teacher) == equalized
 
 
 def test_calibration_repeats() -> None:

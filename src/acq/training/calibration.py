@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from acq.core.settings import Auto, Section, number_or
 from acq.network.teacher import Teacher
@@ -52,6 +53,15 @@ class CalibrationSettings(Section):
         return not teacher.structure.depthwise if self.equalization == "auto" else self.equalization
 
 
+def keep_untrained(name: str, images: Tensor, settings: CalibrationSettings, context: Context) -> None:
+    """Calibrate, equalize and round the student on images [N, C, H, W], and keep it as the candidate ``name``."""
+    student, teacher = context.student, context.teacher
+    equalized, rounded = settings.equalizes(teacher), settings.rounding
+    fit_untrained(student, images, equalized=equalized, rounded=rounded, keep={teacher.features})
+    context.synchronize_student()
+    context.candidates[name] = copy.deepcopy(student.state_dict())
+
+
 class Calibration:
     """One step that makes the student work in low bits on the synthetic dataset, without training.
 
@@ -65,20 +75,16 @@ class Calibration:
 
     def __init__(self, settings: CalibrationSettings, context: Context) -> None:
         self.settings, self.context = settings, context
-        self.equalized = settings.equalizes(context.teacher)
         self.count = settings.images_for(context.preprocessing.input_size)
 
     def step(self, number: int, rate: float) -> StepResult:
         """Calibrate, equalize and round the student, and keep it as a candidate."""
-        context, student = self.context, self.context.student
+        context = self.context
         images = context.dataset.sample(self.count, context.rng).images
         missing = self.images_of(len(images)) - len(images)
         if missing:
             images = torch.cat((images, augment(images, context.rng)[:missing]))
-        rounded, kept = self.settings.rounding, {context.teacher.features}
-        fit_untrained(student, images, equalized=self.equalized, rounded=rounded, keep=kept)
-        context.synchronize_student()
-        context.candidates[CALIBRATED] = copy.deepcopy(student.state_dict())
+        keep_untrained(CALIBRATED, images, self.settings, context)
         return StepResult({})
 
     def images_of(self, count: int) -> int:

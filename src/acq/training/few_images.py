@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acq.quantization.untrained import fit_untrained
 from acq.synthesis.augmentation import augment
-from acq.training.calibration import CalibrationSettings
+from acq.training.calibration import CalibrationSettings, keep_untrained
 from acq.training.context import Context
 from acq.training.distillation import StudentSettings
 from acq.training.images import ImageRefinement, ImageSettings
@@ -72,10 +71,16 @@ class FewImages:
         return self.refinement.preview(count)
 
     def _verdict(self) -> str | None:
-        """Why the run needs no more; None where it does, and the images and their student are dropped."""
+        """Why the run needs no more; None where it does, and the images and their student are dropped.
+
+        The images, their augmented copies and as many scenes calibrate the student.
+        """
         context, enough = self.context, self.settings.enough
         before = copy.deepcopy(context.student.state_dict())
-        self._calibrate()
+        images = context.dataset.images
+        scenes = context.scenes(2 * len(images), context.rng)
+        mixture = torch.cat((images, augment(images, context.rng), scenes))
+        keep_untrained(CALIBRATED, mixture, self.settings, context)
         found = self.judge.qualities([*self.judge.images(), *self.judge.scenes()])
         context.student.load_state_dict(before)
         least = found[self.judge.best(found)].divergence
@@ -84,18 +89,3 @@ class FewImages:
         del context.candidates[CALIBRATED]
         context.drop_dataset()
         return None
-
-    def _calibrate(self) -> None:
-        """Fit the student on the images, their augmented copies and as many scenes, and keep it as a candidate."""
-        context, settings = self.context, self.settings
-        images = context.dataset.images
-        scenes = context.scenes(2 * len(images), context.rng)
-        fit_untrained(
-            context.student,
-            torch.cat((images, augment(images, context.rng), scenes)),
-            equalized=settings.equalizes(context.teacher),
-            rounded=settings.rounding,
-            keep={context.teacher.features},
-        )
-        context.synchronize_student()
-        context.candidates[CALIBRATED] = copy.deepcopy(context.student.state_dict())

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from acq.quantization.untrained import fit_untrained
-from acq.training.calibration import CalibrationSettings
+from acq.training.calibration import CalibrationSettings, keep_untrained
 from acq.training.context import Context
 from acq.training.phase import StepResult
 from acq.training.schedule import PIXELS_KEPT, images_that_fit
@@ -38,16 +37,10 @@ class FirstStudent:
 
     def step(self, number: int, rate: float) -> StepResult:
         """Quantize the student on scenes, keep it as a candidate, and put the student back."""
-        context, settings, teacher = self.context, self.settings, self.context.teacher
-        student, before = context.student, copy.deepcopy(context.student.state_dict())
+        context, before = self.context, copy.deepcopy(self.context.student.state_dict())
         rng = torch.Generator(context.rng.device).manual_seed(context.rng.initial_seed() + _STREAM)
-        images = context.scenes(self.count, rng)
-        fit_untrained(
-            student, images, equalized=settings.equalizes(teacher), rounded=settings.rounding, keep={teacher.features}
-        )
-        context.synchronize_student()
-        context.candidates[FIRST] = copy.deepcopy(student.state_dict())
-        student.load_state_dict(before)
+        keep_untrained(FIRST, context.scenes(self.count, rng), self.settings, context)
+        context.student.load_state_dict(before)
         return StepResult({})
 
     def state(self) -> dict[str, Any]:

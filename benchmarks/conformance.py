@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import runs
 import torch
@@ -34,11 +37,16 @@ Real images only measure the accuracy, after the last step. No run selects anyth
 
 - **Top-1:** percentage of test images, of the float network and of the quantized network, ± standard deviation.
 - **Drop:** difference of the two, in percentage points.
+- **±:** half the 95 % interval of an accuracy on so many test images. That of the drop is narrower, because both
+  networks see the same images.
+- **Agreement:** share of equal decisions of teacher and student on augmented synthetic images.
+- **Stopped:** where a run went straight to its last phase: after a few finished images, or amid training.
 - **Size:** bytes of quantized weights and scales as a percentage of the float weights.
 - **Seconds:** mean time of a run, without evaluation on real images.
 - **Peak MB:** the largest memory use of a run: of the GPU on `cuda`, of the process on `cpu`.
 - **Placement:** deployable, which is what integer engines run, unless an option says otherwise.
 - **Additions:** tensors that enter an addition have 8 bits in the deployable placement.""".splitlines()
+PLACES = {"few": "few images", "student": "training"}  # of a stop, by phase
 EARLIER_ENGINE = "Not repeated since results on this network may have changed."
 EARLIER = (
     "- [Results before the range search of 27 November 2026](history/2026-11-27-results.md)",
@@ -185,18 +193,39 @@ def section(cases: Sequence[Case], rows: Sequence[runs.Row]) -> Iterator[str]:
     for case in cases:
         for group in runs_of(case, rows):
             found = [remark for row in group for remark in row["remarks"]]
-            numbers = sorted({remarks.setdefault(remark, len(remarks) + 1) for remark in found})
-            device = f"{group[0]['device']}, {group[0]['threads']} thread{'s' * (group[0]['threads'] > 1)}"
-            size = f"{100 * group[0]['quantized_bytes'] / group[0]['float_bytes']:.1f} %"
-            quality = [f"{group[0]['teacher_top1']:.2f} → {runs.top1(group)}", len(group), runs.drop(group), size]
-            cost = [runs.mean(group, "seconds", ".0f"), runs.most(group, "peak_memory_mb")]
-            end = [device, runs.each(group, "commit"), ", ".join(map(str, numbers)) or None]
-            lines.append([case.bits, f"`{case.options}`" if case.options else None, *quality, *cost, *end])
-    titles = ["bits", "options", "top-1 %", "seeds", "drop", "size", "seconds", "peak MB", "device", "commit", "notes"]
+            known = sorted({remarks.setdefault(remark, len(remarks) + 1) for remark in found})
+            numbers = ", ".join(map(str, known)) or None
+            lines.append([case.bits, f"`{case.options}`" if case.options else None, *figures(group), numbers])
+    titles = ["bits", "options", "top-1 %", "seeds", "drop", "±", "agreement %", "size"]
+    titles += ["stopped", "seconds", "peak MB", "device", "commit", "notes"]
     yield from runs.table(titles, lines)
     if remarks:
         yield ""
         yield from (f"{number}. {remark}" for remark, number in remarks.items())
+
+
+def figures(rows: Sequence[runs.Row]) -> list[Any]:
+    """The cells of a table on runs of one case and device: quality, size, where they stopped, cost and origin."""
+    first, stops = rows[0], [(row.get("stopped") or {}).get("phase") for row in rows]
+    return [
+        f"{first['teacher_top1']:.2f} → {runs.top1(rows)}",
+        len(rows),
+        runs.drop(rows),
+        f"{interval(rows):.2f}",
+        runs.mean(rows, "agreement", ".1f"),
+        f"{100 * first['quantized_bytes'] / first['float_bytes']:.1f} %",
+        ", ".join(dict.fromkeys(PLACES.get(stop, "end") for stop in stops)),
+        runs.mean(rows, "seconds", ".0f"),
+        runs.most(rows, "peak_memory_mb"),
+        f"{first['device']}, {first['threads']} thread{'s' * (first['threads'] > 1)}",
+        runs.each(rows, "commit"),
+    ]
+
+
+def interval(rows: Sequence[runs.Row]) -> float:
+    """Half the 95 % interval of the mean accuracy, in points, as the test images are a sample."""
+    share = statistics.mean(row["top1"] for row in rows) / 100
+    return 196 * math.sqrt(share * (1 - share) / rows[0]["test_images"])
 
 
 def runs_of(case: Case, rows: Sequence[runs.Row]) -> list[list[runs.Row]]:

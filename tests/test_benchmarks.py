@@ -118,6 +118,19 @@ def test_conformance_measures_once_and_writes_the_page(
     assert f"- `{later[0].name}`" in page
 
 
+def test_a_line_has_the_interval_and_the_stops_of_its_runs(script: Script) -> None:
+    """The interval is that of a share of the test images. Rows of before know no stop."""
+    conformance = script("conformance")
+    row = {
+        "teacher_top1": 91.0, "top1": 90.0, "test_images": 1000, "agreement": 99.0, "quantized_bytes": 1,
+        "float_bytes": 4, "seconds": 60.0, "peak_memory_mb": 500, "device": "cpu", "threads": 2, "commit": "abc",
+    }  # fmt: skip
+    stopped = {**row, "top1": 91.0, "stopped": {"phase": "few", "step": 40, "reason": "good"}}
+    found = conformance.figures([row, stopped])
+    assert found[:5] == ["91.00 → 90.50 ± 0.71", 2, "0.50", f"{196 * (0.905 * 0.095 / 1000) ** 0.5:.2f}", "99.0"]
+    assert found[5:] == ["25.0 %", "end, few images", "60", 500, "cpu, 2 threads", "abc"]
+
+
 def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     """Seeds that both have make a line; those of one alone count for nothing."""
     compare, runs = script("compare"), script("runs")

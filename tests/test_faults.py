@@ -274,7 +274,7 @@ def test_training_that_ruins_a_student(tmp_path: Path) -> None:
 
 def test_a_student_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student that agrees with its teacher no more often than a single class would is called so."""
-    monkeypatch.setattr("acq.training.conversion.quality", lambda *_: StudentQuality(1.0, 3.0, 1.0))
+    monkeypatch.setattr("acq.training.judging.quality", lambda *_: StudentQuality(1.0, 3.0, 1.0))
     monkeypatch.setattr("acq.training.conversion.majority_share", lambda *_: 20.0)
     with pytest.warns(UserWarning, match=r"of no use: it agrees .* on 3\.0 % .* answers the same on 20\.0 %"):
         run(request(), tmp_path / "run")

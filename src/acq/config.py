@@ -28,7 +28,7 @@ Preset = Literal["fast", "default", "best", "gdfq"]
 Same = Literal["same"]
 
 _EASY_BITS = 7  # from this width on the default preset trains as long as the fast one, because calibration does most
-_ENOUGH = 0.05  # nats, from this width on: students below it lose nothing, and those that lose have 0.2 and more
+_ENOUGH = 0.05  # nats, from this width on: students below it lose nothing, and those that lose have 0.1 and more
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
 _AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them

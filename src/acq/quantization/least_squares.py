@@ -6,6 +6,7 @@ Shapes: G groups, K output channels per group, D inputs per group. The output er
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from acq.quantization.quantizers import WeightQuantizer
 _SCALE_RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that fits the weights alone
 _SWEEPS = 3
 _MOST_REFIT = 2.0  # factor by which refitting changes a scale
+_BLOCK = 64  # columns whose effect on all others is one matrix product, which is faster and gives the same
 
 
 def best_rounding(target: Tensor, scale: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
@@ -90,11 +92,17 @@ def round_columns(target: Tensor, scale: Tensor, order: ColumnOrder, qmin: int, 
     """
     places = order.columns.unsqueeze(1).expand_as(target)
     left, rounded = target.gather(2, places), torch.empty_like(target)
-    for column in range(left.shape[2]):
-        here = slice(column, column + 1)
-        rounded[:, :, here] = (left[:, :, here] / scale).round().clamp(qmin, qmax) * scale
-        residual = (left[:, :, here] - rounded[:, :, here]) / order.inverse_factor[:, here, here]
-        left[:, :, column + 1 :] -= residual * order.inverse_factor[:, here, column + 1 :]
+    for block in _blocks(target):
+        factor, inside = order.inverse_factor[:, block], left[:, :, block].clone()
+        within, residuals = factor[:, :, block], torch.empty_like(inside)
+        for column in range(inside.shape[2]):
+            here = slice(column, column + 1)
+            nearest = (inside[:, :, here] / scale).round().clamp(qmin, qmax) * scale
+            residuals[:, :, here] = (inside[:, :, here] - nearest) / within[:, here, here]
+            inside[:, :, column + 1 :] -= residuals[:, :, here] * within[:, here, column + 1 :]
+            inside[:, :, here] = nearest
+        rounded[:, :, block] = inside
+        left[:, :, block.stop :] -= residuals @ factor[:, :, block.stop :]
     return torch.empty_like(rounded).scatter_(2, places, rounded)
 
 
@@ -109,13 +117,24 @@ def _refitted(target: Tensor, integers: Tensor, scale: Tensor, hessian: Tensor) 
 def _swept(target: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor, qmin: int, qmax: int) -> Tensor:
     """Move one weight after the other to the integer with the least output error."""
     pull = (target - rounded) @ hessian  # [G, K, D]
-    for column in range(target.shape[2]):
-        here = slice(column, column + 1)
-        ideal = rounded[:, :, here] + pull[:, :, here] / hessian[:, here, here]
-        moved = (ideal / scale).round().clamp(qmin, qmax) * scale - rounded[:, :, here]
-        rounded[:, :, here] += moved
-        pull -= moved * hessian[:, here]
+    for block in _blocks(target):
+        within, inside = hessian[:, block, block], pull[:, :, block].clone()
+        before = rounded[:, :, block].clone()
+        after = before.clone()
+        for column in range(inside.shape[2]):
+            here = slice(column, column + 1)
+            ideal = before[:, :, here] + inside[:, :, here] / within[:, here, here]
+            after[:, :, here] = (ideal / scale).round().clamp(qmin, qmax) * scale
+            inside[:, :, column + 1 :] -= (after[:, :, here] - before[:, :, here]) * within[:, here, column + 1 :]
+        rounded[:, :, block] = after
+        pull[:, :, block.stop :] -= (after - before) @ hessian[:, block, block.stop :]
     return rounded
+
+
+def _blocks(target: Tensor) -> Iterator[slice]:
+    """The columns [G, K, D] in parts of ``_BLOCK``."""
+    columns = target.shape[2]
+    return (slice(start, min(start + _BLOCK, columns)) for start in range(0, columns, _BLOCK))
 
 
 def _output_error(difference: Tensor, hessian: Tensor) -> Tensor:

@@ -122,7 +122,11 @@ def unfold_inputs(layer: QuantConv2d, x: Tensor) -> Tensor:
     """The inputs that a convolution multiplies: [n, C, H, W] -> [G, D, n * positions]."""
     above, left, below, right = layer.pads
     padded = F.pad(x, (left, right, above, below))
-    columns = F.unfold(padded, tuple(layer.weight.shape[2:]), layer.dilation, 0, layer.stride)  # [n, G * D, L]
+    kernel, stride = tuple(layer.weight.shape[2:]), layer.stride
+    if kernel == (1, 1):  # F.unfold copies each value once more
+        columns = padded[:, :, :: stride[0], :: stride[1]].flatten(2)  # [n, G * D, L]
+    else:
+        columns = F.unfold(padded, kernel, layer.dilation, 0, stride)
     return columns.view(len(columns), layer.groups, -1, columns.shape[2]).permute(1, 2, 0, 3).flatten(2)
 
 

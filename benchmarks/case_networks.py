@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from acq import zoo
 from acq.core.values import Preprocessing
 from acq.zoo import registry
 
@@ -43,6 +46,27 @@ class Network:
     def needs_file(self) -> bool:
         """Whether the network itself is a file of the data folder."""
         return self.model.endswith(".onnx")
+
+    def resolved(self, data: Path) -> zoo.Network:
+        """The network itself.
+
+        Args:
+            data: The folder of test data. Where it has the module of the network, modules are imported from there.
+        """
+        if self.module is not None:
+            sys.path.insert(0, str(data.resolve()))
+        words = dict(zip(self.images[::2], self.images[1::2], strict=True))
+        given = {
+            name: tuple(map(number, words[option].split(",")))
+            for option, name, number in (
+                ("--input-size", "input_size", int),
+                ("--mean", "mean", float),
+                ("--std", "std", float),
+            )
+            if option in words
+        }
+        model = str(data / self.model) if self.needs_file else self.model
+        return zoo.resolve(model, checkpoint=self.checkpoint and data / self.checkpoint, **given)
 
 
 CIFAR = "Test data: the 10,000 CIFAR-10 test images, `images` uint8 [N, 32, 32, 3] and `labels` [N] in one `.npz` file."

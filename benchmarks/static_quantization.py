@@ -12,7 +12,6 @@ page is made. A network that has its rows is not measured again.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,10 +120,7 @@ TOOLS: dict[str, tuple[str, Callable[[Path, Tensor, Path], None]]] = {
 
 def measure(network: Network, data: Path, folder: Path) -> Iterator[Row]:
     """The rows of ``acq`` and of each tool on each kind of images."""
-    if network.module is not None:
-        sys.path.insert(0, str(data.resolve()))
-    config = Case(network, "w8a8").config(0)
-    found = zoo.resolve(network.model, checkpoint=network.checkpoint and data / network.checkpoint, **_given(network))
+    config, found = Case(network, "w8a8").config(0), network.resolved(data)
     known, clock = found.preprocessing, time.perf_counter()
     training = prepare(Request(found.model, known, config, {})).training
     for _ in training.run():
@@ -148,15 +144,6 @@ def measure(network: Network, data: Path, folder: Path) -> Iterator[Row]:
             seconds = time.perf_counter() - clock
             figures = {"top1": subject.accuracy(out), "seconds": round(seconds, 1), "bytes": out.stat().st_size}
             yield {**common, "tool": tool, "version": version(package), "images": kind, **figures}
-
-
-def _given(network: Network) -> dict[str, tuple[float, ...]]:
-    """Size and normalisation of a network that has none of its own."""
-    words = dict(zip(network.images[::2], network.images[1::2], strict=True))
-    found = {
-        key.removeprefix("--").replace("-", "_"): tuple(map(float, text.split(","))) for key, text in words.items()
-    }
-    return {key: tuple(map(int, value)) if key == "input_size" else value for key, value in found.items()}
 
 
 def _images(finished: Tensor, test: LabelledImages, known: Preprocessing) -> dict[str, Tensor]:

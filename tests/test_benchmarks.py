@@ -131,6 +131,26 @@ def test_a_line_has_the_interval_and_the_stops_of_its_runs(script: Script) -> No
     assert found[5:] == ["25.0 %", "end, few images", "60", 500, "cpu, 2 threads", "abc"]
 
 
+def test_the_first_student_of_a_run_is_measured_once(
+    script: Script, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case with a row of its whole run has a line with both accuracies and their difference."""
+    conformance, first = script("conformance"), script("first_student")
+    monkeypatch.setattr(conformance, "acq", lambda words, modules: CliRunner().invoke(cli.app, words).stdout)
+    tiny = script("case_networks").Network("tiny", "Tiny", ("A network.",), MODEL, data)
+    chosen = [script("cases").Case(tiny, bits, FEW, seeds=(0,)) for bits in ("w4a4", "w3a3")]
+    conformance.main(["--data-folder", ".", "--only", "w4a4"], chosen)
+    for _ in range(2):
+        assert first.main(["--data-folder", "."], chosen) == 0
+    (row,), (whole,) = rows_of(tmp_path, "first_student"), rows_of(tmp_path, "conformance")
+    assert row["case"] == chosen[0].name
+    assert row["teacher_top1"] == whole["teacher_top1"]
+    if whole["student_loss"]["selected"] == "first":
+        assert row["top1"] == whole["top1"]
+    means = f"| {row['teacher_top1']:.2f} | {row['top1']:.2f} | {whole['top1']:.2f} |"
+    assert f"{means} {whole['top1'] - row['top1']:+.2f} |" in page_of(tmp_path, "first_student")
+
+
 def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     """Seeds that both have make a line; those of one alone count for nothing."""
     compare, runs = script("compare"), script("runs")
@@ -324,7 +344,11 @@ def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
     assert conformance.main(["--page"]) == 0
     for name in ("ablation", "export"):
         script(name).write(script("runs").load(name))
-    pages = [ROOT / "docs" / "results.md", RESULTS / "ablation.md", RESULTS / "export.md"]
+    script("first_student").page(script("cases").CASES)
+    pages = [
+        ROOT / "docs" / "results.md",
+        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student")),
+    ]
     for page in pages:
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")
 

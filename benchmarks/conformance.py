@@ -56,6 +56,8 @@ OTHER = {
     "ablation": "Ablation: one part of the method removed at a time",
     "ceiling": "Ceiling: the student on real images",
     "conditioning": "Conditioning: whether images follow their conditions",
+    "expected_loss": "The expected loss: the estimate of a run beside the measured loss",
+    "first_student": "The first student and the whole run, on real images",
     "export": "Exported files: size, equality with the student, and latency",
     "static_quantization": "ONNX Runtime and NNCF on the same images",
     "speed": "Speed: time per phase and step",

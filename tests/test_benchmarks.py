@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -149,6 +149,54 @@ def test_the_first_student_of_a_run_is_measured_once(
         assert row["top1"] == whole["top1"]
     means = f"| {row['teacher_top1']:.2f} | {row['top1']:.2f} | {whole['top1']:.2f} |"
     assert f"{means} {whole['top1'] - row['top1']:+.2f} |" in page_of(tmp_path, "first_student")
+
+
+def test_the_fit_finds_the_law_that_made_the_losses(script: Script) -> None:
+    """Leaving out a network judges it by the others: one that follows another law is out of the range."""
+    fit = script("expected_loss")
+    law = fit.Law(110, 0.2)
+    known = [
+        fit.Student(name, f"{name}/w4a4", "w4a4", seed, "first", error, loss)
+        for name in "abcd"
+        for seed, error in enumerate((0.001, 0.01, 0.1))
+        for loss in astuple(law.loss(error))
+    ]
+    found = fit.fitted(known)
+    assert found.factor == pytest.approx(110, rel=0.02)
+    assert found.spread == pytest.approx(0.2, abs=0.03)
+    assert fit.covered(fit.judged(known)) >= 90.0
+    strange = [replace(one, loss=90.0) if one.network == "d" else one for one in known]
+    assert {each.student.network for each in fit.judged(strange) if not each.within} == {"d"}
+
+
+def test_a_student_has_the_figures_of_its_row(script: Script) -> None:
+    """Rows of other engines, of other outputs and of short runs that are not on the list do not count."""
+    fit, case = script("expected_loss"), script("cases").CASES[0]
+    row = {
+        "case": case.name, "seed": 0, "engine": case.network.engine, "bits": "w8a8", "teacher_top1": 91.0, "top1": 90.5,
+        "student_divergence": {"first": 0.02, "calibrated": 0.01}, "logit_spread": 2.0,
+        "student_loss": {"selected": "calibrated"},
+    }  # fmt: skip
+    first = {**row, "top1": 89.0}
+    others = [{**row, "engine": "older"}, {**row, "logit_spread": None}, {**row, "case": "unknown/w8a8"}]
+    found = fit.measured([row, *others], [first])
+    assert [(one.name, one.error, one.loss) for one in found] == [("calibrated", 0.0025, 0.5), ("first", 0.005, 2.0)]
+    kept = {**row, "student_loss": {"selected": "first"}}
+    assert [one.name for one in fit.measured([kept], [first])] == ["first"]
+
+
+def test_the_expected_loss_of_the_package_is_that_of_the_committed_results(script: Script, tmp_path: Path) -> None:
+    """Nine of ten rows are within the range that other networks give, and ``main`` writes what is committed."""
+    fit = script("expected_loss")
+    folder = tmp_path / "docs" / "benchmarks"
+    folder.mkdir(parents=True)
+    for name in ("conformance", "first_student", "expected_loss"):
+        (folder / f"{name}.json").write_bytes((RESULTS / f"{name}.json").read_bytes())
+    assert fit.main([]) == 0
+    assert page_of(tmp_path, "expected_loss") == (RESULTS / "expected_loss.md").read_text(encoding="utf-8")
+    results = fit.judged(fit.students())
+    assert len({each.student.network for each in results}) >= 9
+    assert fit.covered(results) >= 90.0
 
 
 def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.CaptureFixture[str]) -> None:

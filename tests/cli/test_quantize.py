@@ -37,10 +37,13 @@ def test_json_is_all_there_is_on_standard_output(quantized: tuple[Path, Answer])
     assert "building" in answer.err  # printed by the network itself
 
 
-def test_a_run_ends_with_three_lines(folder: Path) -> None:
-    """Quality, cost and the next command are on standard output; progress of each phase is not."""
+def test_a_run_ends_with_four_lines(folder: Path) -> None:
+    """Quality, the expected loss, cost and the next command are on standard output; progress of each phase is not."""
     answer = acq(*quantize())
-    quality, cost, then = answer.out.splitlines()
+    quality, expected, cost, then = answer.out.splitlines()
+    number = r"-?\d+\.\d"
+    line = rf"expected   {number} points of top-1 lost on real images \({number} to {number} in 9 of 10 runs\)"
+    assert re.fullmatch(line, expected)
     assert re.fullmatch(
         r"agreement  w4a4 student and float network agree on [\d.]+ % of augmented synthetic images",
         quality,
@@ -70,6 +73,9 @@ def test_the_first_line_is_accuracy_where_it_is_known() -> None:
     line = "stopped    after a few finished images: nothing is to be gained"
     quality, *others = finished_lines(figures)
     assert finished_lines(stopped) == [quality, line, *others]
+    judged = stopped | {"expected_loss": {"points": 0.42, "low": -0.28, "high": 1.66}}
+    expected = "expected   0.4 points of top-1 lost on real images (-0.3 to 1.7 in 9 of 10 runs)"
+    assert finished_lines(judged) == [quality, expected, line, *others]
 
 
 def test_quiet_prints_nothing_but_results_in_json(folder: Path) -> None:

@@ -83,7 +83,7 @@ def change(folder: Path, name: str, **values: Any) -> None:
 
 def _figures() -> dict[str, Any]:
     best = StudentQuality(loss=0.1, agreement=98.5, divergence=0.02)
-    selection = Selection({"calibrated": StudentQuality(0.3, 90.0, 0.06), "trained": best}, "trained", best, 20.0)
+    selection = Selection({"calibrated": StudentQuality(0.3, 90.0, 0.06), "trained": best}, "trained", best, 20.0, 2.5)
     finished = Conditioning(correlation=0.95, spread=0.21, label_agreement=0.995, eval_train_similarity=0.98)
     generated = Conditioning(correlation=0.85, spread=0.19, label_agreement=0.9, eval_train_similarity=0.97)
     cost = {"device": "cpu", "threads": 1, "torch": "2.8", "seconds": 65.0, "peak_memory_mb": 1234, "steps": {}}

@@ -10,6 +10,7 @@ SUMMARY = {
     "output": {"kind": "class", "size": 5},
     "bits": "w4a4", "teacher_top1": 91.5, "top1": 90.0, "test_images": 1000, "agreement": 98.5, "device": "cpu",
     "threads": 1, "float_bytes": 1_000_000, "quantized_bytes": 150_000, "seconds": 65.4,
+    "expected_loss": {"points": 0.42, "low": -0.28, "high": 1.66},
 }  # fmt: skip
 LATENCIES = [
     {"threads": threads, "batch": batch, "float_ms": 2.0, "integer_ms": 1.234, "latency_ratio": 0.617}
@@ -52,6 +53,13 @@ def test_an_unknown_accuracy_says_so() -> None:
     (figure,) = named("Top-1 accuracy", top1=None, teacher_top1=None, test_images=None)
     assert figure.value == "not measured"
     assert "--data" in figure.detail
+
+
+def test_the_expected_loss_has_its_range_where_it_is_known() -> None:
+    """Other outputs than classes have none."""
+    (figure,) = named("Expected loss of top-1")
+    assert (figure.value, figure.detail.partition(" in ")[0]) == ("0.4 points", "-0.3 to 1.7 points")
+    assert not named("Expected loss of top-1", expected_loss=None)
 
 
 def test_size_and_agreement_and_time_have_units() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from small_runs import request_, run
 
+from acq.analysis.expected_loss import FITTED, relative_error
 from acq.config import Config
 from acq.files.images import LabelledImages
 from acq.quantization.student import float_bytes, quantized_bytes
@@ -153,6 +155,8 @@ def test_losses_of_all_candidates_are_there(steps: int, selected: set[str]) -> N
     found = summary["student_divergence"]
     assert list(found) == ["first", "calibrated", "trained"]
     assert found[losses["selected"]] == min(found[name] for name in selected)
+    loss = FITTED.loss(relative_error(found[losses["selected"]], summary["logit_spread"]))
+    assert summary["expected_loss"] == pytest.approx(asdict(loss), abs=0.1)  # the figures are rounded
 
 
 def test_sizes_are_those_of_the_student() -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers import CLASSES, images, student_of, traced
 
+from acq.core.outputs import Output
 from acq.network.teacher import Teacher
 from acq.synthesis.dataset import DistillationBatch, teach
 from acq.training.losses import student_losses, weighted_sum
-from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
+from acq.training.selection import Selection, StudentQuality, logit_spread, majority_share, quality, warnings_about
 
 WEIGHTS = {"logits": 1.0, "probabilities": 0.5, "features": 4.0}
 GOOD, BAD = StudentQuality(0.1, 100.0, 0.01), StudentQuality(1.0, 60.0, 0.1)
@@ -17,6 +18,24 @@ GOOD, BAD = StudentQuality(0.1, 100.0, 0.01), StudentQuality(1.0, 60.0, 0.1)
 
 def selection(selected: str = "trained", final: StudentQuality = GOOD, most: float = 10.0) -> Selection:
     return Selection({"calibrated": GOOD, "trained": GOOD}, selected, final, most)
+
+
+def test_the_spread_is_that_of_the_logits_of_each_image() -> None:
+    """Their standard deviation over classes, mean over all images. A constant per image changes nothing."""
+    teacher = Teacher(traced("residual"))
+    batches = [teach(images(count, seed=count), teacher) for count in (8, 4)]
+    logits = torch.cat([batch.logits for batch in batches])
+    expected = sum(row.std().item() for row in logits) / 12
+    assert logit_spread(batches, CLASSES) == pytest.approx(expected)
+    moved = [DistillationBatch(batch.images, 2 * batch.logits + 5, batch.features) for batch in batches]
+    assert logit_spread(moved, CLASSES) == pytest.approx(2 * expected)
+
+
+def test_there_is_no_spread_without_images_or_classes() -> None:
+    """Runs without a first student have no scenes, and values are not compared with one another."""
+    batches = [teach(images(4, seed=0), Teacher(traced("residual")))]
+    assert logit_spread([], CLASSES) is None
+    assert logit_spread(batches, Output.of("values", 5)) is None
 
 
 def test_the_quality_is_what_training_descends() -> None:

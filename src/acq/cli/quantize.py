@@ -121,7 +121,7 @@ _ACCURACIES = {"class": "top-1", "multilabel": "labels", "map": "mean IoU", "seq
 
 
 def finished_lines(figures: dict[str, Any]) -> list[str]:
-    """The figures of a finished run in a few lines: quality, where it stopped, cost, and the file or what is next."""
+    """A finished run in a few lines: quality, expected loss, where it stopped, cost, and the file or what is next."""
     bits, kind, measured = figures["bits"], figures["output"]["kind"], accuracies(figures)
     if measured is not None:
         float_, low = measured
@@ -136,10 +136,17 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
     file = f"next       acq export {figures['run']}"
     if figures["file"]:
         file = f"file       {figures['file']}, {in_kilobytes(figures['file_bytes'])}"
-    stop = figures.get("stopped")  # a finished run of an earlier version has none
+    stop, loss = figures.get("stopped"), figures.get("expected_loss")  # a finished run of an earlier version has none
     return [
         quality,
+        *([] if loss is None else [_expected(loss)]),
         *([] if stop is None else [f"stopped    {STOPPED_IN[stop['phase']]}: {stop['reason']}"]),
         f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}",
         file + report,
     ]
+
+
+def _expected(loss: dict[str, float]) -> str:
+    """The line on the expected loss."""
+    points, low, high = (f"{loss[name]:.1f}" for name in ("points", "low", "high"))
+    return f"expected   {points} points of top-1 lost on real images ({low} to {high} in 9 of 10 runs)"

@@ -12,6 +12,7 @@ from torch import fx
 
 from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_conditioning, generator_quality
 from acq.analysis.diagnostics import diagnose
+from acq.analysis.expected_loss import expected_loss
 from acq.core.evaluate import Classifier, accuracy
 from acq.core.memory import peak_memory_mb
 from acq.core.outputs import accuracy_name
@@ -99,9 +100,17 @@ def quality_figures(
         "agreement": round(selection.final.agreement, 2),
         "student_loss": {**known, **losses, "selected": selection.selected},
         "student_divergence": {**known, **divergences},
+        "logit_spread": None if selection.logit_spread is None else round(selection.logit_spread, 4),
+        "expected_loss": _expected_figures(selection),
         "attention": _rounded(asdict(conditioning)),
         "generator": _generator_figures(generator),
     }
+
+
+def _expected_figures(selection: Selection) -> dict[str, float] | None:
+    """The loss of accuracy to expect on real images, in percentage points, with its range; None where unknown."""
+    loss = expected_loss(selection)
+    return None if loss is None else {name: round(points, 2) for name, points in asdict(loss).items()}
 
 
 def _generator_figures(generator: GeneratorQuality | None) -> dict[str, float | None]:

@@ -1,0 +1,77 @@
+"""The loss of accuracy to expect on real images, from the student's divergence on synthetic ones.
+
+The law and its numbers are this project's: ``benchmarks/expected_loss.py`` fits them on all measured runs, and judges
+them on networks that were left out (docs/benchmarks/expected_loss.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from acq.training.selection import Selection
+
+_POINT = 1.0  # where errors of an estimate turn from differences into factors: chance of the test images and seeds
+_ALL = 100.0  # points that a network can lose
+
+
+@dataclass(frozen=True)
+class ExpectedLoss:
+    """Top-1 of the teacher minus that of the student on real images, in percentage points.
+
+    Attributes:
+        points: The estimate.
+        low: Where the range begins that holds the true loss in 90 % of runs; below 0 the student is better.
+        high: Where it ends.
+    """
+
+    points: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """``loss = factor * error`` in points; ``log(1 + loss)`` is within ``spread`` of that of the estimate."""
+
+    factor: float
+    spread: float
+
+    def loss(self, error: float) -> ExpectedLoss:
+        """The loss of a student with this relative error (``relative_error``)."""
+        points = self.factor * error
+        low, high = ((_POINT + points) * math.exp(sign * self.spread) - _POINT for sign in (-1, 1))
+        return ExpectedLoss(*(min(_ALL, found) for found in (points, low, high)))
+
+    def distance(self, error: float, loss: float) -> float:
+        """How far a measured loss in points is from the estimate, as ``spread`` counts it."""
+        scale = max(_POINT + loss, 0.1 * _POINT)  # a student that is better by more than a point is so by chance
+        return math.log(scale) - math.log(_POINT + self.factor * error)
+
+
+FITTED = Law(factor=97, spread=0.71)
+
+
+def relative_error(divergence: float, logit_spread: float) -> float:
+    """The squared error of a student's logits relative to the variance of the teacher's.
+
+    A small KL divergence is half the variance of the error of the logits. Logits that are all twice as large have four
+    times the divergence and the same accuracy, so the divergence alone says little.
+
+    Args:
+        divergence: Of the student from the teacher, in nats.
+        logit_spread: Standard deviation of the teacher's logits (``Selection.logit_spread``).
+    """
+    return divergence / logit_spread**2
+
+
+def expected_loss(selection: Selection) -> ExpectedLoss | None:
+    """The loss to expect of the student that was kept.
+
+    Returns:
+        None where no measured run is like this one: it has no first student, or the output is no class.
+    """
+    divergence, spread = selection.candidates[selection.selected].divergence, selection.logit_spread
+    if not spread or math.isnan(divergence):
+        return None
+    return FITTED.loss(relative_error(divergence, spread))

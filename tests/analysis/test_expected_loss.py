@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from acq.analysis.expected_loss import FITTED, Law, expected_loss, relative_error
+from acq.training.selection import Selection, StudentQuality
+
+LAW = Law(factor=100.0, spread=0.5)
+
+
+def selection(divergence: float, spread: float | None) -> Selection:
+    """Candidates of which the last one was kept, with this divergence."""
+    kept = StudentQuality(0.1, 98.0, divergence)
+    return Selection({"first": StudentQuality(0.5, 50.0, 9.0), "trained": kept}, "trained", kept, 20.0, spread)
+
+
+def test_the_loss_is_in_proportion_to_the_error() -> None:
+    """A point more than the estimate, times and divided by e^spread, are the ends of the range."""
+    found = LAW.loss(0.025)
+    assert found.points == pytest.approx(2.5)
+    assert found.high == pytest.approx(3.5 * math.exp(0.5) - 1)
+    assert found.low == pytest.approx(3.5 * math.exp(-0.5) - 1)
+
+
+def test_a_student_like_its_teacher_may_lose_or_win_a_little() -> None:
+    """The range holds 0 where the error is 0, and both ends rise with the error."""
+    found = LAW.loss(0.0)
+    assert found.low < found.points == 0.0 < found.high < 1.0
+    later = [LAW.loss(error) for error in (0.001, 0.01, 0.1)]
+    assert sorted(later, key=lambda loss: loss.low) == later == sorted(later, key=lambda loss: loss.high)
+
+
+def test_nobody_loses_more_than_all() -> None:
+    """A dead student has a divergence of several nats."""
+    found = LAW.loss(9.0)
+    assert (found.points, found.high) == (100.0, 100.0)
+    assert found.low <= 100.0
+
+
+@pytest.mark.parametrize("error", [0.0, 0.003, 0.07])
+def test_a_loss_within_the_range_is_within_the_spread(error: float) -> None:
+    """At both ends of the range the distance is the spread."""
+    found = LAW.loss(error)
+    assert LAW.distance(error, found.points) == pytest.approx(0.0)
+    assert LAW.distance(error, found.high) == pytest.approx(LAW.spread)
+    assert LAW.distance(error, found.low) == pytest.approx(-LAW.spread)
+
+
+def test_the_scale_of_the_logits_does_not_matter() -> None:
+    """Logits that are twice as large have four times the divergence, to first order, and the same accuracy."""
+    assert relative_error(4 * 0.01, 2 * 1.5) == pytest.approx(relative_error(0.01, 1.5))
+
+
+def test_the_student_that_was_kept_is_judged() -> None:
+    """By the numbers of the package."""
+    assert expected_loss(selection(0.04, 2.0)) == FITTED.loss(0.01)
+
+
+@pytest.mark.parametrize(("divergence", "spread"), [(0.04, None), (math.nan, 2.0), (0.04, 0.0)])
+def test_runs_that_are_like_no_measured_one_have_no_estimate(divergence: float, spread: float | None) -> None:
+    """Without scenes that judge or classes (no spread), without a divergence, and with logits that are all the same."""
+    assert expected_loss(selection(divergence, spread)) is None

@@ -49,7 +49,7 @@ class Law:
         return math.log(scale) - math.log(_POINT + self.factor * error)
 
 
-FITTED = Law(factor=97, spread=0.71)
+FITTED = Law(factor=97, spread=0.72)
 
 
 def relative_error(divergence: float, logit_spread: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 from acq.analysis.expected_loss import FITTED, Law, expected_loss, relative_error
 from acq.training.selection import Selection, StudentQuality
 
-LAW = Law(factor=100.0, spread=0.5)
+LAW = Law(factor=100.0, spread=2.0)
 
 
 def selection(divergence: float, spread: float | None) -> Selection:
@@ -17,17 +17,17 @@ def selection(divergence: float, spread: float | None) -> Selection:
 
 
 def test_the_loss_is_in_proportion_to_the_error() -> None:
-    """A point more than the estimate, times and divided by e^spread, are the ends of the range."""
+    """The range is from half to twice the estimate, and 0.7 points of chance beyond both."""
     found = LAW.loss(0.025)
     assert found.points == pytest.approx(2.5)
-    assert found.high == pytest.approx(3.5 * math.exp(0.5) - 1)
-    assert found.low == pytest.approx(3.5 * math.exp(-0.5) - 1)
+    assert found.high == pytest.approx(5.7)
+    assert found.low == pytest.approx(0.55)
 
 
 def test_a_student_like_its_teacher_may_lose_or_win_a_little() -> None:
     """The range holds 0 where the error is 0, and both ends rise with the error."""
     found = LAW.loss(0.0)
-    assert found.low < found.points == 0.0 < found.high < 1.0
+    assert (found.low, found.points, found.high) == (-0.7, 0.0, 0.7)
     later = [LAW.loss(error) for error in (0.001, 0.01, 0.1)]
     assert sorted(later, key=lambda loss: loss.low) == later == sorted(later, key=lambda loss: loss.high)
 
@@ -39,13 +39,25 @@ def test_nobody_loses_more_than_all() -> None:
     assert found.low <= 100.0
 
 
-@pytest.mark.parametrize("error", [0.0, 0.003, 0.07])
-def test_a_loss_within_the_range_is_within_the_spread(error: float) -> None:
-    """At both ends of the range the distance is the spread."""
+@pytest.mark.parametrize("error", [0.003, 0.07])
+def test_the_ends_of_the_range_need_the_spread(error: float) -> None:
+    """A loss at either end needs the spread of the law, one in between less, and one beyond more."""
     found = LAW.loss(error)
-    assert LAW.distance(error, found.points) == pytest.approx(0.0)
-    assert LAW.distance(error, found.high) == pytest.approx(LAW.spread)
-    assert LAW.distance(error, found.low) == pytest.approx(-LAW.spread)
+    for end, beyond in ((found.low, found.low - 0.1), (found.high, found.high + 0.1)):
+        assert LAW.needed(error, end) == pytest.approx(LAW.spread)
+        assert LAW.needed(error, beyond) > LAW.spread
+        assert LAW.needed(error, (end + found.points) / 2) < LAW.spread
+
+
+@pytest.mark.parametrize(("error", "loss"), [(0.0, 0.8), (0.01, -0.7), (0.01, -3.0)])
+def test_no_range_holds_what_chance_does_not_explain(error: float, loss: float) -> None:
+    """A loss without an error, and gains of more than chance."""
+    assert LAW.needed(error, loss) == math.inf
+
+
+def test_chance_needs_no_spread() -> None:
+    """A loss within chance of the estimate."""
+    assert LAW.needed(0.0, 0.6) == LAW.needed(0.0, -0.6) == LAW.needed(0.02, 1.4) == 1.0
 
 
 def test_the_scale_of_the_logits_does_not_matter() -> None:

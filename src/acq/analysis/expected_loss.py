@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from acq.training.selection import Selection
 
-_POINT = 1.0  # where errors of an estimate turn from differences into factors: chance of the test images and seeds
+_CHANCE = 0.7  # points: standard deviation of a loss on 1,000 test images, of which 5 % get another answer
 _ALL = 100.0  # points that a network can lose
 
 
@@ -32,7 +32,7 @@ class ExpectedLoss:
 
 @dataclass(frozen=True)
 class Law:
-    """``loss = factor * error`` in points; ``log(1 + loss)`` is within ``spread`` of that of the estimate."""
+    """``loss = factor * error`` in points. The range is ``loss / spread`` to ``loss * spread``, and 0.7 beyond both."""
 
     factor: float
     spread: float
@@ -40,16 +40,20 @@ class Law:
     def loss(self, error: float) -> ExpectedLoss:
         """The loss of a student with this relative error (``relative_error``)."""
         points = self.factor * error
-        low, high = ((_POINT + points) * math.exp(sign * self.spread) - _POINT for sign in (-1, 1))
+        low, high = points / self.spread - _CHANCE, points * self.spread + _CHANCE
         return ExpectedLoss(*(min(_ALL, found) for found in (points, low, high)))
 
-    def distance(self, error: float, loss: float) -> float:
-        """How far a measured loss in points is from the estimate, as ``spread`` counts it."""
-        scale = max(_POINT + loss, 0.1 * _POINT)  # a student that is better by more than a point is so by chance
-        return math.log(scale) - math.log(_POINT + self.factor * error)
+    def needed(self, error: float, loss: float) -> float:
+        """The least spread, from 1 on, whose range holds a measured loss in points; infinite where none does."""
+        points = self.factor * error
+        if points < loss - _CHANCE:
+            return (loss - _CHANCE) / points if points else math.inf
+        if points > loss + _CHANCE:
+            return points / (loss + _CHANCE) if loss > -_CHANCE else math.inf
+        return 1.0
 
 
-FITTED = Law(factor=97, spread=0.72)
+FITTED = Law(factor=97, spread=1.99)
 
 
 def relative_error(divergence: float, logit_spread: float) -> float:

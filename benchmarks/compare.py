@@ -12,7 +12,6 @@ keep their rows where they are of different engines (``cases.py``).
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,9 +40,8 @@ def compared(rows: Sequence[runs.Row], old: str, new: str) -> Iterator[list[Any]
         if seeds:
             first, second = ([found[seed] for seed in seeds] for found in (before, after))
             changes = [b["top1"] - a["top1"] for a, b in zip(first, second, strict=True)]
-            deviation = f" ± {statistics.stdev(changes):.2f}" if len(changes) > 1 else ""
             seconds = sum(row["seconds"] for row in second) / sum(row["seconds"] for row in first)
-            figures = [runs.top1(first), runs.top1(second), f"{statistics.mean(changes):+.2f}{deviation}"]
+            figures = [runs.top1(first), runs.top1(second), runs.gain(changes)]
             yield [group[0]["case"], group[0]["device"], ", ".join(map(str, seeds)), *figures, f"{seconds:.2f}"]
 
 

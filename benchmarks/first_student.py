@@ -71,11 +71,10 @@ def compared(case: Case) -> Iterator[list[Any]]:
     if not seeds:
         return
     gains = [end[seed]["top1"] - first[seed]["top1"] for seed in seeds]
-    deviation = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
     means = [statistics.mean(rows[seed]["top1"] for seed in seeds) for rows in (first, end)]
     yield [
         f"`{case.name}`", ", ".join(map(str, seeds)), f"{first[seeds[0]]['teacher_top1']:.2f}",
-        *(f"{mean:.2f}" for mean in means), f"{statistics.mean(gains):+.2f}{deviation}",
+        *(f"{mean:.2f}" for mean in means), runs.gain(gains),
         ", ".join(dict.fromkeys(end[seed]["student_loss"]["selected"] for seed in seeds)),
         f"{statistics.mean(first[seed]['seconds'] for seed in seeds):.0f}",
     ]  # fmt: skip

@@ -200,6 +200,12 @@ def drop(rows: Sequence[Row]) -> str:
     return f"{statistics.mean(row['teacher_top1'] - row['top1'] for row in rows):.2f}"
 
 
+def gain(changes: Sequence[float]) -> str:
+    """The mean of changes in percentage points, ± their standard deviation where there are several."""
+    deviation = f" ± {statistics.stdev(changes):.2f}" if len(changes) > 1 else ""
+    return f"{statistics.mean(changes):+.2f}{deviation}"
+
+
 def each(rows: Iterable[Row], key: str) -> str:
     """The different values of a key, separated by commas."""
     return ", ".join(dict.fromkeys(str(value(row, key)) for row in rows))

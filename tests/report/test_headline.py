@@ -62,6 +62,12 @@ def test_the_expected_loss_has_its_range_where_it_is_known() -> None:
     assert not named("Expected loss of top-1", expected_loss=None)
 
 
+def test_a_run_of_an_earlier_version_has_no_expected_loss() -> None:
+    """Its summary lacks the figure, and the rest of the headline is there."""
+    earlier = {name: value for name, value in SUMMARY.items() if name != "expected_loss"}
+    assert headline(earlier, ()) == [figure for figure in headline(SUMMARY, ()) if "Expected" not in figure.name]
+
+
 def test_size_and_agreement_and_time_have_units() -> None:
     """Size is relative to float, with both sizes beside it."""
     (size,), (agreement,), (time,) = named("Size"), named("Agreement"), named("Time")

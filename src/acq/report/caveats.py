@@ -52,7 +52,7 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _on_training(summary: Mapping[str, Any]) -> Iterator[str]:
     """Where the run stopped, and why the last student was not kept, if it was not."""
-    stop = summary["stopped"]
+    stop = summary.get("stopped")  # a finished run of an earlier version has none
     if stop is not None:
         yield f"The run stopped {STOPPED_IN[stop['phase']]}, because {stop['reason']}. --preset best goes on."
     kept, found = summary["student_loss"]["selected"], summary["student_divergence"]

@@ -90,7 +90,7 @@ def _accuracy(summary: Mapping[str, Any]) -> Figure:
 
 def _expected(summary: Mapping[str, Any]) -> Iterator[Figure]:
     """The loss to expect on real images, where there is an estimate."""
-    loss = summary["expected_loss"]
+    loss = summary.get("expected_loss")  # a finished run of an earlier version has none
     if loss is not None:
         detail = (
             f"{loss['low']:.1f} to {loss['high']:.1f} points in 9 of 10 runs on networks that the estimate never saw"

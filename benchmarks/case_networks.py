@@ -53,8 +53,8 @@ class Network:
         Args:
             data: The folder of test data. Where it has the module of the network, modules are imported from there.
         """
-        if self.module is not None:
-            sys.path.insert(0, str(data.resolve()))
+        if self.module is not None and (folder := str(data.resolve())) not in sys.path:
+            sys.path.insert(0, folder)
         words = dict(zip(self.images[::2], self.images[1::2], strict=True))
         given = {
             name: tuple(map(number, words[option].split(",")))

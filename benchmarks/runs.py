@@ -190,9 +190,7 @@ def most(rows: Sequence[Row], key: str) -> Any:
 
 def top1(rows: Sequence[Row]) -> str:
     """Mean and standard deviation of top-1 over the rows, in percent."""
-    values = [float(row["top1"]) for row in rows]
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    return _mean_and_deviation([float(row["top1"]) for row in rows], ".2f")
 
 
 def drop(rows: Sequence[Row]) -> str:
@@ -202,8 +200,12 @@ def drop(rows: Sequence[Row]) -> str:
 
 def gain(changes: Sequence[float]) -> str:
     """The mean of changes in percentage points, ± their standard deviation where there are several."""
-    deviation = f" ± {statistics.stdev(changes):.2f}" if len(changes) > 1 else ""
-    return f"{statistics.mean(changes):+.2f}{deviation}"
+    return _mean_and_deviation(changes, "+.2f")
+
+
+def _mean_and_deviation(values: Sequence[float], form: str) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{format(statistics.mean(values), form)}{deviation}"
 
 
 def each(rows: Iterable[Row], key: str) -> str:

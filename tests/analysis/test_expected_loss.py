@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from acq.analysis.expected_loss import FITTED, Law, expected_loss, relative_error
+from acq.analysis.expected_loss import FITTED, ExpectedLoss, Law, expected_loss, relative_error
 from acq.training.selection import Selection, StudentQuality
 
 LAW = Law(factor=100.0, spread=2.0)
@@ -34,9 +34,8 @@ def test_a_student_like_its_teacher_may_lose_or_win_a_little() -> None:
 
 def test_nobody_loses_more_than_all() -> None:
     """A dead student has a divergence of several nats."""
-    found = LAW.loss(9.0)
-    assert (found.points, found.high) == (100.0, 100.0)
-    assert found.low <= 100.0
+    assert LAW.loss(9.0) == LAW.loss(1.0) == ExpectedLoss(100.0, 49.3, 100.0)
+    assert LAW.needed(9.0, 49.3) == pytest.approx(LAW.spread)
 
 
 @pytest.mark.parametrize("error", [0.003, 0.07])
@@ -60,8 +59,8 @@ def test_chance_needs_no_spread() -> None:
     assert LAW.needed(0.0, 0.6) == LAW.needed(0.0, -0.6) == LAW.needed(0.02, 1.4) == 1.0
 
 
-def test_the_scale_of_the_logits_does_not_matter() -> None:
-    """Logits that are twice as large have four times the divergence, to first order, and the same accuracy."""
+def test_the_error_is_relative_to_the_variance_of_the_logits() -> None:
+    """Four times the divergence at twice the spread is the same error."""
     assert relative_error(4 * 0.01, 2 * 1.5) == pytest.approx(relative_error(0.01, 1.5))
 
 
@@ -71,6 +70,6 @@ def test_the_student_that_was_kept_is_judged() -> None:
 
 
 @pytest.mark.parametrize(("divergence", "spread"), [(0.04, None), (math.nan, 2.0), (0.04, 0.0)])
-def test_runs_that_are_like_no_measured_one_have_no_estimate(divergence: float, spread: float | None) -> None:
+def test_runs_without_usable_figures_have_no_estimate(divergence: float, spread: float | None) -> None:
     """Without scenes that judge or classes (no spread), without a divergence, and with logits that are all the same."""
     assert expected_loss(selection(divergence, spread)) is None

@@ -39,28 +39,30 @@ class Law:
 
     def loss(self, error: float) -> ExpectedLoss:
         """The loss of a student with this relative error (``relative_error``)."""
-        points = self.factor * error
-        low, high = points / self.spread - _CHANCE, points * self.spread + _CHANCE
-        return ExpectedLoss(*(min(_ALL, found) for found in (points, low, high)))
+        points = self._points(error)
+        return ExpectedLoss(points, points / self.spread - _CHANCE, min(_ALL, points * self.spread + _CHANCE))
 
     def needed(self, error: float, loss: float) -> float:
         """The least spread, from 1 on, whose range holds a measured loss in points; infinite where none does."""
-        points = self.factor * error
+        points = self._points(error)
         if points < loss - _CHANCE:
             return (loss - _CHANCE) / points if points else math.inf
         if points > loss + _CHANCE:
             return points / (loss + _CHANCE) if loss > -_CHANCE else math.inf
         return 1.0
 
+    def _points(self, error: float) -> float:
+        return min(_ALL, self.factor * error)
+
 
 FITTED = Law(factor=97, spread=1.99)
 
 
 def relative_error(divergence: float, logit_spread: float) -> float:
-    """The squared error of a student's logits relative to the variance of the teacher's.
+    """About the squared error of a student's logits relative to the variance of the teacher's.
 
-    A small KL divergence is half the variance of the error of the logits. Logits that are all twice as large have four
-    times the divergence and the same accuracy, so the divergence alone says little.
+    A small KL divergence is half the variance of the error of the logits, weighted by the teacher's probabilities.
+    Larger logits of the same accuracy have a larger divergence, so the divergence alone says little.
 
     Args:
         divergence: Of the student from the teacher, in nats.
@@ -73,7 +75,7 @@ def expected_loss(selection: Selection) -> ExpectedLoss | None:
     """The loss to expect of the student that was kept.
 
     Returns:
-        None where no measured run is like this one: it has no first student, or the output is no class.
+        None where the run has no first student, the output is no class, or a figure is NaN or 0.
     """
     divergence, spread = selection.candidates[selection.selected].divergence, selection.logit_spread
     if not spread or math.isnan(divergence):

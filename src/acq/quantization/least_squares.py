@@ -17,7 +17,7 @@ from acq.quantization.quantizers import WeightQuantizer
 _SCALE_RATIOS = (0.7, 0.8, 0.9, 1.0, 1.1)  # of the scale that fits the weights alone
 _SWEEPS = 3
 _MOST_REFIT = 2.0  # factor by which refitting changes a scale
-_BLOCK = 64  # columns whose effect on all others is one matrix product, which is faster and gives the same
+_BLOCK = 64  # columns whose effect on all others is one matrix product; that is faster than one by one
 
 
 def best_rounding(target: Tensor, scale: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:

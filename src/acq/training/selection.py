@@ -89,7 +89,7 @@ class Selection:
         """The selection that ``state`` was taken from."""
         candidates = {name: StudentQuality(**quality) for name, quality in state["candidates"].items()}
         final = StudentQuality(**state["final"])
-        return cls(candidates, state["selected"], final, state["majority_share"], state["logit_spread"])
+        return cls(candidates, state["selected"], final, state["majority_share"], state.get("logit_spread"))
 
 
 def quality(

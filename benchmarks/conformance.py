@@ -26,6 +26,7 @@ import runs
 import torch
 from cases import CASES, Case
 
+from acq.analysis.expected_loss import FITTED, relative_error
 from acq.files.atomic import write_atomically
 
 IDENTITY = ("case", "seed", "engine", "settings", "device")
@@ -39,6 +40,8 @@ Real images only measure the accuracy, after the last step. No run selects anyth
 - **Drop:** difference of the two, in percentage points.
 - **±:** half the 95 % interval of an accuracy on so many test images. That of the drop is narrower, because both
   networks see the same images.
+- **Expected:** the drop that runs expect from synthetic images alone, mean over seeds, with its range. The law was
+  fitted on these rows; [its page](benchmarks/expected_loss.md) leaves each network out. Earlier runs have no figures.
 - **Agreement:** share of equal decisions of teacher and student on augmented synthetic images.
 - **Stopped:** where a run went straight to its last phase: after a few finished images, or amid training.
 - **Size:** bytes of quantized weights and scales as a percentage of the float weights.
@@ -198,7 +201,7 @@ def section(cases: Sequence[Case], rows: Sequence[runs.Row]) -> Iterator[str]:
             known = sorted({remarks.setdefault(remark, len(remarks) + 1) for remark in found})
             numbers = ", ".join(map(str, known)) or None
             lines.append([case.bits, f"`{case.options}`" if case.options else None, *figures(group), numbers])
-    titles = ["bits", "options", "top-1 %", "seeds", "drop", "±", "agreement %", "size"]
+    titles = ["bits", "options", "top-1 %", "seeds", "drop", "±", "expected", "agreement %", "size"]
     titles += ["stopped", "seconds", "peak MB", "device", "commit", "notes"]
     yield from runs.table(titles, lines)
     if remarks:
@@ -214,6 +217,7 @@ def figures(rows: Sequence[runs.Row]) -> list[Any]:
         len(rows),
         runs.drop(rows),
         f"{interval(rows):.2f}",
+        expected(rows),
         runs.mean(rows, "agreement", ".1f"),
         f"{100 * first['quantized_bytes'] / first['float_bytes']:.1f} %",
         ", ".join(dict.fromkeys(PLACES.get(stop, "end") for stop in stops)),
@@ -228,6 +232,19 @@ def interval(rows: Sequence[runs.Row]) -> float:
     """Half the 95 % interval of the mean accuracy, in points, as the test images are a sample."""
     share = statistics.mean(row["top1"] for row in rows) / 100
     return 196 * math.sqrt(share * (1 - share) / rows[0]["test_images"])
+
+
+def expected(rows: Sequence[runs.Row]) -> str | None:
+    """The drop to expect and its range, from the mean error of the students; None where the runs have no figures."""
+    errors = [
+        relative_error(row["student_divergence"][row["student_loss"]["selected"]], row["logit_spread"])
+        for row in rows
+        if row.get("logit_spread") is not None
+    ]
+    if not errors:
+        return None
+    found = FITTED.loss(statistics.mean(errors))
+    return f"{found.points:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def runs_of(case: Case, rows: Sequence[runs.Row]) -> list[list[runs.Row]]:

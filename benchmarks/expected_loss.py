@@ -61,7 +61,7 @@ HOW = [
     "- **Rows:** all classifiers of [docs/results.md](../results.md) with these figures. Where a first student was",
     "  measured and not kept, it is a row too ([its page](first_student.md)). Short runs (64 images, 40 steps, no",
     "  generator, no training) are there because few default runs lose more than a point.",
-    "- **Limits:** the share, 0.7 points and the form of the law were chosen on these rows. Few of them lose over 5 points.",
+    "- **Limits:** share, 0.7 points and the form of the law were chosen on these rows. Few lose more than 5 points.",
 ]
 
 
@@ -165,7 +165,7 @@ def fitted(known: Sequence[Student]) -> Law:
     reached = min(len(found), math.ceil(COVERED * (len(found) + 1)))
     least = found[reached - 1]
     if math.isinf(least):
-        raise SystemExit("error: no spread holds so many of the measured losses; look at the rows whose loss is extreme")
+        raise SystemExit("error: no spread holds that many losses; look at the rows with the most extreme ones")
     return replace(law_of(known), spread=math.ceil(100 * least) / 100)
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from acq import cli
+from acq.analysis.expected_loss import FITTED
 from acq.zoo.registry import BUILTINS
 from acq.zoo.resnet import CifarResNet
 
@@ -127,8 +128,23 @@ def test_a_line_has_the_interval_and_the_stops_of_its_runs(script: Script) -> No
     }  # fmt: skip
     stopped = {**row, "top1": 91.0, "stopped": {"phase": "few", "step": 40, "reason": "good"}}
     found = conformance.figures([row, stopped])
-    assert found[:5] == ["91.00 → 90.50 ± 0.71", 2, "0.50", f"{196 * (0.905 * 0.095 / 1000) ** 0.5:.2f}", "99.0"]
-    assert found[5:] == ["25.0 %", "end, few images", "60", 500, "cpu, 2 threads", "abc"]
+    assert found[:5] == ["91.00 → 90.50 ± 0.71", 2, "0.50", f"{196 * (0.905 * 0.095 / 1000) ** 0.5:.2f}", None]
+    assert found[5:] == ["99.0", "25.0 %", "end, few images", "60", 500, "cpu, 2 threads", "abc"]
+
+
+def test_a_line_has_the_loss_that_its_runs_expect(script: Script) -> None:
+    """That of the mean error of the students that were kept. Rows of before have no figures for it."""
+    conformance = script("conformance")
+    rows = [
+        {
+            "student_divergence": {"first": 9.0, "trained": error},
+            "student_loss": {"selected": "trained"},
+            "logit_spread": 2,
+        }
+        for error in (0.03, 0.05)
+    ]
+    loss = FITTED.loss(0.01)
+    assert conformance.expected([*rows, {}]) == f"{loss.points:.2f} ({loss.low:.2f} to {loss.high:.2f})"
 
 
 def test_the_first_student_of_a_run_is_measured_once(

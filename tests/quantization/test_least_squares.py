@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from acq.quantization import least_squares
 from acq.quantization.calibration import weight_scale
 from acq.quantization.least_squares import best_rounding, column_order, round_columns
 from acq.quantization.quantizers import WeightQuantizer
@@ -71,6 +72,15 @@ def test_the_best_integers_are_found_where_all_can_be_tried() -> None:
     found = output_error(weight, rounded, hessian)[0]
     assert (found >= tried - 1e-9).all()
     assert found.mean() < 1.1 * tried.mean()
+
+
+def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three blocks, the last one smaller, give the scales and weights of one block."""
+    weight, scale, hessian, quantizer = problem(2, 8, 150, 4)
+    blocked = best_rounding(weight, scale, hessian, quantizer)
+    monkeypatch.setattr(least_squares, "_BLOCK", 150)
+    whole = best_rounding(weight, scale, hessian, quantizer)
+    assert all(torch.allclose(one, other, atol=1e-9) for one, other in zip(blocked, whole, strict=True))
 
 
 def test_uncorrelated_inputs_leave_nothing_to_compensate() -> None:

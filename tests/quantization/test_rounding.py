@@ -25,10 +25,13 @@ from acq.quantization.student import Student
     ],
     ids=str,
 )
-def test_unfolded_inputs_times_weights_are_the_convolution(geometry: dict[str, object]) -> None:
+@pytest.mark.parametrize("kernel", [(4, 3), (1, 1)], ids=str)
+def test_unfolded_inputs_times_weights_are_the_convolution(
+    geometry: dict[str, object], kernel: tuple[int, int]
+) -> None:
     """Their product with the weights is the layer's output, for any geometry."""
     groups = int(geometry.get("groups", 1))  # type: ignore[call-overload]
-    layer = QuantConv2d(torch.randn(8, 4 // groups, 4, 3), None, WeightQuantizer(8, 8), dict(geometry))
+    layer = QuantConv2d(torch.randn(8, 4 // groups, *kernel), None, WeightQuantizer(8, 8), dict(geometry))
     x = torch.randn(3, 4, 9, 10)
     wanted = F.conv2d(x, layer.weight, None, **geometry)  # type: ignore[arg-type]
     columns = unfold_inputs(layer, x)

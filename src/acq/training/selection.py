@@ -16,6 +16,8 @@ from acq.synthesis.dataset import DistillationBatch
 from acq.training.losses import student_losses, weighted_sum
 
 FIRST, CALIBRATED, TRAINED = "first", "calibrated", "trained"  # names of candidates, in order
+# where the teacher is uncertain, a dead student may have a low divergence, but it hardly agrees
+_LEAST_AGREEMENT = 0.5  # of the other's; a better student may agree less often on scenes, which have no clear class
 # a dead network has a loss of at most the sum of its weights, and one that is right half the time may have a larger one
 _WORSE_AGREEMENT = 0.8
 _WORSE_LOSS = 1.1  # smaller differences are chance
@@ -38,12 +40,12 @@ class StudentQuality:
     divergence: float
 
     def is_better_than(self, other: StudentQuality) -> bool:
-        """Whether the divergence is below the other's, and agreement at least 0.8 of the other's.
+        """Whether the divergence is below the other's, and agreement at least half of the other's.
 
         A student with a divergence is better than one with NaN.
         """
         lower = self.divergence < other.divergence or (math.isnan(other.divergence) and not math.isnan(self.divergence))
-        return lower and self.agreement >= _WORSE_AGREEMENT * other.agreement
+        return lower and self.agreement >= _LEAST_AGREEMENT * other.agreement
 
     def is_worse_than(self, other: StudentQuality) -> bool:
         """Whether the loss is above 1.1 times the other's or NaN, or agreement below 0.8 of the other's."""

@@ -55,7 +55,7 @@ class Law:
         return min(_ALL, self.factor * error)
 
 
-FITTED = Law(factor=97, spread=1.99)
+FITTED = Law(factor=98, spread=2.68)
 
 
 def relative_error(divergence: float, logit_spread: float) -> float:

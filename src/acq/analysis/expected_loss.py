@@ -55,7 +55,7 @@ class Law:
         return min(_ALL, self.factor * error)
 
 
-FITTED = Law(factor=98, spread=2.68)
+FITTED = Law(factor=98, spread=2.21)
 
 
 def relative_error(divergence: float, logit_spread: float) -> float:

@@ -24,7 +24,7 @@ from acq.quantization.student import Student
 
 
 def student_of(model: nn.Module, outputs: str | None = None) -> Student:
-    made = student_from(trace(model, SIZE, outputs), "w8a8")
+    made = student_from(trace(model, SIZE, outputs), "w8a8", reduce_range=True)
     convert_to_integers(made)
     return made.eval()
 

@@ -56,7 +56,7 @@ HOW = [
     "logits can be compared.",
     "",
     "- **Fit:** the factor with the least sum of absolute errors of `log(1 + loss)`.",
-    f"- **Spread:** {100 * COVERED:.0f} % of the rows of left-out networks are within it .",
+    f"- **Spread:** {100 * COVERED:.0f} % of the rows of left-out networks are within it.",
     "- **Judged:** each network is left out in turn. The others give the law, spread included, that judges its rows.",
     "- **Rows:** all classifiers of [docs/results.md](../results.md) with these figures. Where a first student was",
     "  measured and not kept, it is a row too ([its page](first_student.md)). Short runs (64 images, 40 steps, no",

@@ -101,6 +101,7 @@ CASES = (
     Case(BUNDLED, "w4a4"),
     Case(BUNDLED, "w3a3"),
     Case(PUBLIC, "w8a8"),
+    Case(PUBLIC, "w4a8"),
     Case(PUBLIC, "w5a5"),
     Case(PUBLIC, "w4a4"),
     Case(PUBLIC, "w3a3"),

@@ -34,7 +34,7 @@ OPERATORS = (
 
 
 def content(name: str, raw: bool) -> bytes:
-    student = student_of(name, reduce_range=True).eval()
+    student = student_of(name).eval()
     student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
     return onnx_model(student, raw_images=raw).SerializeToString()
 

@@ -123,7 +123,7 @@ def folders(count: int, rng: random.Random, folder: Path) -> Counter[str]:
     whole = []
     for name in NETWORKS:
         place = folder / name
-        student = student_of(name, reduce_range=True)
+        student = student_of(name)
         convert_to_integers(student)
         student.preprocessing = KNOWN
         student_file.save(student, place, {})
@@ -229,7 +229,7 @@ def quantized(rng: random.Random, folder: Path) -> str:
     network = Drawn(rng)
     network(images(8))
     try:
-        student = student_from(trace(network.eval(), SIZE), rng.choice(("w8a8", "w4a4", "w4a8")), reduce_range=True)
+        student = student_from(trace(network.eval(), SIZE), rng.choice(("w8a8", "w4a4", "w4a8")))
         convert_to_integers(student)
         student.preprocessing = KNOWN
         student_file.save(student, folder / "drawn", {})

@@ -274,10 +274,14 @@ def student_from(
     *,
     first_last_bits: str = "8",
     layers: Mapping[str, LayerWidth] = MappingProxyType({}),
+    reduce_range: bool = True,
     **format: bool,
 ) -> Student:
-    """A calibrated student of a traced network for images of ``SIZE``; ``format`` has flags of ``NumberFormat``."""
-    numbers = replace(NumberFormat.parse(bits, first_last_bits), **format)
+    """A calibrated student of a traced network for images of ``SIZE``; ``format`` has flags of ``NumberFormat``.
+
+    As in a default run, weights of 8 bits use a range of 7: CPUs without VNNI give other logits with the full range.
+    """
+    numbers = replace(NumberFormat.parse(bits, first_last_bits), reduce_range=reduce_range, **format)
     student = build(graph, plan(graph, numbers, placement, layers))
     calibrate(student, images(32).split(16))
     return student

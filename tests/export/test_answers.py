@@ -24,7 +24,7 @@ from acq.quantization.student import Student
 
 
 def student_of(model: nn.Module, outputs: str | None = None) -> Student:
-    made = student_from(trace(model, SIZE, outputs), "w8a8", reduce_range=True)
+    made = student_from(trace(model, SIZE, outputs), "w8a8")
     convert_to_integers(made)
     return made.eval()
 

@@ -37,7 +37,7 @@ FLOAT_LAYERS = {
 
 
 def integer_student(name: str, bits: str, placement: Placement = "deployable", **options: object) -> Student:
-    student = student_of(name, bits, placement, reduce_range=True, **options)
+    student = student_of(name, bits, placement, **options)
     convert_to_integers(student)
     return student.eval()
 

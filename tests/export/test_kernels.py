@@ -20,7 +20,7 @@ LAYERS = ("conv2d", "linear")
 @pytest.mark.parametrize("name", ["resnet", "squeeze-excite", "dense", "hardswish"])
 def test_operators_on_integers_are_named(name: str, tmp_path: Path) -> None:
     """All layers are, on both engines, and the counts are those of the engines' graphs."""
-    student = student_of(name, "w8a8", reduce_range=True)
+    student = student_of(name, "w8a8")
     convert_to_integers(student)
     model = onnx_model(student.eval(), named=True)
     onnx.save(model, tmp_path / "model.onnx")
@@ -34,7 +34,7 @@ def test_operators_on_integers_are_named(name: str, tmp_path: Path) -> None:
 
 def test_an_operator_in_floating_point_is_on_no_engine(tmp_path: Path) -> None:
     """A layer that is kept in floating point, beside layers on integers."""
-    student = student_of("resnet", layers={"layer2.*": "float"}, reduce_range=True)
+    student = student_of("resnet", layers={"layer2.*": "float"})
     convert_to_integers(student)
     model = onnx_model(student.eval(), named=True)
     onnx.save(model, tmp_path / "model.onnx")

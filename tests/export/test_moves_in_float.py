@@ -64,7 +64,7 @@ class PlacesOfTwoAxes(nn.Module):
 def test_layers_behind_them_run_on_integers(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     """Moved values are on the grid that they come from, so bytes give them back exactly, on both engines."""
     graph = trace(settled(make()), SIZE)
-    student = build(graph, plan(graph, NumberFormat.parse("w8a8", 8)))
+    student = build(graph, plan(graph, NumberFormat(8, 8, reduce_range=True)))
     calibrate(student, [images(16)])
     convert_to_integers(student)
     model = onnx_model(student.eval())

@@ -22,7 +22,7 @@ KNOWN = Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 @pytest.fixture(scope="module")
 def student() -> Student:
-    made = student_of("resnet", reduce_range=True)
+    made = student_of("resnet")
     convert_to_integers(made)
     made.preprocessing = KNOWN
     return made.eval()

@@ -25,7 +25,7 @@ from acq.quantization.student import Student
 
 @pytest.fixture
 def student() -> Student:
-    made = student_of("resnet", reduce_range=True, power_of_two_scales=True)
+    made = student_of("resnet", power_of_two_scales=True)
     convert_to_integers(made)
     return made.eval()
 

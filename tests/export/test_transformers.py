@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -24,7 +25,7 @@ from acq.quantization.student import Student
 
 def integer_student(name: str, bits: str) -> Student:
     graph = trace(transformer(name), SIZE)
-    student = build(graph, plan(graph, NumberFormat.parse(bits, 8), "layers"))
+    student = build(graph, plan(graph, replace(NumberFormat.parse(bits, 8), reduce_range=True), "layers"))
     calibrate(student, [images(16)])
     convert_to_integers(student)
     return student.eval()

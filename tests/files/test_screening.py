@@ -21,7 +21,7 @@ NOT_EXPORTED = {"unknown operator"}
 
 
 def exported(name: str, raw: bool = False, floating: bool = False) -> onnx.ModelProto:
-    student = student_of(name, reduce_range=True).eval()
+    student = student_of(name).eval()
     student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
     return onnx_model(student, raw_images=raw, floating=floating)
 

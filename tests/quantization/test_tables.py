@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -79,7 +80,7 @@ NETWORKS = {
 def planned(name: str, bits: str = "w4a4") -> tuple[Plan, Student, nn.Module]:
     torch.manual_seed(0)
     graph = trace(NETWORKS[name]().eval(), SIZE)
-    found = plan(graph, NumberFormat.parse(bits, 8))
+    found = plan(graph, replace(NumberFormat.parse(bits, 8), reduce_range=True))
     student = build(graph, found)
     calibrate(student, [images(16)])
     return found, student, graph

@@ -71,7 +71,7 @@ def test_a_loaded_student_is_the_saved_one(name: str, bits: str, power_of_two_sc
 @pytest.mark.parametrize("name", FLOAT_LAYERS)
 def test_layers_in_float_are_saved_with_their_constants(name: str, tmp_path: Path) -> None:
     """A student with such layers loads bit for bit."""
-    same_after_loading(student_of(name, reduce_range=True, layers={FLOAT_LAYERS[name]: "float"}), tmp_path)
+    same_after_loading(student_of(name, layers={FLOAT_LAYERS[name]: "float"}), tmp_path)
 
 
 def test_facts_and_normalisation_travel_with_the_student(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ import torch
 from cases import CASES, Case
 
 from acq.analysis.expected_loss import FITTED, relative_error
+from acq.core.outputs import Traits
 from acq.files.atomic import write_atomically
+from acq.training.distillation import StudentSettings
+from acq.training.selection import FIRST
 
 IDENTITY = ("case", "seed", "engine", "settings", "device")
 BUSY = 0.5  # load average from which seconds count as upper bounds
@@ -49,6 +52,7 @@ Real images only measure the accuracy, after the last step. No run selects anyth
 - **Peak MB:** the largest memory use of a run: of the GPU on `cuda`, of the process on `cpu`.
 - **Placement:** deployable, which is what integer engines run, unless an option says otherwise.
 - **Additions:** tensors that enter an addition have 8 bits in the deployable placement.""".splitlines()
+WEIGHTS = StudentSettings().fitted(Traits()).losses.model_dump()  # of all cases: each network has features with places
 PLACES = {"few": "few images", "student": "training"}  # of a stop, by phase
 EARLIER_ENGINE = "Not repeated since results on this network may have changed."
 EARLIER = (
@@ -236,15 +240,21 @@ def interval(rows: Sequence[runs.Row]) -> float:
 
 def expected(rows: Sequence[runs.Row]) -> str | None:
     """The drop to expect and its range, from the mean error of the students; None where the runs have no figures."""
-    errors = [
-        relative_error(row["student_divergence"][row["student_loss"]["selected"]], row["logit_spread"])
-        for row in rows
-        if row.get("logit_spread") is not None
-    ]
+    errors = [error_of(row, row["student_loss"]["selected"]) for row in rows if has_first(row)]
     if not errors:
         return None
     found = FITTED.loss(statistics.mean(errors))
     return f"{found.points:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def error_of(row: runs.Row, student: str) -> float:
+    """The relative error of one of a run's students."""
+    return relative_error(row["student_loss"][student], WEIGHTS)
+
+
+def has_first(row: runs.Row) -> bool:
+    """Whether a run began with a first student, as the law of the expected loss needs it."""
+    return row.get("student_loss", {}).get(FIRST) is not None
 
 
 def runs_of(case: Case, rows: Sequence[runs.Row]) -> list[list[runs.Row]]:

@@ -25,7 +25,7 @@ import conformance
 import runs
 from cases import CASES, Case
 
-from acq.analysis.expected_loss import FITTED, ExpectedLoss, Law, relative_error
+from acq.analysis.expected_loss import FITTED, ExpectedLoss, Law
 from acq.training.selection import FIRST
 
 NAME = "expected_loss"
@@ -44,16 +44,13 @@ SHORT = tuple(  # the law needs networks that lose more than a point
 HOW = [
     "`benchmarks/expected_loss.py` writes this page; do not edit it.",
     "",
-    "A finished run estimates how much accuracy its student loses on real images. It knows two figures:",
+    "A finished run estimates how much accuracy its student loses on real images. It knows its relative error `e`:",
+    "the mean of the relative squared errors of logits and features, weighted as in training (1 and 4). It is",
+    "`student_loss` in `summary.json` divided by 5, on augmented synthetic images and new scenes.",
     "",
-    "- `D`, the divergence of the student from the teacher in nats (`student_divergence` in `summary.json`). It is",
-    "  measured on augmented synthetic images and new scenes.",
-    "- `S`, the standard deviation of the teacher's logits over classes, mean over new scenes (`logit_spread`).",
-    "",
-    "The law is `loss = factor * D / S^2` in percentage points. The range goes from the loss divided by the spread to",
-    "the loss times the spread, and 0.7 points beyond both. That is the chance of 1,000 test images.",
-    "`D / S^2` is about a squared error relative to the variance of the logits. So networks with large and with small",
-    "logits can be compared.",
+    "The law is `loss = factor * e^2` in percentage points. The range goes from the loss divided by the spread to the",
+    "loss times the spread, and 0.7 points beyond both. That is the chance of 1,000 test images.",
+    "The square says that small errors hardly ever change the class.",
     "",
     "- **Fit:** the factor with the least sum of absolute errors of `log(1 + loss)`.",
     f"- **Spread:** {100 * COVERED:.0f} % of the rows of left-out networks are within it.",
@@ -67,7 +64,7 @@ HOW = [
 
 @dataclass(frozen=True)
 class Student:
-    """A student of a measured run: the relative error of its logits, and the loss of accuracy in points.
+    """A student of a measured run: its relative error, and the loss of accuracy in points.
 
     ``ends`` says whether a run with default settings ended with it.
     """
@@ -117,15 +114,14 @@ def measured(rows: Sequence[runs.Row], first_rows: Sequence[runs.Row]) -> list[S
     firsts = {(row["case"], row["seed"], row["engine"]): row for row in first_rows}
     found = []
     for row in rows:
-        spread = row.get("logit_spread")
-        if row["engine"] != engines.get(row["case"]) or spread is None:
+        if row["engine"] != engines.get(row["case"]) or not conformance.has_first(row):
             continue
         first, kept = firsts.get((row["case"], row["seed"], row["engine"])), row["student_loss"]["selected"]
         network, run = row["case"].split("/")[0], row["case"]
         if run in short:
             run = f"{network}/{row['bits']}, short"
         for name, accuracy in {kept: row, **({} if first is None or kept == FIRST else {FIRST: first})}.items():
-            error = relative_error(row["student_divergence"][name], spread)
+            error = conformance.error_of(row, name)
             loss = round(accuracy["teacher_top1"] - accuracy["top1"], 2)
             ends = name == kept and row["case"] not in short
             found.append(
@@ -147,10 +143,10 @@ def measure(data: Path, folders: Path) -> None:
 def law_of(known: Sequence[Student]) -> Law:
     """The factor with the least sum of absolute errors of the logarithm of one more than the loss; the spread is 1."""
 
-    def badness(factor: float) -> float:
-        return sum(abs(_logarithm(student.loss) - _logarithm(factor * student.error)) for student in known)
+    def badness(law: Law) -> float:
+        return sum(abs(_logarithm(each.loss) - _logarithm(law.loss(each.error).points)) for each in known)
 
-    return Law(min(FACTORS, key=badness), 1.0)
+    return min((Law(factor, 1.0) for factor in FACTORS), key=badness)
 
 
 def _logarithm(loss: float) -> float:
@@ -197,7 +193,7 @@ def page(known: Sequence[Student], law: Law) -> str:
     shares = [[bits, *_share(group)] for bits, group in [*groups, ("all", results), ("ends of default runs", ends)]]
     lines = [
         [
-            f"`{each.student.run}`", each.student.seed, each.student.name, f"{each.student.error:.5f}",
+            f"`{each.student.run}`", each.student.seed, each.student.name, f"{each.student.error:.4f}",
             f"{each.student.loss:.2f}", f"{each.expected.points:.2f}",
             f"{each.expected.low:.2f} to {each.expected.high:.2f}", "yes" if each.within else "**no**",
         ]
@@ -210,7 +206,7 @@ def page(known: Sequence[Student], law: Law) -> str:
         [f"Fitted on all: factor {law.factor:g}, spread {law.spread:g}."],
         runs.table(["bits", "networks", "rows", "within the range", "median width, points"], shares),
         ["Each student, judged by the other networks:"],
-        runs.table(["run", "seed", "student", "D / S^2", "loss", "expected", "range", "within"], lines),
+        runs.table(["run", "seed", "student", "e", "loss", "expected", "range", "within"], lines),
         runs.fence(["python benchmarks/expected_loss.py"]),
     )
 

@@ -56,6 +56,7 @@ HOW = [
     "",
     "Calibration has 256 images, or 83 at 224 x 224 pixels. `noise` is standard normal, and `real` are the first test",
     "images. `finished` are those of the run of `acq`, repeated where it stopped after a few.",
+    "EfficientNet-Lite0 was measured on a slower machine that ran other programs, so its seconds are upper bounds.",
 ]
 
 

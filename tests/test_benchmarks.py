@@ -137,13 +137,11 @@ def test_a_line_has_the_loss_that_its_runs_expect(script: Script) -> None:
     conformance = script("conformance")
     rows = [
         {
-            "student_divergence": {"first": 9.0, "trained": error},
-            "student_loss": {"selected": "trained"},
-            "logit_spread": 2,
+            "student_loss": {"first": 5.0, "trained": 5 * error, "selected": "trained"},
         }
         for error in (0.03, 0.05)
     ]
-    loss = FITTED.loss(0.01)
+    loss = FITTED.loss(0.04)
     assert conformance.expected([*rows, {}]) == f"{loss.points:.2f} ({loss.low:.2f} to {loss.high:.2f})"
 
 
@@ -174,7 +172,7 @@ def test_the_fit_finds_the_law_that_made_the_losses(script: Script) -> None:
     known = [
         fit.Student(name, f"{name}/w4a4", "w4a4", seed, "first", True, error, loss)
         for name in "abcd"
-        for seed, error in enumerate((0.001, 0.01, 0.1))
+        for seed, error in enumerate((0.03, 0.1, 0.3))
         for loss in astuple(law.loss(error))
     ]
     found = fit.fitted(known)
@@ -190,14 +188,13 @@ def test_a_student_has_the_figures_of_its_row(script: Script) -> None:
     fit, case = script("expected_loss"), script("cases").CASES[0]
     row = {
         "case": case.name, "seed": 0, "engine": case.network.engine, "bits": "w8a8", "teacher_top1": 91.0, "top1": 90.5,
-        "student_divergence": {"first": 0.02, "calibrated": 0.01}, "logit_spread": 2.0,
-        "student_loss": {"selected": "calibrated"},
+        "student_loss": {"first": 0.5, "calibrated": 0.25, "selected": "calibrated"},
     }  # fmt: skip
     first = {**row, "top1": 89.0}
-    others = [{**row, "engine": "older"}, {**row, "logit_spread": None}, {**row, "case": "unknown/w8a8"}]
+    others = [{**row, "engine": "older"}, {**row, "student_loss": {"first": None}}, {**row, "case": "unknown/w8a8"}]
     found = fit.measured([row, *others], [first])
-    assert [(one.name, one.error, one.loss) for one in found] == [("calibrated", 0.0025, 0.5), ("first", 0.005, 2.0)]
-    kept = {**row, "student_loss": {"selected": "first"}}
+    assert [(one.name, one.error, one.loss) for one in found] == [("calibrated", 0.05, 0.5), ("first", 0.1, 2.0)]
+    kept = {**row, "student_loss": {"first": 0.5, "selected": "first"}}
     assert [one.name for one in fit.measured([kept], [first])] == ["first"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from helpers import CLASSES
 from PIL import Image
 
 from acq.analysis.conditioning import Conditioning, GeneratorQuality
@@ -83,7 +84,8 @@ def change(folder: Path, name: str, **values: Any) -> None:
 
 def _figures() -> dict[str, Any]:
     best = StudentQuality(loss=0.1, agreement=98.5, divergence=0.02)
-    selection = Selection({"calibrated": StudentQuality(0.3, 90.0, 0.06), "trained": best}, "trained", best, 20.0, 2.5)
+    candidates = {"calibrated": StudentQuality(0.3, 90.0, 0.06), "trained": best}
+    selection = Selection(candidates, "trained", best, 20.0, {"logits": 1.0, "features": 4.0})
     finished = Conditioning(correlation=0.95, spread=0.21, label_agreement=0.995, eval_train_similarity=0.98)
     generated = Conditioning(correlation=0.85, spread=0.19, label_agreement=0.9, eval_train_similarity=0.97)
     cost = {"device": "cpu", "threads": 1, "torch": "2.8", "seconds": 65.0, "peak_memory_mb": 1234, "steps": {}}
@@ -102,7 +104,9 @@ def _figures() -> dict[str, Any]:
         "teacher_label_accuracy": None,
         "label_accuracy": None,
     }
-    quality = quality_figures(selection, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0))
+    quality = quality_figures(
+        selection, CLASSES, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0)
+    )
     output = {"kind": "class", "meaning": "5 classes", "size": 5, "counted": "logits", "returned": "logits"}
     return {"output": output, **cost, **stop, **size, **accuracy, **quality}
 

@@ -133,7 +133,7 @@ def full() -> Context:
     made.examples = Examples(x, x + 1, x + 2, torch.tensor([0, 1]), torch.zeros(2, 2))
     made.candidates = {"calibrated": copy.deepcopy(made.student.state_dict())}
     worst = StudentQuality(1.5, 20.0, 0.7)
-    made.selection = Selection({"calibrated": worst}, "calibrated", worst, 12.5, 2.5)
+    made.selection = Selection({"calibrated": worst}, "calibrated", worst, 12.5, {"logits": 1.0})
     return made
 
 

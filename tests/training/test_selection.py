@@ -6,36 +6,17 @@ import pytest
 import torch
 from helpers import CLASSES, images, student_of, traced
 
-from acq.core.outputs import Output
 from acq.network.teacher import Teacher
 from acq.synthesis.dataset import DistillationBatch, teach
 from acq.training.losses import student_losses, weighted_sum
-from acq.training.selection import Selection, StudentQuality, logit_spread, majority_share, quality, warnings_about
+from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
 
 WEIGHTS = {"logits": 1.0, "probabilities": 0.5, "features": 4.0}
 GOOD, BAD = StudentQuality(0.1, 100.0, 0.01), StudentQuality(1.0, 60.0, 0.1)
 
 
 def selection(selected: str = "trained", final: StudentQuality = GOOD, most: float = 10.0) -> Selection:
-    return Selection({"calibrated": GOOD, "trained": GOOD}, selected, final, most)
-
-
-def test_the_spread_is_that_of_the_logits_of_each_image() -> None:
-    """Their standard deviation over classes, mean over all images. A constant per image changes nothing."""
-    teacher = Teacher(traced("residual"))
-    batches = [teach(images(count, seed=count), teacher) for count in (8, 4)]
-    logits = torch.cat([batch.logits for batch in batches])
-    expected = sum(row.std().item() for row in logits) / 12
-    assert logit_spread(batches, CLASSES) == pytest.approx(expected)
-    moved = [DistillationBatch(batch.images, 2 * batch.logits + 5, batch.features) for batch in batches]
-    assert logit_spread(moved, CLASSES) == pytest.approx(2 * expected)
-
-
-def test_there_is_no_spread_without_images_or_classes() -> None:
-    """Runs without a first student have no scenes, and values are not compared with one another."""
-    batches = [teach(images(4, seed=0), Teacher(traced("residual")))]
-    assert logit_spread([], CLASSES) is None
-    assert logit_spread(batches, Output.of("values", 5)) is None
+    return Selection({"calibrated": GOOD, "trained": GOOD}, selected, final, most, WEIGHTS)
 
 
 def test_the_quality_is_what_training_descends() -> None:
@@ -107,20 +88,20 @@ def test_chance_is_what_a_single_class_gives(agreement: float, most: float, is_a
 
 def test_a_selection_is_restored() -> None:
     """Its state is numbers and names, from which an equal selection is made."""
-    made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", BAD, 12.5)
+    made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", BAD, 12.5, WEIGHTS)
     assert Selection.restored(made.state()) == made
     assert list(Selection.restored(made.state()).candidates) == ["calibrated", "trained"]
 
 
 def test_training_in_vain_is_a_warning() -> None:
     """Both figures are given, and a smaller rate; there is no warning where the last candidate was kept."""
-    made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", GOOD, 10.0)
+    made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", GOOD, 10.0, WEIGHTS)
     (text,) = warnings_about(made, 0.03, CLASSES)
     assert "increased the student's loss from 0.1 to 1 and changed agreement from 100.0 to 60.0 %" in text
     assert "the calibrated student is kept" in text
     assert "student.learning_rate=0.01," in text
     assert warnings_about(selection(), 0.03, CLASSES) == []
-    assert warnings_about(Selection({"calibrated": GOOD}, "calibrated", GOOD, 10.0), 0.03, CLASSES) == []
+    assert warnings_about(Selection({"calibrated": GOOD}, "calibrated", GOOD, 10.0, WEIGHTS), 0.03, CLASSES) == []
 
 
 def test_training_that_helps_is_not_in_vain() -> None:
@@ -131,7 +112,7 @@ def test_training_that_helps_is_not_in_vain() -> None:
         ({"first": GOOD, "calibrated": worse, "trained": worst}, True),
         ({"first": GOOD, "calibrated": worse}, False),
     ):
-        assert bool(warnings_about(Selection(candidates, "first", GOOD, 10.0), 0.03, CLASSES)) == warned
+        assert bool(warnings_about(Selection(candidates, "first", GOOD, 10.0, WEIGHTS), 0.03, CLASSES)) == warned
 
 
 def test_a_student_of_no_use_is_a_warning() -> None:

@@ -1,4 +1,4 @@
-"""The loss of accuracy to expect on real images, from the student's divergence on synthetic ones.
+"""The loss of accuracy to expect on real images, from the student's relative error on synthetic ones.
 
 The law and its numbers are this project's: ``benchmarks/expected_loss.py`` fits them on all measured runs, and judges
 them on networks that were left out (docs/benchmarks/expected_loss.md).
@@ -7,9 +7,11 @@ them on networks that were left out (docs/benchmarks/expected_loss.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from acq.training.selection import Selection
+from acq.core.outputs import Output
+from acq.training.selection import FIRST, Selection
 
 _CHANCE = 0.7  # points: standard deviation of a loss on 1,000 test images, of which 5 % get another answer
 _ALL = 100.0  # points that a network can lose
@@ -32,7 +34,10 @@ class ExpectedLoss:
 
 @dataclass(frozen=True)
 class Law:
-    """``loss = factor * error`` in points. The range is ``loss / spread`` to ``loss * spread``, and 0.7 beyond both."""
+    """``loss = factor * error**2`` in points. The range is ``loss / spread`` to ``loss * spread``, and 0.7 beyond both.
+
+    The square stands for what small errors do: they hardly ever change the class.
+    """
 
     factor: float
     spread: float
@@ -52,32 +57,29 @@ class Law:
         return 1.0
 
     def _points(self, error: float) -> float:
-        return min(_ALL, self.factor * error)
+        return min(_ALL, self.factor * error**2)
 
 
-FITTED = Law(factor=98, spread=2.21)
+FITTED = Law(factor=115, spread=1.89)
 
 
-def relative_error(divergence: float, logit_spread: float) -> float:
-    """About the squared error of a student's logits relative to the variance of the teacher's.
-
-    A small KL divergence is half the variance of the error of the logits, weighted by the teacher's probabilities.
-    Larger logits of the same accuracy have a larger divergence, so the divergence alone says little.
+def relative_error(loss: float, weights: Mapping[str, float]) -> float:
+    """The mean relative squared error of a student's logits and features, by the weights of its losses.
 
     Args:
-        divergence: Of the student from the teacher, in nats.
-        logit_spread: Standard deviation of the teacher's logits (``Selection.logit_spread``).
+        loss: The weighted sum of the student's losses (``StudentQuality.loss``).
+        weights: Of these losses, by name.
     """
-    return divergence / logit_spread**2
+    return loss / sum(weights.values())
 
 
-def expected_loss(selection: Selection) -> ExpectedLoss | None:
+def expected_loss(selection: Selection, output: Output) -> ExpectedLoss | None:
     """The loss to expect of the student that was kept.
 
     Returns:
-        None where the run has no first student, the output is no class, or a figure is NaN or 0.
+        None where the law does not hold: the run has no first student, the output is no class, or the loss is NaN or
+        has the divergence in it, which is no relative error.
     """
-    divergence, spread = selection.candidates[selection.selected].divergence, selection.logit_spread
-    if not spread or math.isnan(divergence):
-        return None
-    return FITTED.loss(relative_error(divergence, spread))
+    loss, weights = selection.candidates[selection.selected].loss, selection.weights
+    relative = FIRST in selection.candidates and output.kind == "class" and not weights["probabilities"]
+    return FITTED.loss(relative_error(loss, weights)) if relative and not math.isnan(loss) else None

@@ -15,7 +15,7 @@ from acq.analysis.diagnostics import diagnose
 from acq.analysis.expected_loss import expected_loss
 from acq.core.evaluate import Classifier, accuracy
 from acq.core.memory import peak_memory_mb
-from acq.core.outputs import accuracy_name
+from acq.core.outputs import Output, accuracy_name
 from acq.core.scores import ACCURACIES
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
@@ -55,7 +55,7 @@ def measure(
         "output": student.answer.figures(),
         "features": context.teacher.features,
         **cost_figures(training),
-        **quality_figures(context.selection, conditioning, generator),
+        **quality_figures(context.selection, context.teacher.output, conditioning, generator),
         **size_figures(student),
         **accuracy_figures(context.teacher, student, context.preprocessing, labelled),
     }
@@ -84,12 +84,13 @@ def cost_figures(training: Training) -> dict[str, Any]:
 
 
 def quality_figures(
-    selection: Selection, conditioning: Conditioning, generator: GeneratorQuality | None
+    selection: Selection, output: Output, conditioning: Conditioning, generator: GeneratorQuality | None
 ) -> dict[str, Any]:
     """How close the student is to the teacher, and how closely images follow their conditions.
 
     Args:
         selection: Of the student.
+        output: How the logits decide.
         conditioning: Of the finished images.
         generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
@@ -100,16 +101,15 @@ def quality_figures(
         "agreement": round(selection.final.agreement, 2),
         "student_loss": {**known, **losses, "selected": selection.selected},
         "student_divergence": {**known, **divergences},
-        "logit_spread": None if selection.logit_spread is None else round(selection.logit_spread, 4),
-        "expected_loss": _expected_figures(selection),
+        "expected_loss": _expected_figures(selection, output),
         "attention": _rounded(asdict(conditioning)),
         "generator": _generator_figures(generator),
     }
 
 
-def _expected_figures(selection: Selection) -> dict[str, float] | None:
+def _expected_figures(selection: Selection, output: Output) -> dict[str, float] | None:
     """The loss of accuracy to expect on real images, in percentage points, with its range; None where unknown."""
-    loss = expected_loss(selection)
+    loss = expected_loss(selection, output)
     return None if loss is None else {name: round(points, 2) for name, points in asdict(loss).items()}
 
 

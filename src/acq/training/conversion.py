@@ -11,7 +11,7 @@ from acq.training.context import Context
 from acq.training.distillation import StudentSettings
 from acq.training.judging import Judge
 from acq.training.phase import StepResult
-from acq.training.selection import Selection, logit_spread, majority_share, warnings_about
+from acq.training.selection import Selection, majority_share, warnings_about
 
 
 class Conversion:
@@ -33,15 +33,15 @@ class Conversion:
     def step(self, number: int, rate: float) -> StepResult:
         """Select a candidate, convert it and measure the result."""
         context, output = self.context, self.context.teacher.output
-        images, scenes = self.judge.images(), self.judge.scenes()
-        qualities = self.judge.qualities([*images, *scenes])
+        images = self.judge.images()
+        qualities = self.judge.qualities([*images, *self.judge.scenes()])
         selected = self.judge.best(qualities)
         context.student.load_state_dict(context.candidates[selected])
         context.candidates = {}
         convert_to_integers(context.student)
         context.synchronize_student()
-        final, share, spread = self.judge.quality(images), majority_share(images, output), logit_spread(scenes, output)
-        context.selection = Selection(qualities, selected, final, share, spread)
+        final, share = self.judge.quality(images), majority_share(images, output)
+        context.selection = Selection(qualities, selected, final, share, self.judge.weights)
         for text in warnings_about(context.selection, self.learning_rate, output):
             warnings.warn(text, stacklevel=2)
         return StepResult({})

@@ -62,15 +62,14 @@ class Selection:
         final: Quality of that student after its conversion to integers, on augmented synthetic images alone.
         majority_share: Percentage of the images in the class that the teacher names most often. Of labels, it is the
             agreement of the answer that each gets most often.
-        logit_spread: Standard deviation of the teacher's logits over classes, mean over new scenes; None where no
-            scenes judge, or the output is no class.
+        weights: Of the student's losses, by name.
     """
 
     candidates: Mapping[str, StudentQuality]
     selected: str
     final: StudentQuality
     majority_share: float
-    logit_spread: float | None = None
+    weights: Mapping[str, float]
 
     def is_at_chance(self, output: Output) -> bool:
         """Whether the student agrees no more often than one that always gives the same answer.
@@ -91,7 +90,7 @@ class Selection:
         """The selection that ``state`` was taken from."""
         candidates = {name: StudentQuality(**quality) for name, quality in state["candidates"].items()}
         final = StudentQuality(**state["final"])
-        return cls(candidates, state["selected"], final, state["majority_share"], state.get("logit_spread"))
+        return cls(candidates, state["selected"], final, state["majority_share"], state["weights"])
 
 
 def quality(
@@ -125,13 +124,6 @@ def quality(
 def majority_share(batches: Sequence[DistillationBatch], output: Output) -> float:
     """The agreement, in percent, of the best student that gives the same answer to every image."""
     return output.majority(torch.cat([batch.logits for batch in batches]))
-
-
-def logit_spread(batches: Sequence[DistillationBatch], output: Output) -> float | None:
-    """The standard deviation of the teacher's logits over classes, mean over images; None without images or classes."""
-    if not batches or output.kind != "class":
-        return None
-    return torch.cat([batch.logits for batch in batches]).std(1).mean().item()
 
 
 def warnings_about(selection: Selection, learning_rate: float, output: Output) -> list[str]:

@@ -59,6 +59,7 @@ HOW = [
     "  measured and not kept, it is a row too ([its page](first_student.md)). Short runs (64 images, 40 steps, no",
     "  generator, no training) are there because few default runs lose more than a point.",
     "- **Limits:** share, 0.7 points and the form of the law were chosen on these rows. Few lose more than 5 points.",
+    "  All runs have the usual weights of losses, and all networks features with places.",
 ]
 
 

@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,13 @@ def measure(data: Path, folders: Path) -> None:
             print(f"{case.name}: {row['teacher_top1']} % -> {row['top1']} %", flush=True)
 
 
-def law_of(known: Sequence[Student]) -> Law:
+@cache  # the networks of two parts are left out in either order
+def law_of(known: tuple[Student, ...]) -> Law:
     """The factor with the least sum of absolute errors of the logarithm of one more than the loss; the spread is 1."""
+    wanted = [(each.error, _logarithm(each.loss)) for each in known]
 
     def badness(law: Law) -> float:
-        return sum(abs(_logarithm(each.loss) - _logarithm(law.loss(each.error).points)) for each in known)
+        return sum(abs(loss - _logarithm(law.loss(error).points)) for error, loss in wanted)
 
     return min((Law(factor, 1.0) for factor in FACTORS), key=badness)
 
@@ -163,13 +166,14 @@ def fitted(known: Sequence[Student]) -> Law:
     least = found[reached - 1]
     if math.isinf(least):
         raise SystemExit("error: no spread holds that many losses; look at the rows with the most extreme ones")
-    return replace(law_of(known), spread=math.ceil(100 * least) / 100)
+    return replace(law_of(tuple(known)), spread=math.ceil(100 * least) / 100)
 
 
-def parted(known: Sequence[Student]) -> Iterator[tuple[list[Student], list[Student]]]:
+def parted(known: Sequence[Student]) -> Iterator[tuple[tuple[Student, ...], tuple[Student, ...]]]:
     """The students of all other networks, and of one, for each network."""
     for network in dict.fromkeys(student.network for student in known):
-        yield [one for one in known if one.network != network], [one for one in known if one.network == network]
+        others = tuple(one for one in known if one.network != network)
+        yield others, tuple(one for one in known if one.network == network)
 
 
 def judged(known: Sequence[Student]) -> list[Judged]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
-from helpers import SIZE, images
+from helpers import SIZE, images, student_from
 from transformers import TRANSFORMERS, transformer
 
 from acq.core.file_form import FileForm
@@ -15,18 +14,12 @@ from acq.export.check import check
 from acq.export.form import in_form
 from acq.export.graph import onnx_model
 from acq.network.trace import trace
-from acq.quantization.build import build
-from acq.quantization.calibration import calibrate
-from acq.quantization.formats import NumberFormat
 from acq.quantization.integers import convert_to_integers
-from acq.quantization.plan import plan
 from acq.quantization.student import Student
 
 
 def integer_student(name: str, bits: str) -> Student:
-    graph = trace(transformer(name), SIZE)
-    student = build(graph, plan(graph, replace(NumberFormat.parse(bits, 8), reduce_range=True), "layers"))
-    calibrate(student, [images(16)])
+    student = student_from(trace(transformer(name), SIZE), bits, "layers")
     convert_to_integers(student)
     return student.eval()
 

@@ -233,10 +233,9 @@ def test_a_wrong_setting_is_named(change: dict[Any, Any], words: str) -> None:
     ],
 )
 def test_wrong_bits_are_named(change: dict[str, Any], words: str) -> None:
-    """Bits that no format has are refused when the format is read, with the setting's name."""
-    config = Config.create("default", change)
+    """Bits that no format has are refused, with the setting's name."""
     with pytest.raises(RequestError) as caught:
-        _ = config.format
+        _ = Config.create("default", change).format
     assert words in str(caught.value)
 
 

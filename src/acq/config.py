@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from acq.core.outputs import Traits
 from acq.core.scores import Kind
 from acq.core.settings import Section, names_of
 from acq.errors import RequestError, nearest
-from acq.quantization.formats import FULL_BITS, NumberFormat
+from acq.quantization.formats import FULL_BITS, WIDE_BITS, NumberFormat
 from acq.quantization.node_plan import Placement
 from acq.quantization.placement import PlacementSetting
 from acq.training.calibration import CalibrationSettings
@@ -27,8 +26,7 @@ from acq.training.images import ImageSettings
 Preset = Literal["fast", "default", "best", "gdfq"]
 Same = Literal["same"]
 
-_EASY_BITS = 7  # from this width on the default preset trains as long as the fast one, because calibration does most
-_ENOUGH = 0.05  # nats, from this width on: students below it lose nothing, and those that lose have 0.1 and more
+_ENOUGH = 0.05  # nats, with wide activations: students below it lose nothing, and those that lose have 0.1 and more
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
 _AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them
@@ -100,14 +98,13 @@ class Config(Section):
                 f"preset {preset!r} is not known{nearest(preset, PRESETS)}; give one of {', '.join(PRESETS)}"
             )
         bits = str(values.get("bits", "w4a4")).strip().lower()
-        base = _preset_values(preset, bits)
         if "auto" in bits:
             values = {"budget": _USUAL_BUDGET, **{k: v for k, v in values.items() if (k, v) != ("budget", None)}}
         elif values.get("budget") is not None:
             raise RequestError(f"a budget is for --bits auto; give --bits auto instead of {bits}, or no budget")
         values["bits"] = _AUTOMATIC if bits == "auto" else bits
         try:
-            return cls.model_validate(_merged(base, values))
+            return cls.model_validate(_merged(_preset_values(preset, values["bits"]), values))
         except ValidationError as error:
             raise RequestError(_first_problem(error, values)) from error
 
@@ -228,11 +225,12 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def _preset_values(preset: str, bits: str) -> Mapping[str, Any]:
-    """What a preset sets. Wide formats need no more than the fast one's lengths, and may stop at the first student."""
-    widths = [0 if width == "auto" else int(width) for width in re.findall(r"[0-9]+|auto", bits)]
-    if preset not in ("fast", "default") or min(widths, default=0) < _EASY_BITS:
+    """What a preset sets. Runs may stop early with wide activations or floats, and are short with wide weights too."""
+    widths = NumberFormat.parse(bits)
+    if preset not in ("fast", "default") or (widths.activation or FULL_BITS) < WIDE_BITS:
         return {**PRESETS[preset], "preset": preset}
-    return {**PRESETS["fast"], "preset": preset, "calibration": {"enough": _ENOUGH}}
+    lengths = PRESETS["fast" if widths.weight >= WIDE_BITS else preset]
+    return {**lengths, "preset": preset, "calibration": {"enough": _ENOUGH}}
 
 
 def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:

@@ -112,7 +112,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     begins = config.calibration.first_student and not scenes_stay
     may_stop = begins and config.calibration.enough and config.images.steps
     phases: list[Phase] = [
-        *([FirstStudent(config.calibration, context)] if begins else []),
+        *([FirstStudent(config.calibration, config.format.weight, context)] if begins else []),
         *([FewImages(config.images, config.calibration, config.student, context)] if may_stop else []),
         *([GeneratorTraining(made, context)] if made.steps else []),
         ImageRefinement(config.images, context),

@@ -54,6 +54,12 @@ def test_a_run_that_goes_on_keeps_only_the_first_student() -> None:
     assert list(finished(training).context.selection.candidates) == ["first", "calibrated", "trained"]
 
 
+def test_a_run_that_goes_on_ends_as_if_it_had_not_looked() -> None:
+    """Later phases draw the same numbers, so that images, students and figures are equal bit for bit."""
+    looked, straight = finished(stopping(NEVER)).context, finished(stopping(0)).context
+    assert_same(looked.state(), straight.state())
+
+
 def test_the_better_of_both_students_decides() -> None:
     """The run stops at the divergence of the better student, and not below it."""
     found = finished(stopping(ALWAYS)).context.selection.candidates
@@ -102,12 +108,16 @@ def test_an_interrupted_run_ends_alike(place: tuple[str, int]) -> None:
         ({"bits": "w8a8", "calibration": {"enough": 0}}, False),
         ({"bits": "w8a8", "calibration": {"first_student": False}}, False),
         ({"bits": "w8a6"}, False),
-        ({"bits": "w4a8"}, False),
+        ({"bits": "w4a8"}, True),
+        ({"bits": "wautoa7"}, True),
+        ({"bits": "w3"}, True),
+        ({"bits": "auto"}, False),
+        ({"bits": "w4a8", "preset": "best"}, False),
         ({"bits": "w4a4", "calibration": {"enough": 0.1}}, True),
     ],
 )
-def test_wide_formats_may_stop_early(settings: dict[str, Any], there: bool) -> None:
-    """Presets default and fast stop at seven bits and more, where there is a first student and images are refined."""
+def test_runs_with_wide_activations_may_stop_early(settings: dict[str, Any], there: bool) -> None:
+    """Presets default and fast stop from seven bits on, where there is a first student and images are refined."""
     assert ("few" in prepare(request_(**settings)).training.phases) == there
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from small_runs import assert_same, request_, training_
 
 from acq.recipe import prepare
+from acq.training.calibration import CalibrationSettings
 from acq.training.first_student import FirstStudent
 from acq.training.loop import Training
 from acq.training.phase import StepResult
@@ -69,6 +71,17 @@ def test_seeds_have_different_scenes_and_equal_seeds_the_same() -> None:
 def test_runs_have_one_unless_scenes_are_their_images(settings: dict[str, Any], there: bool) -> None:
     """A dataset of scenes gives the same student, and the preset of a paper has none."""
     assert ("first" in prepare(request_(**settings)).training.phases) == there
+
+
+@pytest.mark.parametrize(
+    ("bits", "preset", "quick"), [("w8a8", "default", True), ("w4a8", "default", False), ("w8a8", "best", False)]
+)
+def test_wide_weights_need_fewer_scenes_where_the_run_may_stop(bits: str, preset: str, quick: bool) -> None:
+    """At 224 pixels 62 scenes suffice there, and 208 are taken otherwise."""
+    config, context = request_(bits=bits, preset=preset).config, training_().context
+    context.preprocessing = replace(context.preprocessing, input_size=(3, 224, 224))
+    calibration = CalibrationSettings(enough=config.calibration.enough)
+    assert FirstStudent(calibration, config.format.weight, context).count == (62 if quick else 208)
 
 
 @pytest.mark.parametrize(("images", "count"), [(8, 8), (1024, 512)])

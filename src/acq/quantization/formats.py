@@ -10,6 +10,7 @@ from acq.errors import RequestError
 WIDTHS = range(2, 9)  # bit-widths that quantizers support
 AUTO_WEIGHT_BITS = 4  # width at which layers are compared while their own widths are still open
 FULL_BITS, REDUCED_BITS = 8, 7  # with ``reduce_range``, weights of the former width use the range of the latter
+WIDE_BITS = 7  # from this width on, calibration alone does nearly all that can be done
 SAME = "same"
 _BITS = re.compile(r"w(auto|\d+)(?:a(\d+))?")
 

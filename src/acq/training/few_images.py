@@ -31,7 +31,8 @@ def good_enough(divergence: float, enough: float) -> str:
 class FewImages:
     """The phase after the first student. Where a student is good enough, the run ends with it and these images.
 
-    Otherwise it leaves nothing behind but the first student. The images begin as scenes, without the generator.
+    Otherwise it leaves nothing behind but the first student, and later phases draw what they draw without this one.
+    The images begin as scenes, without the generator.
 
     Args:
         images: The section ``images``.
@@ -52,6 +53,7 @@ class FewImages:
         few = {"count": count, "batch": count, "steps": min(_STEPS, images.steps), "scene": 1.0}
         self.refinement = ImageRefinement(images.model_copy(update=few), context)
         self.steps = self.refinement.steps
+        self._rng_before = context.rng.get_state()  # the first student draws nothing of the run
 
     def step(self, number: int, rate: float) -> StepResult:
         """Refine the images by one step. The last one calibrates a student on them and judges."""
@@ -88,4 +90,5 @@ class FewImages:
             return good_enough(least, enough)
         del context.candidates[CALIBRATED]
         context.drop_dataset()
+        context.rng.set_state(self._rng_before)
         return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from acq.quantization.formats import WIDE_BITS
 from acq.training.calibration import CalibrationSettings, keep_untrained
 from acq.training.context import Context
 from acq.training.phase import StepResult
@@ -15,7 +16,7 @@ from acq.training.schedule import PIXELS_KEPT, images_that_fit
 from acq.training.selection import FIRST
 
 _USUAL_COUNT = 512
-_QUICK_PIXELS = 3 << 20  # most pixels in all of a first student that may end the run: more do not help wide formats
+_QUICK_PIXELS = 3 << 20  # most pixels in all where the student may end the run: more do not help wide weights
 _STREAM = 2  # added to the seed of the run, so that later phases draw what they draw without this one
 
 
@@ -24,15 +25,17 @@ class FirstStudent:
 
     Args:
         settings: The section ``calibration``.
+        weight_bits: Of the student.
         context: What the phases share.
     """
 
     name = "first"
     steps = 1
 
-    def __init__(self, settings: CalibrationSettings, context: Context) -> None:
+    def __init__(self, settings: CalibrationSettings, weight_bits: int, context: Context) -> None:
         self.settings, self.context = settings, context
-        size, pixels = context.preprocessing.input_size, _QUICK_PIXELS if settings.enough else PIXELS_KEPT
+        quick = settings.enough and weight_bits >= WIDE_BITS
+        size, pixels = context.preprocessing.input_size, _QUICK_PIXELS if quick else PIXELS_KEPT
         self.count = min(settings.images_for(size), images_that_fit(_USUAL_COUNT, size, pixels=pixels, least=16))
 
     def step(self, number: int, rate: float) -> StepResult:

@@ -1,4 +1,4 @@
-"""Measures accuracy with one part of the method removed at a time, and with the preset ``gdfq``.
+"""Measures accuracy with one part of the method removed at a time, and with images as GDFQ generates them.
 
     python benchmarks/ablation.py resnet20-cifar10 --data test.npz --bits w4a4 w3a3 --seeds 0 1 2
 
@@ -38,6 +38,10 @@ REMOVED = {
     "no refinement": NO_REFINEMENT,
 }
 GDFQ = "gdfq"
+NO_ACQ = [
+    *("generator.centre_std=0", "generator.losses.centre=0", "generator.losses.paired=0"),
+    *("generator.losses.consistency=0", "calibration.first_student=false", "student.round_steps=0"),
+]
 KEYS = ("variant", "bits", "device")
 IDENTITY = ("model", "variant", "bits", "placement", "first_last_bits", "add_bits", "device", "settings", "seed")
 FIGURES = {
@@ -61,7 +65,7 @@ def planned(args: argparse.Namespace) -> Iterator[tuple[str, Config]]:
     for seed in args.seeds:
         one = argparse.Namespace(**{**vars(args), "seeds": [seed]})
         for variant in args.only:
-            name, changes = variant, [{"preset": GDFQ}, steps]
+            name, changes = variant, [*map(assignment, (*NO_ACQ, *NO_REFINEMENT)), steps]
             if variant != GDFQ:
                 name = f"{variant}, unrefined" if unrefined else variant
                 changes = [*map(assignment, REMOVED[variant]), *unrefined]

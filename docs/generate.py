@@ -18,8 +18,9 @@ import typer
 from pydantic import BaseModel
 
 from acq.cli import app
-from acq.config import PRESETS, Config
+from acq.config import Config
 from acq.network.operators import ROLES, Role
+from acq.presets import PRESETS
 
 DOCS = Path(__file__).parent
 WIDTH = 100  # of help texts

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from acq.config import PRESETS, Config, differences
+from acq.config import Config, differences
 from acq.errors import RequestError
 from acq.files.documents import assignment, read_settings
+from acq.presets import PRESETS
 
 # one change of each kind of value: number, union, flag, text, nested weight, layer names that YAML could misread
 CHANGES: list[dict[str, Any]] = [

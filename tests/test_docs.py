@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import acq
-from acq import cli, config
+from acq import cli, presets
 from acq.config import Config
 from acq.synthesis import generators, losses
 from acq.zoo.registry import BUILTINS
@@ -86,7 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(config, "PRESETS", dict.fromkeys(config.PRESETS, FEW))
+    monkeypatch.setattr(presets, "PRESETS", dict.fromkeys(presets.PRESETS, FEW))
     monkeypatch.setattr("acq.cli.quantize._report", lambda run, quiet: None)  # `acq report` on the pages writes it
     # OpenVINO omits some roundings: one of 16 images in another class would be more than one percent
     find = importlib.util.find_spec

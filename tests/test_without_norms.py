@@ -230,6 +230,7 @@ def test_images_without_refinement_or_generator_are_scenes(settings: dict[str, A
         ({"images": {"scene": 0.5}}, "images.scene is 0.5"),
         ({"images": {"losses": {"classes": 0, "smoothness": 0}}}, "no loss in images.losses has a weight above 0"),
         ({"preset": "gdfq"}, "preset gdfq learns from batch norms.*--preset fast"),
+        ({"preset": "acq"}, "preset acq learns from batch norms.*--preset fast"),
     ],
 )
 def test_what_needs_batch_norms_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -15,7 +15,8 @@ from acq.core.outputs import Traits
 from acq.core.scores import Kind
 from acq.core.settings import Section, names_of
 from acq.errors import RequestError, nearest
-from acq.quantization.formats import FULL_BITS, WIDE_BITS, NumberFormat
+from acq.presets import AS_GENERATED, PRESETS, Preset, preset_values
+from acq.quantization.formats import FULL_BITS, NumberFormat
 from acq.quantization.node_plan import Placement
 from acq.quantization.placement import PlacementSetting
 from acq.training.calibration import CalibrationSettings
@@ -23,13 +24,10 @@ from acq.training.distillation import StudentSettings
 from acq.training.generator import GeneratorSettings
 from acq.training.images import ImageSettings
 
-Preset = Literal["fast", "default", "best", "gdfq"]
 Same = Literal["same"]
 
-_ENOUGH = 0.05  # nats, with wide activations: students below it lose nothing, and those that lose have 0.1 and more
 _USUAL_BUDGET = 4.0  # mean bits of weights
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
-_AS_GENERATED = ("gdfq",)  # presets whose images are as the generator made them
 _NAMES = BeforeValidator(lambda value: names_of(value) if value is None or isinstance(value, str) else value)
 
 
@@ -104,7 +102,7 @@ class Config(Section):
             raise RequestError(f"a budget is for --bits auto; give --bits auto instead of {bits}, or no budget")
         values["bits"] = _AUTOMATIC if bits == "auto" else bits
         try:
-            return cls.model_validate(_merged(_preset_values(preset, values["bits"]), values))
+            return cls.model_validate(_merged(preset_values(preset, values["bits"]), values))
         except ValidationError as error:
             raise RequestError(_first_problem(error, values)) from error
 
@@ -161,7 +159,7 @@ class Config(Section):
             (traits.spatial, "needs features with places, such as a map, and the network has none"),
         )
         faults = [fault for there, fault in needed if not there]
-        if faults and self.preset in _AS_GENERATED:
+        if faults and self.preset in AS_GENERATED:
             raise RequestError(f"preset {self.preset} {faults[0]}; give --preset fast, default or best")
         generator = self.generator.fitted(traits)
         images = self.images.fitted(traits, generated=bool(generator.steps))
@@ -179,28 +177,6 @@ class Config(Section):
     def to_commented_yaml(self) -> str:
         """The whole tree as YAML with the meaning of every setting as a comment."""
         return "\n".join(_commented(self)) + "\n"
-
-
-# what differs from the defaults above
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "fast": {
-        "generator": {"auto_steps": 200},
-        "images": {"count": 256, "steps": 60},
-        "student": {"auto_steps": 200},
-    },
-    "best": {
-        "generator": {"auto_steps": 1500},
-        "images": {"count": 2048, "steps": 200},
-        "student": {"auto_steps": 4000, "round_steps": 0},
-    },
-    "gdfq": {
-        "generator": {"centre_std": 0.0, "losses": {"centre": 0.0, "paired": 0.0, "consistency": 0.0}},
-        "images": {"count": 4096, "steps": 0},
-        "calibration": {"first_student": False},
-        "student": {"renew_count": 128, "round_steps": 0},
-    },
-}
 
 
 def differences(found: Config, usual: Config) -> dict[str, Any]:
@@ -222,15 +198,6 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _preset_values(preset: str, bits: str) -> Mapping[str, Any]:
-    """What a preset sets. Runs may stop early with wide activations or floats, and are short with wide weights too."""
-    widths = NumberFormat.parse(bits)
-    if preset not in ("fast", "default") or (widths.activation or FULL_BITS) < WIDE_BITS:
-        return {**PRESETS[preset], "preset": preset}
-    lengths = PRESETS["fast" if widths.weight >= WIDE_BITS else preset]
-    return {**lengths, "preset": preset, "calibration": {"enough": _ENOUGH}}
 
 
 def _first_problem(error: ValidationError, given: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ import yaml
 from commands import NETWORK, SIZE, acq, refusal
 
 from acq import zoo
-from acq.config import PRESETS, Config
+from acq.config import Config
 from acq.files.documents import read_settings
+from acq.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("folder")
 RESNET = "resnet20-cifar10"

@@ -66,6 +66,7 @@ def test_seeds_have_different_scenes_and_equal_seeds_the_same() -> None:
         ({"images": {"steps": 0}}, True),
         ({"generator": {"steps": 0}, "images": {"steps": 0}}, False),
         ({"preset": "gdfq"}, False),
+        ({"preset": "acq"}, False),
     ],
 )
 def test_runs_have_one_unless_scenes_are_their_images(settings: dict[str, Any], there: bool) -> None:

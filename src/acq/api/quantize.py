@@ -52,7 +52,7 @@ def quantize(
         std: As ``mean``.
         bits: Such as ``"w4a4"``, the default.
         out: The run folder; nothing is written without it.
-        preset: ``fast``, ``default``, ``best`` or ``gdfq``.
+        preset: ``fast``, ``default``, ``best``, ``acq`` or ``gdfq``.
         settings: Nested as in a configuration file, such as ``{"student": {"steps": 1000}}``.
         outputs: The name or index of the returned tensor that decides, if the network returns several. Several that
             count are joined by commas.
@@ -109,7 +109,7 @@ def inspect(
         mean: Of its normalisation.
         std: Of its normalisation.
         bits: Such as ``"w4a4"``, the default.
-        preset: ``fast``, ``default``, ``best`` or ``gdfq``.
+        preset: ``fast``, ``default``, ``best``, ``acq`` or ``gdfq``.
         settings: Nested as in a configuration file.
         outputs: As for ``quantize``.
         output_kind: As for ``quantize``.

@@ -106,7 +106,7 @@ Exclude = Annotated[
 ]  # fmt: skip
 Preset = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="fast, default, best or gdfq", rich_help_panel=RUN),
+    typer.Option(metavar="NAME", help="fast, default, best, acq or gdfq", rich_help_panel=RUN),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.yaml", help="a file of settings", rich_help_panel=RUN)

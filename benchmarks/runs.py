@@ -9,7 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from acq.files.documents import assignment, read_settings
 from acq.files.images import read
 from acq.recipe import Request, prepare
 from acq.runs.summary import measure
+from acq.training.context import Context
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "benchmarks"
@@ -30,8 +31,10 @@ IMAGE_SETTINGS = {"seed", "device", "precision", "generator", "images"}  # all t
 Row = dict[str, Any]
 
 
-def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> Iterator[Row]:
-    """Quantize a network with each configuration, in this process, and yield the summaries.
+def quantized(
+    network: zoo.Network, configs: Iterable[Config], data: Path, look: Callable[[Context], Row] = lambda _: {}
+) -> Iterator[Row]:
+    """Quantize a network with each configuration, in this process, and yield the summaries with what ``look`` finds.
 
     The figures are those of ``acq quantize``. Neighbours with the same image settings share their images, and the
     seconds of these images count in each run. Peak memory is that of the process so far, so it is an upper bound.
@@ -55,6 +58,7 @@ def quantized(network: zoo.Network, configs: Iterable[Config], data: Path) -> It
             **prepared.config.headline(),
             "settings": settings_of(config),
             **figures,
+            **look(context),
             **origin(),
         }
 

@@ -325,6 +325,54 @@ def test_conditioning_measures_each_generator(script: Script, tmp_path: Path) ->
     assert "| gdfq | 2 | 0 |" in page_of(tmp_path, "conditioning")
 
 
+def test_claims_compare_acq_with_gdfq_and_without_each_part(script: Script, data: str, tmp_path: Path) -> None:
+    """Each variant has a row per bit-width and seed, measured once; the page pairs them by seed and has two plots."""
+    claims, networks = script("claims"), script("case_networks")
+    study = claims.Study(networks.Network("tiny", "Tiny", (), MODEL, data), ("w4a4", "w3a3"), (10, 11))
+    few = ["--data-folder", ".", "--set", *(setting for setting in FEW if not setting.startswith("images."))]
+    few += ["images.count=16", "student.renew_count=4"]
+    claims.main(few, [study])
+    rows = rows_of(tmp_path, "claims")
+    assert [row["variant"] for row in rows[:3]] == ["real images", "ACQ", "ACQ"]
+    assert len(rows) == 1 + 2 * 2 * len(claims.VARIANTS)
+    assert {row["preset"] for row in rows if row["variant"] == "GDFQ"} == {"gdfq"}
+    assert {row["placement"] for row in rows[1:]} == {"relu-only"}
+    assert all(-1 <= row["observed"]["class_similarity"] <= 1 for row in rows)
+    claims.main(few, [study])
+    assert rows_of(tmp_path, "claims") == rows
+    page = page_of(tmp_path, "claims")
+    assert page.count("| Tiny | w3a3 |") == len(claims.VARIANTS)
+    assert re.search(r"\| Tiny \| w4a4 \| GDFQ \| .* \| [+-]\d+\.\d\d ± \d+\.\d\d \| \S+ \| 10, 11 \|", page)
+    for name in ("accuracy", "attention"):
+        assert f"claims-{name}.svg" in page
+        assert (tmp_path / "docs" / "benchmarks" / f"claims-{name}.svg").read_text().count("Tiny") >= 5
+
+
+def test_differences_of_pairs_have_an_interval(script: Script) -> None:
+    """Values of a table of Student's t: four pairs, mean 2.5, and 3.182 standard errors."""
+    pages = script("claims_page")
+    rows = [
+        {"variant": name, "seed": seed, "top1": 90.0 + (seed if name == "ACQ" else 0)}
+        for name in ("ACQ", "GDFQ") for seed in (1, 2, 3, 4)
+    ]  # fmt: skip
+    gap, p = pages.behind(rows, "GDFQ")
+    assert gap == f"+2.50 ± {3.182 * (5 / 3) ** 0.5 / 2:.2f}"
+    assert p == "0.03"  # of t = 3.87 with 3 degrees of freedom
+    assert pages.behind(rows[:5], "GDFQ") == ("-", "-")
+
+
+def test_similarity_within_a_class_is_that_of_all_pairs(script: Script) -> None:
+    """The sum of unit vectors gives the mean cosine of all pairs of different images, class by class."""
+    attention, rng = script("attention"), torch.Generator().manual_seed(0)
+    maps, label = torch.rand(7, 3, 3, generator=rng), torch.tensor([0, 1, 0, 2, 0, 1, 0])
+    means = []
+    for k in (0, 1):
+        rows = maps[label == k].flatten(1)
+        pairs = [torch.cosine_similarity(a, b, dim=0) for i, a in enumerate(rows) for b in rows[:i]]
+        means.append(torch.stack(pairs).mean())
+    assert attention.class_similarity(maps, label) == pytest.approx(torch.stack(means).mean().item(), abs=1e-6)
+
+
 def test_speed_measures_every_phase(script: Script, tmp_path: Path) -> None:
     """Each phase has a time per step and the steps of the whole run."""
     few = [setting for setting in FEW if ".steps" not in setting]

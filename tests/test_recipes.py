@@ -126,15 +126,16 @@ def test_crops_come_from_their_images(script: Script) -> None:
     assert len(seen) > 12
 
 
+@pytest.mark.parametrize("more", [(), ("--float32",)])
 def test_a_recipe_writes_weights_figures_and_test_images(
-    script: Script, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Script, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     """The files are what ``acq`` reads, and the state of the training is gone."""
     recipe, networks = script("train_cifar10"), script("networks")
     monkeypatch.setitem(networks.NETWORKS, "vit", small)
     monkeypatch.setitem(recipe.SETTINGS, "vit", replace(recipe.SETTINGS["vit"], batch=16))
     out, test = tmp_path / "out", tmp_path / "test.npz"
-    recipe.main(["vit", "--images", str(package), "--out", str(out), "--epochs", "2", "--test", str(test)])
+    recipe.main(["vit", "--images", str(package), "--out", str(out), "--epochs", "2", "--test", str(test), *more])
     assert sorted(file.name for file in out.iterdir()) == ["training.json", "weights.safetensors"]
     network = small()
     network.load_state_dict(load_file(out / "weights.safetensors"))
@@ -142,4 +143,4 @@ def test_a_recipe_writes_weights_figures_and_test_images(
     labelled = read(test, input_size=(3, 32, 32), output=structure_of(trace(network, (3, 32, 32))).answer.output)
     hits = script("cifar10").hits(network, labelled.images, labelled.labels)
     assert figures["top1"] == round(100 * hits.mean(), 2)
-    assert (figures["epochs"], figures["batch"], len(hits)) == (2, 16, 8)
+    assert (figures["epochs"], figures["batch"], figures["bfloat16"], len(hits)) == (2, 16, not more, 8)

@@ -11,7 +11,7 @@ Preset = Literal["fast", "default", "best", "acq", "gdfq"]
 
 AS_GENERATED = ("acq", "gdfq")  # presets whose images are as the generator made them
 _ENOUGH = 0.05  # nats, with wide activations: students below it lose nothing, and those that lose have 0.1 and more
-# GDFQ's own setting: images as generated, and nothing else that helps (Xu et al. 2020)
+# the setting of the papers (GDFQ, Xu et al. 2020): images as generated, and nothing else that helps
 _PAPER: dict[str, Any] = {
     "placement": "relu-only",
     "first_last_bits": "same",

@@ -19,6 +19,7 @@ from acq import zoo
 from acq.config import Config
 from acq.core.memory import keep_freed_memory
 from acq.files.documents import assignment
+from acq.presets import PRESETS
 
 NO_REFINEMENT = ["images.steps=0", "images.count=4096", "student.renew_count=128"]
 # variants that share their images stand together, because neighbours make them once
@@ -38,10 +39,7 @@ REMOVED = {
     "no refinement": NO_REFINEMENT,
 }
 GDFQ = "gdfq"
-NO_ACQ = [
-    *("generator.centre_std=0", "generator.losses.centre=0", "generator.losses.paired=0"),
-    *("generator.losses.consistency=0", "calibration.first_student=false", "student.round_steps=0"),
-]
+GENERATED = [*NO_REFINEMENT, "calibration.first_student=false", "student.round_steps=0"]
 KEYS = ("variant", "bits", "device")
 IDENTITY = ("model", "variant", "bits", "placement", "first_last_bits", "add_bits", "device", "settings", "seed")
 FIGURES = {
@@ -65,7 +63,7 @@ def planned(args: argparse.Namespace) -> Iterator[tuple[str, Config]]:
     for seed in args.seeds:
         one = argparse.Namespace(**{**vars(args), "seeds": [seed]})
         for variant in args.only:
-            name, changes = variant, [*map(assignment, (*NO_ACQ, *NO_REFINEMENT)), steps]
+            name, changes = variant, [{"generator": PRESETS[GDFQ]["generator"]}, *map(assignment, GENERATED), steps]
             if variant != GDFQ:
                 name = f"{variant}, unrefined" if unrefined else variant
                 changes = [*map(assignment, REMOVED[variant]), *unrefined]

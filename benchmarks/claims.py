@@ -102,14 +102,12 @@ def _generated(context: Context) -> Row:
     """The figures of attention on new images of the generator, under conditions of their own."""
     rng = torch.Generator(context.rng.device).manual_seed(context.rng.initial_seed() + 1)
     images, condition = generate(context.generator, context.conditions, IMAGES, rng)
-    with torch.no_grad():
-        figures = attention_figures(context.teacher, images, condition.label, context.preprocessing)
-    return {"observed": figures}
+    return {"observed": attention_figures(context.teacher, images, condition.label, context.preprocessing)}
 
 
 def _measured(common: Row, config: Config) -> bool:
-    wanted = {**common, "bits": config.bits, "seed": config.seed, "settings": runs.settings_of(config)}
-    return any(all(row.get(key) == wanted[key] for key in IDENTITY) for row in runs.load(NAME))
+    settings = runs.settings_of(config)
+    return runs.has(NAME, {**common, "bits": config.bits, "seed": config.seed, "settings": settings})
 
 
 def main(words: Sequence[str] | None = None, studies: Sequence[Study] = STUDIES) -> int:
@@ -127,7 +125,7 @@ def main(words: Sequence[str] | None = None, studies: Sequence[Study] = STUDIES)
         if (obstacle := Case(network, study.bits[0]).obstacle(args.data_folder)) is not None:
             print(f"skipped {network.name}: {obstacle}", flush=True)
             continue
-        if not any(row["network"] == network.name and row["variant"] == REAL for row in runs.load(NAME)):
+        if not runs.has(NAME, {"network": network.name, "variant": REAL, "engine": network.engine}):
             runs.keep(NAME, real_row(network, args.data_folder), IDENTITY)
         for seed in study.seeds:  # all variants of a seed, then the next: early rows compare already
             for variant in VARIANTS:

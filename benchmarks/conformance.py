@@ -75,7 +75,7 @@ def measured(case: Case, seed: int) -> bool:
     """Whether the results hold this run, with the present engine and the present settings."""
     settings = runs.settings_of(case.config(seed))
     wanted = {"case": case.name, "seed": seed, "engine": case.network.engine, "settings": settings}
-    return any(all(row.get(key) == value for key, value in wanted.items()) for row in runs.load("conformance"))
+    return runs.has("conformance", wanted)
 
 
 def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:

@@ -149,6 +149,11 @@ def load(name: str) -> list[Row]:
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
 
 
+def has(name: str, wanted: Row) -> bool:
+    """Whether a benchmark has a row with these values."""
+    return any(all(row.get(key) == value for key, value in wanted.items()) for row in load(name))
+
+
 def keep(name: str, row: Row, identity: Sequence[str]) -> list[Row]:
     """Add a row to the results of a benchmark, in place of the row with the same values of ``identity``.
 

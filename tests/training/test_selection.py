@@ -9,7 +9,7 @@ from helpers import CLASSES, images, student_of, traced
 from acq.network.teacher import Teacher
 from acq.synthesis.dataset import DistillationBatch, teach
 from acq.training.losses import student_losses, weighted_sum
-from acq.training.selection import Selection, StudentQuality, majority_share, quality, warnings_about
+from acq.training.selection import Selection, StudentQuality, majority_share, over_kinds, quality, warnings_about
 
 WEIGHTS = {"logits": 1.0, "probabilities": 0.5, "features": 4.0}
 GOOD, BAD = StudentQuality(0.1, 100.0, 0.01), StudentQuality(1.0, 60.0, 0.1)
@@ -38,6 +38,23 @@ def test_the_quality_is_what_training_descends() -> None:
     assert both.divergence == pytest.approx((8 * each[0] + 4 * each[1]) / 12)
     assert each[0] == pytest.approx(CLASSES.divergence(student(batches[0].images), batches[0].logits).item())
     assert student.training
+
+
+def test_kinds_of_images_count_alike() -> None:
+    """Loss and agreement are means. A divergence that doubles on one kind and halves on the other stays as it is."""
+    one, other = StudentQuality(0.2, 90.0, 0.01), StudentQuality(0.4, 70.0, 0.16)
+    both = over_kinds([one, other])
+    assert (both.loss, both.agreement) == pytest.approx((0.3, 80.0))
+    assert both.divergence == pytest.approx(0.04)
+    moved = over_kinds([StudentQuality(0.2, 90.0, 0.02), StudentQuality(0.4, 70.0, 0.08)])
+    assert moved.divergence == pytest.approx(both.divergence)
+    assert over_kinds([one]) == one
+
+
+def test_a_divergence_is_no_number_where_one_kind_has_none() -> None:
+    """A rounding error below zero counts as zero."""
+    assert math.isnan(over_kinds([GOOD, StudentQuality(1.0, 1.0, math.nan)]).divergence)
+    assert over_kinds([StudentQuality(0.0, 100.0, -1e-9), BAD]).divergence == 0
 
 
 def test_the_majority_is_counted_over_all_batches() -> None:

@@ -33,8 +33,8 @@ class Conversion:
     def step(self, number: int, rate: float) -> StepResult:
         """Select a candidate, convert it and measure the result."""
         context, output = self.context, self.context.teacher.output
-        images = self.judge.images()
-        qualities = self.judge.qualities([*images, *self.judge.scenes()])
+        kinds = self.judge.kinds()
+        images, qualities = kinds[0], self.judge.qualities(*kinds)
         selected = self.judge.best(qualities)
         context.student.load_state_dict(context.candidates[selected])
         context.candidates = {}

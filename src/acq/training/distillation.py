@@ -16,11 +16,10 @@ from acq.core.outputs import Traits
 from acq.core.settings import Auto, LossWeights, Section, number_or
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student
-from acq.synthesis.dataset import DistillationBatch
 from acq.training.context import Context
 from acq.training.fitting import Weight, fitted_weights
 from acq.training.guards import RangeGuard
-from acq.training.judging import Judge
+from acq.training.judging import Batches, Judge
 from acq.training.losses import student_losses, weighted_sum
 from acq.training.phase import StepResult, is_reported
 from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
@@ -163,9 +162,9 @@ class Distillation:
         if self.round == self.steps:  # the last phase compares it with the others
             context.candidates[TRAINED] = state
             return True
-        batches = [*self.judge.images(), *self.judge.scenes()]
-        found = self.judge.quality(batches)
-        best = self._best or self._best_before(batches)
+        kinds = self.judge.kinds()
+        found = self.judge.quality(*kinds)
+        best = self._best or self._best_before(kinds)
         context.student.load_state_dict(state)
         closer = not context.any_process(not found.is_better_than(best))
         self._best = found if closer else best
@@ -173,9 +172,9 @@ class Distillation:
             context.candidates[TRAINED] = state
         return closer
 
-    def _best_before(self, batches: list[DistillationBatch]) -> StudentQuality:
+    def _best_before(self, kinds: list[Batches]) -> StudentQuality:
         """The quality of the best candidate before training. The student changes."""
-        found = self.judge.qualities(batches)
+        found = self.judge.qualities(*kinds)
         return found[self.judge.best(found)]
 
     def _set_learning_rates(self) -> None:

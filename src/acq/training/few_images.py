@@ -83,7 +83,7 @@ class FewImages:
         scenes = context.scenes(2 * len(images), context.rng)
         mixture = torch.cat((images, augment(images, context.rng), scenes))
         keep_untrained(CALIBRATED, mixture, self.settings, context)
-        found = self.judge.qualities([*self.judge.images(), *self.judge.scenes()])
+        found = self.judge.qualities(*self.judge.kinds())
         context.student.load_state_dict(before)
         least = found[self.judge.best(found)].divergence
         if not context.any_process(not least <= enough):

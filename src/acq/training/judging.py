@@ -9,8 +9,9 @@ from torch import Tensor
 
 from acq.synthesis.dataset import DistillationBatch, augmented, teach
 from acq.training.context import Context
-from acq.training.selection import FIRST, StudentQuality, quality
+from acq.training.selection import FIRST, StudentQuality, over_kinds, quality
 
+Batches = list[DistillationBatch]
 _IMAGES, _PIXELS = 256, 1 << 21  # most images of a kind that judge a student, and most pixels in all
 
 
@@ -26,17 +27,17 @@ class Judge:
     def __init__(self, batch: int, weights: Mapping[str, float], context: Context) -> None:
         self.batch, self.weights, self.context = batch, weights, context
 
-    def quality(self, batches: list[DistillationBatch]) -> StudentQuality:
-        """The quality of the present student."""
-        teacher = self.context.teacher
-        return quality(self.context.student, teacher.features, batches, self.weights, teacher.output)
+    def quality(self, *kinds: Batches) -> StudentQuality:
+        """The quality of the present student on images of each kind."""
+        teacher, student = self.context.teacher, self.context.student
+        return over_kinds([quality(student, teacher.features, part, self.weights, teacher.output) for part in kinds])
 
-    def qualities(self, batches: list[DistillationBatch]) -> dict[str, StudentQuality]:
+    def qualities(self, *kinds: Batches) -> dict[str, StudentQuality]:
         """The quality of each candidate. The student changes."""
         found = {}
         for name, candidate in self.context.candidates.items():
             self.context.student.load_state_dict(candidate)
-            found[name] = self.quality(batches)
+            found[name] = self.quality(*kinds)
         return found
 
     def best(self, qualities: Mapping[str, StudentQuality]) -> str:
@@ -47,7 +48,14 @@ class Judge:
             selected = selected if no_better else other
         return selected
 
-    def images(self) -> list[DistillationBatch]:
+    def kinds(self) -> list[Batches]:
+        """What judges candidates: augmented images of the dataset, and as many scenes if a candidate comes from scenes.
+
+        Finished images alone would favour the students that were made on them.
+        """
+        return [self.images(), *([self.scenes()] if FIRST in self.context.candidates else [])]
+
+    def images(self) -> Batches:
         """Augmented copies of the images of the dataset, several of each where there are few.
 
         Layers were rounded on the images themselves, on which a calibrated student looks better than it is.
@@ -58,13 +66,8 @@ class Judge:
         parts: tuple[Tensor, ...] = rows.split(self.batch)  # type: ignore[no-untyped-call]
         return [augmented(dataset.batch.at(part), 1.0, rng, self._taught) for part in parts]
 
-    def scenes(self) -> list[DistillationBatch]:
-        """As many new scenes; none where no candidate comes from scenes.
-
-        Finished images alone would favour the students that were made on them.
-        """
-        if FIRST not in self.context.candidates:
-            return []
+    def scenes(self) -> Batches:
+        """As many new scenes."""
         scenes = self.context.scenes(self._count(), torch.Generator(self.context.rng.device).manual_seed(1))
         return [self._taught(part) for part in scenes.split(self.batch)]  # type: ignore[no-untyped-call]
 

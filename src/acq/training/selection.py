@@ -25,7 +25,7 @@ _WORSE_LOSS = 1.1  # smaller differences are chance
 
 @dataclass(frozen=True)
 class StudentQuality:
-    """How close a student is to the teacher on a set of images.
+    """How close a student is to the teacher on a set of images, or on several (``over_kinds``).
 
     Attributes:
         loss: The weighted sum of the student's losses, mean over images.
@@ -119,6 +119,20 @@ def quality(
             divergence += len(batch.images) * output.divergence(logits, batch.logits).item()
     count = sum(len(batch.images) for batch in batches)
     return StudentQuality(loss / count, 100 * same / count, divergence / count)
+
+
+def over_kinds(found: Sequence[StudentQuality]) -> StudentQuality:
+    """The quality of a student on several kinds of images, each of which counts alike.
+
+    Loss and agreement are means. The divergence is the geometric mean, which asks by what factor that of each kind
+    changes. So the kind with the larger one does not rule (this project's definition).
+
+    Args:
+        found: The quality on each kind, at least one.
+    """
+    loss, agreement = (sum(values) / len(found) for values in ([q.loss for q in found], [q.agreement for q in found]))
+    product = math.prod(max(q.divergence, 0.0) for q in found)  # rounding gives a perfect student one below 0
+    return StudentQuality(loss, agreement, product ** (1 / len(found)))
 
 
 def majority_share(batches: Sequence[DistillationBatch], output: Output) -> float:

@@ -105,17 +105,19 @@ def run(case: Case, seed: int, data: Path, folders: Path) -> runs.Row:
     }
 
 
-def acq(words: Sequence[str], modules: Path | None = None) -> str:
+def acq(words: Sequence[str], modules: Path | None = None, processes: int = 1) -> str:
     """What ``acq`` prints on standard output in a new process, in the folder of this repository.
 
     Args:
         words: Of the command.
         modules: Folder with more Python modules.
+        processes: That share the command, under torchrun if there are several.
 
     Raises:
         RuntimeError: It failed; the message is the last line on standard error.
     """
-    command = [sys.executable, "-m", "acq", *words]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(several if processes > 1 else []), "-m", "acq", *words]
     folders = filter(None, (modules and str(modules.resolve()), os.environ.get("PYTHONPATH")))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False, env=environment)

@@ -21,6 +21,7 @@ import pytest
 import small_runs
 import torch
 import typer
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -346,6 +347,61 @@ def test_claims_compare_acq_with_gdfq_and_without_each_part(script: Script, data
     for name in ("accuracy", "attention"):
         assert f"claims-{name}.svg" in page
         assert (tmp_path / "docs" / "benchmarks" / f"claims-{name}.svg").read_text().count("Tiny") >= 5
+
+
+def test_the_table_of_the_paper_takes_weights_and_a_folder_of_photographs(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each preset has a row, measured once. Images of any size are read as the folder of their class says.
+
+    The network is narrow, and runs in this process.
+    """
+    paper, nets = script("paper"), script("networks.imagenet_resnets")
+    monkeypatch.setattr(nets, "resnet18", partial(nets.ResNet, nets.Basic, (1, 1, 1, 1), stem=8))
+    monkeypatch.setattr(paper.conformance, "acq", lambda words, *_: CliRunner().invoke(cli.app, words).stdout)
+    torch.save(nets.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), np.uint8)
+    for name, each in zip(("n01440764", "n01443537", "n01484850"), pixels, strict=True):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.fromarray(each).save(tmp_path / "val" / name / "one.JPEG")
+    few = [setting for setting in FEW if setting.split("=")[0] not in ("device", "images.steps")]
+    words = ["--resnet18", "resnet18.pth", "--images", "val", "--side", "32", "--workers", "0", "--device", "cpu"]
+    words += ["--runs", "runs", "--set", *few, "student.renew_count=4"]
+    assert paper.main(words) == 0
+    rows = rows_of(tmp_path, "paper")
+    assert [(row["network"], row["preset"], row["test_images"]) for row in rows] == [
+        ("resnet18", "acq", 3),
+        ("resnet18", "gdfq", 3),
+    ]
+    page = page_of(tmp_path, "paper")
+    assert re.search(r"\| resnet18 \| acq \| w4a4 \| 0 \| .* \| 3\.9 \|", page)
+    assert paper.main(words) == 0
+    assert rows_of(tmp_path, "paper") == rows
+
+
+def test_the_middle_of_a_photograph_is_what_torchvision_cuts(script: Script) -> None:
+    """The shorter side becomes 8/7 of the square, which is cut out of the middle."""
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 90:110] = 255
+    cut = np.asarray(script("paper").middle(Image.fromarray(pixels), 224))
+    assert cut.shape == (224, 224, 3)
+    white = cut[112, :, 0] > 127
+    assert (white.sum(), white.argmax()) == (pytest.approx(20 * 2.56, abs=1), pytest.approx(112 - 10 * 2.56, abs=1))
+
+
+@pytest.mark.parametrize(("name", "weights"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
+def test_imagenet_resnets_have_the_weights_of_torchvision(script: Script, name: str, weights: int) -> None:
+    """The numbers of weights are those that torchvision documents, and so are names and places."""
+    network = getattr(script("networks.imagenet_resnets"), name)()
+    assert sum(each.numel() for each in network.parameters()) == weights
+    names = network.state_dict().keys()
+    assert {
+        "conv1.weight",
+        "bn1.running_mean",
+        "layer4.1.conv2.weight",
+        "layer2.0.downsample.1.weight",
+        "fc.bias",
+    } <= names
 
 
 def test_differences_of_pairs_have_an_interval(script: Script) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +25,25 @@ SUMMARY: dict[str, Any] = {
     "output": {"kind": "class", "size": 5},
     "teacher_top1": 91.0,
     "top1": 90.0,
-    "attention": {"label_agreement": 0.99},
+    "attention": {"label_agreement": 0.99, "correlation": 0.95},
     "stopped": None,
     **kept("trained", 0.3, 0.2, 0.1),
 }
+
+
+SETTINGS: dict[str, Any] = {
+    "generator": {"steps": 500, "centre_std": 0.15, "losses": {"centre": 60.0}},
+    "images": {"steps": 100, "losses": {"centre": 10.0}},
+}
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    """Settings with changes, each ``section_key``."""
+    found = copy.deepcopy(SETTINGS)
+    for name, value in changes.items():
+        section, key = name.split("_", 1)
+        (found[section]["losses"] if key == "centre" else found[section])[key] = value
+    return found
 
 
 @pytest.mark.parametrize(
@@ -37,7 +53,7 @@ SUMMARY: dict[str, Any] = {
         ({}, "the accuracy is unknown", False),
         ({}, "variation between seeds", True),
         ({"top1": None}, "variation between seeds", False),
-        ({"attention": {"label_agreement": 0.5}}, "requested class in only 50 %", True),
+        ({"attention": {"label_agreement": 0.5, "correlation": None}}, "requested class in only 50 %", True),
         ({}, "requested class in only", False),
         ({}, "was kept", False),
         (kept("calibrated", 0.3, 0.2, None), "was kept", False),
@@ -59,23 +75,23 @@ SUMMARY: dict[str, Any] = {
     ],
 )
 def test_caveats_on_figures_are_those_that_apply(values: dict[str, Any], words: str, there: bool) -> None:
-    assert any(words in caveat for caveat in caveats(SUMMARY | values, PLAN)) == there
+    assert any(words in caveat for caveat in caveats(SUMMARY | values, SETTINGS, PLAN)) == there
 
 
 def test_operators_in_floating_point_are_counted() -> None:
     """None of them, no caveat."""
     first, *others = PLAN.nodes
-    assert not any("floating point" in caveat for caveat in caveats(SUMMARY, PLAN))
+    assert not any("floating point" in caveat for caveat in caveats(SUMMARY, SETTINGS, PLAN))
     one = replace(PLAN, nodes=(replace(first, floating=True), *others))
-    assert any(caveat.startswith("1 operator stays in floating point") for caveat in caveats(SUMMARY, one))
+    assert any(caveat.startswith("1 operator stays in floating point") for caveat in caveats(SUMMARY, SETTINGS, one))
     two = replace(one, nodes=(*one.nodes, one.nodes[0]))
-    assert any(caveat.startswith("2 operators stay in floating point") for caveat in caveats(SUMMARY, two))
+    assert any(caveat.startswith("2 operators stay in floating point") for caveat in caveats(SUMMARY, SETTINGS, two))
 
 
 def test_the_relu_only_placement_is_for_comparison() -> None:
     """It has operators in floating point by definition, so they are not counted."""
     plan = replace(PLAN, placement="relu-only", nodes=(replace(PLAN.nodes[0], floating=True),))
-    found = caveats(SUMMARY, plan)
+    found = caveats(SUMMARY, SETTINGS, plan)
     assert any("for comparison with papers" in caveat for caveat in found)
     assert not any("operator" in caveat or "addition" in caveat for caveat in found)
 
@@ -83,7 +99,7 @@ def test_the_relu_only_placement_is_for_comparison() -> None:
 @pytest.mark.parametrize("bits", ["w4", "w8"])
 def test_weights_alone_bring_no_speed(bits: str) -> None:
     """The page says so once, and counts no operators."""
-    found = caveats(SUMMARY, replace(PLAN, format=NumberFormat.parse(bits)))
+    found = caveats(SUMMARY, SETTINGS, replace(PLAN, format=NumberFormat.parse(bits)))
     assert any("a smaller file, and no more speed" in caveat for caveat in found)
     assert not any("operator" in caveat or "addition" in caveat for caveat in found)
 
@@ -94,7 +110,7 @@ def test_weights_alone_bring_no_speed(bits: str) -> None:
 def test_wider_additions_are_named(bits: str, add: int | str, there: bool) -> None:
     """Where tensors that enter an addition have more bits than activations."""
     plan = replace(PLAN, format=NumberFormat.parse(bits, "8", add))
-    found = [caveat for caveat in caveats(SUMMARY, plan) if "enter an addition" in caveat]
+    found = [caveat for caveat in caveats(SUMMARY, SETTINGS, plan) if "enter an addition" in caveat]
     assert bool(found) == there
     assert not there or f"have {add} bits" in found[0]
 
@@ -105,10 +121,40 @@ def test_sentences_are_short() -> None:
         "output": {"kind": "class", "size": 5},
         "teacher_top1": None,
         "top1": None,
-        "attention": {"label_agreement": 0.1},
+        "attention": {"label_agreement": 0.1, "correlation": -0.1},
         "stopped": {"phase": "few", "step": 40, "reason": good_enough(0.01234, 0.05)},
         **kept("calibrated", None, 0.2, 5.0),
     }
     first = {**worst, **kept("first", 0.1, 0.2, 5.0)}
-    found = [*caveats(worst, PLAN), *caveats(first, PLAN), *caveats(SUMMARY, replace(PLAN, placement="relu-only"))]
+    found = [
+        *caveats(worst, SETTINGS, PLAN),
+        *caveats(first, SETTINGS, PLAN),
+        *caveats(SUMMARY, SETTINGS, replace(PLAN, placement="relu-only")),
+    ]
     assert all(len(sentence.split()) <= 25 for caveat in found for sentence in caveat.split(". "))
+
+
+@pytest.mark.parametrize(
+    ("settings", "correlation", "there"),
+    [
+        (asked(), 0.5, True),
+        (asked(), 0.9, False),
+        (asked(), None, False),
+        (asked(generator_centre_std=0.0), 0.5, False),
+        (asked(images_centre=0.0), 0.5, True),
+        (asked(images_centre=0.0, generator_steps=0), 0.5, False),
+        (asked(generator_centre=0.0, images_centre=0.0), 0.5, False),
+    ],
+)
+def test_attention_that_does_not_follow_is_told_where_it_was_asked(
+    settings: dict[str, Any], correlation: float | None, there: bool
+) -> None:
+    found = caveats(SUMMARY | {"attention": {"label_agreement": 0.99, "correlation": correlation}}, settings, PLAN)
+    assert (
+        any("a correlation of 0.50" in caveat and "More images.steps may help." in caveat for caveat in found) == there
+    )
+
+
+def test_images_as_generated_need_more_steps_of_the_generator() -> None:
+    found = caveats(SUMMARY | {"attention": {"label_agreement": 0.1, "correlation": None}}, asked(images_steps=0), PLAN)
+    assert any("only 10 %" in caveat and "More generator.steps may help." in caveat for caveat in found)

@@ -13,16 +13,27 @@ _SEES = {
     "map": "sees the requested class in the cells of", "sequence": "sees the requested class in the steps of",
 }  # fmt: skip
 _ENOUGH = 0.9  # share of images of the requested class, below which agreement says little
+_FOLLOWED = 0.8  # correlation of requested and realised centres, below which positions vary less than they are asked to
 
 
-def caveats(summary: Mapping[str, Any], plan: Plan) -> list[str]:
+def caveats(summary: Mapping[str, Any], settings: Mapping[str, Any], plan: Plan) -> list[str]:
     """The caveats that apply to a run.
 
     Args:
         summary: The figures of the run.
+        settings: The whole tree of its settings.
         plan: The plan of the student.
     """
-    return [*_on_quality(summary), *_on_training(summary), *_on_plan(plan), _ON_SENSITIVITY]
+    return [
+        *_on_quality(summary), *_on_obedience(summary, settings), *_on_training(summary), *_on_plan(plan),
+        _ON_SENSITIVITY,
+    ]  # fmt: skip
+
+
+def asks_for_centres(settings: Mapping[str, Any]) -> bool:
+    """Whether a loss of refinement, or of a generator that is trained, asks for the centre."""
+    made, refined = settings["generator"], settings["images"]
+    return bool((made["steps"] and made["losses"]["centre"]) or (refined["steps"] and refined["losses"]["centre"]))
 
 
 _ON_SENSITIVITY = (
@@ -42,11 +53,23 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
             "The interval of the accuracy covers the choice of test images. It does not cover the variation between "
             "seeds."
         )
-    share, kind = summary["attention"]["label_agreement"], summary["output"]["kind"]
+
+
+def _on_obedience(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Whether finished images do not show what they were asked for, and the setting that helps."""
+    found, kind = summary["attention"], summary["output"]["kind"]
+    way_out = f"More {'images' if settings['images']['steps'] else 'generator'}.steps may help."
+    share, correlation = found["label_agreement"], found["correlation"]
     if share is not None and share < _ENOUGH:
         yield (
             f"The teacher {_SEES.get(kind, 'gives the requested answers to')} only {100 * share:.0f} % of the "
-            "finished images. Agreement then says little about real images. More images.steps may help."
+            f"finished images. Agreement then says little about real images. {way_out}"
+        )
+    asked = asks_for_centres(settings) and settings["generator"]["centre_std"]
+    if correlation is not None and correlation < _FOLLOWED and asked:
+        yield (
+            f"Attention follows the requested centres with a correlation of {correlation:.2f} in the finished images. "
+            f"So its position varies otherwise than asked. {way_out}"
         )
 
 

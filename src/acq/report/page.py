@@ -12,7 +12,7 @@ import yaml
 from acq.core.scores import Scores
 from acq.quantization.node_plan import Plan
 from acq.report import figures
-from acq.report.caveats import caveats
+from acq.report.caveats import asks_for_centres, caveats
 from acq.report.headline import headline
 from acq.report.layers import SHOWN, advice, layer_rows
 from acq.report.run_files import RunFiles, damage_reported, read_run
@@ -66,21 +66,15 @@ def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:
         "has_generator": files.summary["generator"]["agreement"] is not None,
         "follows": files.summary["attention"]["correlation"] is not None,
         "whole": files.summary["output"]["kind"] in _WHOLE,
-        "follows_centre": _follows_centre(files.settings),
+        "follows_centre": asks_for_centres(files.settings),
         "images": files.diagnostics["images"],
         "layers": rows,
         "shown": SHOWN,
         "agreement_differs": len({row["agreement"] for row in rows}) > 1,
         "advice": advice(rows, plan),
-        "caveats": caveats(files.summary, plan),
+        "caveats": caveats(files.summary, files.settings, plan),
         "settings": yaml.safe_dump(files.settings, sort_keys=False),
     }
-
-
-def _follows_centre(settings: Mapping[str, Any]) -> bool:
-    """Whether a loss of refinement, or of a generator that is trained, asks for the centre."""
-    made, refined = settings["generator"], settings["images"]
-    return bool((made["steps"] and made["losses"]["centre"]) or (refined["steps"] and refined["losses"]["centre"]))
 
 
 def _figures(files: RunFiles, answer: str) -> dict[str, Any]:

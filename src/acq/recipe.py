@@ -101,7 +101,10 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     student = build(graph, plan(graph, config.format, placement, config.layers), known)
     made, whole = config.generator, teacher.output.whole
     answers = 1 if whole is None else whole.answers
-    generator = make_generator(made.kind, known, answers, made.noise_dim, made.width, config.seed)
+    generator = make_generator(
+        made.kind, known, answers, rows=teacher.answer_rows(), noise_dim=made.noise_dim, width=made.width,
+        seed=config.seed,
+    )  # fmt: skip
     context = Context(
         teacher, generator.to(device) if made.steps else None, student.to(device), known,
         ConditionSampler(made.noise_dim, teacher.output, made.centre_std, usual_answers(teacher, known, device)),

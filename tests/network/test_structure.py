@@ -39,6 +39,22 @@ def test_norms_are_in_order_of_execution() -> None:
 
 
 @pytest.mark.parametrize(
+    ("network", "weight"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), "1.weight"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.LogSoftmax(1)), "1.weight"),
+        (nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "0.weight"),
+        (nn.Sequential(nn.Conv2d(3, 5, 3, padding="same"), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), "0.weight"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU()), None),
+    ],
+)
+def test_the_weight_of_the_last_layer_is_found(network: nn.Module, weight: str | None) -> None:
+    """It may be of a linear layer or a convolution, behind other layers, and before reshapes, means and softmax."""
+    found = structure_of(trace(network.eval(), (3, 4, 4))).last_weight
+    assert (None if found is None else str(found.target)) == weight
+
+
+@pytest.mark.parametrize(
     ("name", "head"), [("residual", "head.fc.weight"), ("dense", "head.fc.weight"), ("all convolutional", None)]
 )
 def test_a_linear_head_is_found_by_what_it_reads(name: str, head: str | None) -> None:

@@ -264,3 +264,18 @@ def test_attention_for_no_is_that_of_the_negated_row() -> None:
     torch.testing.assert_close(yes.attention, class_activation(yes.features, weight, label))
     torch.testing.assert_close(no.attention, class_activation(no.features, -weight, label))
     assert not torch.allclose(yes.attention, no.attention)
+
+
+def test_rows_of_answers_are_those_of_the_last_layer() -> None:
+    """A convolution has them too. No to a label has the negated row of yes. Where the layer is not known, none are."""
+    single = Teacher(trace(nn.Sequential(nn.Conv2d(3, 5, 2, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), SIZE))
+    weight = constant(single.graph, single.structure.last_weight)
+    assert weight is not None
+    rows = single.answer_rows()
+    assert rows is not None
+    assert torch.equal(rows, weight.flatten(1))
+    labels = Teacher(trace(answering("sigmoid"), SIZE)).answer_rows()
+    assert labels is not None
+    yes, no = labels.chunk(2)
+    assert torch.equal(yes, -no)
+    assert Teacher(trace(nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.ReLU()), (3, 4, 4))).answer_rows() is None

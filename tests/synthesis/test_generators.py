@@ -11,7 +11,7 @@ from acq.core.pixels import denormalise
 from acq.core.values import Condition, Preprocessing
 from acq.errors import RequestError
 from acq.synthesis.condition import ConditionSampler
-from acq.synthesis.generators import GAIN, GENERATORS, bump, generator, make_generator, window
+from acq.synthesis.generators import GAIN, GENERATORS, bump, codes_of, generator, make_generator, window
 
 SIZES = [(3, 33, 47), (3, 8, 8), (1, 28, 28), (3, 16, 16), (4, 9, 64)]
 
@@ -23,8 +23,8 @@ def preprocessing(size: tuple[int, int, int]) -> Preprocessing:
     )
 
 
-def made(kind: str, size: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> nn.Module:
-    return make_generator(kind, preprocessing(size), 5, noise_dim=6, width=8, seed=seed)
+def made(kind: str, size: tuple[int, int, int] = (3, 16, 16), seed: int = 0, rows: Tensor | None = None) -> nn.Module:
+    return make_generator(kind, preprocessing(size), 5, rows=rows, noise_dim=6, width=8, seed=seed)
 
 
 def drawn(pairs: int = 3, seed: int = 0) -> Condition:
@@ -189,13 +189,13 @@ def test_a_new_generator_is_a_class_with_a_name(monkeypatch: pytest.MonkeyPatch)
 
     @generator("other")
     class Other(nn.Module):
-        def __init__(self, preprocessing: Preprocessing, classes: int, *, noise_dim: int, width: int) -> None:
+        def __init__(self, preprocessing: Preprocessing, answers: int, **others: object) -> None:
             super().__init__()
-            self.values = preprocessing.input_size, classes, noise_dim, width
+            self.values = preprocessing.input_size, answers, others
 
     built = made("other")
     assert isinstance(built, Other)
-    assert built.values == ((3, 16, 16), 5, 6, 8)
+    assert built.values == ((3, 16, 16), 5, {"rows": None, "noise_dim": 6, "width": 8})
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
@@ -205,3 +205,42 @@ def test_images_lie_channels_last(kind: str, side: int) -> None:
     network = made(kind, (3, side, side))
     for model in (network.train(), network.eval()):
         assert model(drawn()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_codes_are_as_far_apart_as_the_rows_of_their_answers() -> None:
+    """Short codes keep the distances of standardised rows, up to one factor; their mean square is 1."""
+    rows = torch.randn(7, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 20)
+    codes = codes_of(rows)
+    assert codes.shape == (7, 7)
+    torch.testing.assert_close(codes.square().mean(), torch.tensor(1.0))
+    centred = rows - rows.mean(0)
+    standardised = centred / centred.square().mean(0).sqrt()
+    ratio = torch.pdist(codes) / torch.pdist(standardised)
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
+
+
+def test_the_longest_codes_have_the_largest_components() -> None:
+    rows = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.pdist(codes_of(rows, 3)).argmax(), torch.pdist(codes_of(rows)[:, :3]).argmax())
+    assert codes_of(rows, 3).shape == (9, 3)
+
+
+def test_rows_without_differences_give_finite_codes() -> None:
+    """A network whose last layer has not been trained may have equal rows, or columns of zeros."""
+    assert codes_of(torch.ones(5, 8)).isfinite().all()
+    assert codes_of(torch.eye(5, 8)).isfinite().all()
+
+
+def test_a_conditional_generator_begins_with_what_the_network_knows() -> None:
+    """Equal rows make equal images under equal noise; without rows codes are random."""
+    rows = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    rows[3] = rows[1]
+    network, condition = made("conditional", rows=rows).eval(), drawn()
+
+    def shown(label: int) -> Tensor:
+        images: Tensor = network(Condition(condition.noise, torch.full_like(condition.label, label), condition.centre))
+        return images
+
+    assert torch.equal(shown(1), shown(3))
+    assert not torch.allclose(shown(1), shown(2))
+    assert made("conditional").embedding.weight.shape == (5, 6)

@@ -16,6 +16,7 @@ from acq.network.outputs import SHAPES, answer_of, logits_of
 from acq.network.trace import aten, is_depthwise
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
+_LAYERS = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding)
 RESHAPES = (*SHAPES, aten._unsafe_view.default, aten.split.Tensor, operator.getitem)
 
 
@@ -28,6 +29,8 @@ class NetworkStructure:
         norms: The batch normalizations over images, in order of execution; none in a network without them.
         head: The weight [K, C] that turns pooled features into logits; None when the head is anything else, or the
             network does not answer for images as a whole.
+        last_weight: The weight [K, C, ...] of the linear layer or convolution that ends in the logits; None when they
+            come from anything else, or the network does not answer for images as a whole.
         logits: For each tensor that counts, the node whose values are its logits.
         answer: What the network returns, and how it decides.
         depthwise: Whether a convolution is depthwise.
@@ -36,6 +39,7 @@ class NetworkStructure:
     features: Features | None
     norms: tuple[fx.Node, ...]
     head: fx.Node | None
+    last_weight: fx.Node | None
     logits: tuple[fx.Node, ...]
     answer: Answer
     depthwise: bool
@@ -58,10 +62,10 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     logits = logits_of(graph)
     features = features_of(nodes, _ancestors(logits).difference(*(_up_to_constants(graph, node) for node in logits)))
     answer = answer_of(graph)
-    head = None
-    if features is not None and answer.output.whole is not None:
-        head = _linear_head(logits[0], features)
-    return NetworkStructure(features, norms, head, logits, answer, is_depthwise(graph))
+    whole = answer.output.whole is not None
+    last = _last_layer(logits[0]) if whole else None
+    head = None if last is None or features is None else _linear_head(last, features)
+    return NetworkStructure(features, norms, head, _weight_of(last), logits, answer, is_depthwise(graph))
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -82,20 +86,31 @@ def _up_to_constants(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _linear_head(logits: fx.Node, features: Features) -> fx.Node | None:
-    """The weight of a head that is pooling and one linear layer: walk back from the logits to the features."""
-    while logits.target in RESHAPES and isinstance(logits.args[0], fx.Node):
-        logits = logits.args[0]
-    if logits.target is not aten.linear.default:
+def _last_layer(logits: fx.Node) -> fx.Node | None:
+    """The linear layer or convolution whose values are the logits, perhaps their means over places."""
+    node: object = logits
+    while isinstance(node, fx.Node) and node.target in (*RESHAPES, *POOLS):
+        node = node.args[0]
+    return node if isinstance(node, fx.Node) and node.target in _LAYERS else None
+
+
+def _weight_of(layer: fx.Node | None) -> fx.Node | None:
+    weight = None if layer is None else layer.args[1]
+    return weight if isinstance(weight, fx.Node) else None
+
+
+def _linear_head(layer: fx.Node, features: Features) -> fx.Node | None:
+    """The weight of a head that is pooling and one linear layer: walk back from that layer to the features."""
+    if layer.target is not aten.linear.default:
         return None
     pooled = False
-    node, weight = logits.args[0], logits.args[1]
+    node, weight = layer.args[0], _weight_of(layer)
     while isinstance(node, fx.Node) and node is not features.node:
         if node.target in POOLS:
             pooled = shape_of(node)[1:2] == (features.channels,)  # over space, not over channels
         elif node.target not in RESHAPES:
             return None
         node = node.args[0]
-    if not (isinstance(weight, fx.Node) and pooled and node is features.node):
+    if weight is None or not (pooled and node is features.node):
         return None
     return weight if features.channels == shape_of(weight)[1] else None

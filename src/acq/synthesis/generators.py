@@ -22,6 +22,9 @@ _BUMP = 0.35  # standard deviation of the bump, in half image sizes
 _SLOPE = 0.2  # of the leaky ReLU for negative values
 _CELLS = 8  # least cells of the first resolution on the shorter side
 _NARROWEST = 16  # least channels of a stage
+_CODE = 128  # longest code of an answer that is begun from the network
+_AFFINE = 0.3  # standard deviation of the first factors and offsets of conditional norms, per deviation of the code
+_TINY = 1e-12
 
 
 def generator(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -35,7 +38,14 @@ def generator(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
 
 
 def make_generator(
-    kind: str, preprocessing: Preprocessing, answers: int, noise_dim: int, width: int, seed: int
+    kind: str,
+    preprocessing: Preprocessing,
+    answers: int,
+    *,
+    rows: Tensor | None = None,
+    noise_dim: int,
+    width: int,
+    seed: int,
 ) -> nn.Module:
     """Build a registered generator with weights drawn from ``seed``.
 
@@ -43,6 +53,7 @@ def make_generator(
         kind: Its registered name.
         preprocessing: Of the network, which the images must suit.
         answers: Answers of the network that an image can be asked for.
+        rows: What the network itself knows of each answer (``Teacher.answer_rows``), [answers, C].
         noise_dim: Noise values per image.
         width: Channels at the lowest resolution.
         seed: Of the initial weights; the global random state is left as it was.
@@ -56,7 +67,7 @@ def make_generator(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GENERATORS[kind](preprocessing, answers, noise_dim=noise_dim, width=width)
+        return GENERATORS[kind](preprocessing, answers, rows=rows, noise_dim=noise_dim, width=width)
 
 
 def bump(centre: Tensor, height: int, width: int, deviation: float = _BUMP) -> Tensor:
@@ -93,8 +104,7 @@ def window(canvas: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
     return F.grid_sample(canvas, grid, padding_mode="reflection", align_corners=False)
 
 
-@generator("canvas")
-class CanvasGenerator(nn.Module):
+class _Canvas(nn.Module):
     """Noise and label make a small canvas, the centre places a window on it, and convolutions upsample the window.
 
     The centre enters twice: as the position of the window, and as a bump beside the features of every stage. Pixels lie
@@ -103,14 +113,20 @@ class CanvasGenerator(nn.Module):
 
     Args:
         preprocessing: Of the network, which the images must suit.
-        answers: Answers of the network that an image can be asked for.
+        codes: The code of each answer, [answers, D]; they are trained too.
+        norm: Makes the norm of some channels from their number and the length of noise and code. It takes features
+            [N, C, H, W], and noise and code [N, noise_dim + D].
         noise_dim: Noise values per image.
         width: Channels at the lowest resolution.
-        narrowest: Least channels of a stage.
     """
 
     def __init__(
-        self, preprocessing: Preprocessing, answers: int, *, noise_dim: int, width: int, narrowest: int = _NARROWEST
+        self,
+        preprocessing: Preprocessing,
+        codes: nn.Embedding,
+        norm: Callable[[int, int], nn.Module],
+        noise_dim: int,
+        width: int,
     ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
@@ -118,32 +134,100 @@ class CanvasGenerator(nn.Module):
         doublings = max(1, math.ceil(math.log2(min(height, across) / _CELLS)))
         self.sizes = [(math.ceil(height / 2**k), math.ceil(across / 2**k)) for k in range(doublings, -1, -1)]
         self.canvas = [size + 2 * (size // 4) for size in self.sizes[0]]
-        widths = [max(narrowest, width // 2**k) for k in range(doublings + 1)]
-        self.embedding = nn.Embedding(answers, noise_dim)
-        self.start = nn.Linear(2 * noise_dim, widths[0] * math.prod(self.canvas), bias=False)
-        self.norm = nn.BatchNorm2d(widths[0])
-        self.stages = nn.ModuleList(_Stage(before, after) for before, after in pairwise(widths))
+        widths = [max(_NARROWEST, width // 2**k) for k in range(doublings + 1)]
+        self.embedding = codes
+        length = noise_dim + codes.embedding_dim
+        self.start = nn.Linear(length, widths[0] * math.prod(self.canvas), bias=False)
+        self.norm = norm(widths[0], length)
+        self.stages = nn.ModuleList(_Stage(before, after, norm(after, length)) for before, after in pairwise(widths))
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
 
     def forward(self, condition: Condition) -> Tensor:
         """Normalised images [N, C, H, W] for the teacher."""
         code = torch.cat((condition.noise, self.embedding(condition.label)), 1)
-        x = self.norm(self.start(code).unflatten(1, (-1, *self.canvas)))
+        x = self.norm(self.start(code).unflatten(1, (-1, *self.canvas)), code)
         x = window(x, condition.centre, *self.sizes[0])
         for stage, size in zip(self.stages, self.sizes[1:], strict=True):
-            x = stage(F.interpolate(x, size=size), bump(condition.centre, *size))
+            x = stage(F.interpolate(x, size=size), bump(condition.centre, *size), code)
         return normalise(at_least_float(torch.sigmoid(self.last(x))), self.preprocessing)
 
 
 class _Stage(nn.Module):
     """Convolve features and bump together at one resolution, then normalise."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int, norm: nn.Module) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels + 1, out_channels, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = norm
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, code: Tensor) -> Tensor:
         # channels last is the layout in which CPU convolutions run without copies; images inherit it
         both = torch.cat((x, position), 1).contiguous(memory_format=torch.channels_last)
-        return F.leaky_relu(self.norm(self.conv(both)), _SLOPE)
+        return F.leaky_relu(self.norm(self.conv(both), code), _SLOPE)
+
+
+@generator("canvas")
+class CanvasGenerator(_Canvas):
+    """Noise and label enter at the start alone. Codes of answers are random at first."""
+
+    def __init__(
+        self, preprocessing: Preprocessing, answers: int, *, rows: Tensor | None, noise_dim: int, width: int
+    ) -> None:
+        codes = nn.Embedding(answers, noise_dim)
+        super().__init__(preprocessing, codes, lambda channels, _: _Norm(channels), noise_dim, width)
+
+
+@generator("conditional")
+class ConditionalGenerator(_Canvas):
+    """Noise and label enter at the start and in each norm. Codes begin as what the network knows of each answer.
+
+    So answers that the network takes for alike begin alike, and what one learns helps the others. GDFQ's generator for
+    ImageNet has norms with an embedding per class, and Qimera begins embeddings with the rows of the last layer.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, answers: int, *, rows: Tensor | None, noise_dim: int, width: int
+    ) -> None:
+        begin = torch.randn(answers, noise_dim) if rows is None else codes_of(rows.cpu())
+        codes = nn.Embedding(answers, begin.shape[1], _weight=begin)
+        super().__init__(preprocessing, codes, _ConditionalNorm, noise_dim, width)
+
+
+class _Norm(nn.BatchNorm2d):
+    """A batch norm that is the same under all conditions."""
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+class _ConditionalNorm(nn.Module):
+    """A batch norm whose factor and offset are linear in noise and code. They begin near 1 and 0."""
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.affine = nn.Linear(length, 2 * channels)
+        nn.init.normal_(self.affine.weight, std=_AFFINE / math.sqrt(length))
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        affine: Tensor = self.affine(code)
+        factor, offset = affine[:, :, None, None].chunk(2, 1)
+        normalised: Tensor = self.norm(x)
+        return normalised * (1 + factor) + offset
+
+
+def codes_of(rows: Tensor, most: int = _CODE) -> Tensor:
+    """Short codes of answers: the principal components of their rows, with a mean square of 1.
+
+    Args:
+        rows: Of each answer, [A, C]. Columns count alike, whatever their size.
+        most: The largest length of a code.
+
+    Returns:
+        [A, D], where D is at most ``most``, A and C.
+    """
+    centred = rows.double() - rows.double().mean(0)
+    u, s, _ = torch.linalg.svd(centred / centred.square().mean(0).sqrt().clamp_min(_TINY), full_matrices=False)
+    codes: Tensor = (u * s)[:, :most]
+    return (codes / codes.square().mean().sqrt().clamp_min(_TINY)).float()

@@ -45,7 +45,7 @@ class GeneratorLosses(LossWeights):
 class GeneratorSettings(Section):
     """The generator and its training."""
 
-    kind: str = Field("canvas", description="name of a registered generator")
+    kind: str = Field("canvas", description="name of a registered generator, such as canvas or conditional")
     noise_dim: int = Field(64, ge=1, description="noise values per image")
     width: int = Field(128, ge=1, description="channels at the lowest resolution")
     steps: Annotated[int, Field(ge=0)] | Auto = Field(

@@ -114,7 +114,7 @@ def acq(words: Sequence[str], modules: Path | None = None, processes: int = 1) -
         processes: That share the command, under torchrun if there are several.
 
     Raises:
-        RuntimeError: It failed; the message is the last line on standard error.
+        RuntimeError: It failed; the message is the line of ``acq`` on standard error that says why.
     """
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(several if processes > 1 else []), "-m", "acq", *words]
@@ -122,7 +122,9 @@ def acq(words: Sequence[str], modules: Path | None = None, processes: int = 1) -
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        told = [line for line in lines if line.startswith(("error: ", "failed: "))]  # torchrun writes more behind it
+        raise RuntimeError((told or lines)[-1])
     return done.stdout
 
 

@@ -3,19 +3,22 @@
     python benchmarks/paper.py --resnet18 resnet18.pth --images imagenet/val --device cuda
     python benchmarks/paper.py --resnet18 resnet18.pth --resnet50 resnet50.pth --images imagenet/val --processes 4
 
-Weights have the names of torchvision's. The folder of images has one folder per class in class order, such as the
-synsets of ImageNet's validation images, and images of any size. They are read afterwards, to report the accuracy.
-With several processes each has a GPU of its own. Each run becomes a row of docs/benchmarks/paper.json at once. A run
-that has its row is skipped, and an interrupted one continues.
+Weights have the names of torchvision's. The folder of images has one folder for each of the 1,000 classes in class
+order, such as the synsets of ImageNet's validation images, and images of any size. They are read afterwards, to report
+the accuracy. With several processes each has a GPU of its own. Each run becomes a row of docs/benchmarks/paper.json at
+once. A run that has its row is skipped. An interrupted run continues if no file was changed since.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import conformance
@@ -29,11 +32,13 @@ from torch.utils.data import DataLoader, Dataset
 import acq
 from acq import zoo
 from acq.config import Config
+from acq.core.device import choose_device
 from acq.core.evaluate import accuracy
 from acq.core.outputs import Output
 from acq.core.pixels import from_bytes
 from acq.core.values import Preprocessing
 from acq.files.documents import assignment
+from acq.files.image_files import SUFFIXES
 from acq.presets import AS_GENERATED
 
 NAME = "paper"
@@ -41,7 +46,8 @@ PUBLISHED = {"resnet18": 3.9, "resnet50": 5.5}  # points that ACQ loses at W4A4,
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which torchvision's weights were trained
 CLASSES = 1000
 RESIZED = 256 / 224  # shorter side of an image, in sides of the square that is cut out of it
-IDENTITY = ("network", "preset", "bits", "seed", "settings")
+IDENTITY = ("network", "weights", "side", "preset", "bits", "seed", "settings")
+LINE = tuple(key for key in IDENTITY if key != "seed")  # rows of one line of the table
 HOW = [
     "The presets `acq` and `gdfq` are the setting of the papers on the user's own weights and images.",
     "All layers have the bits of the row. Published is what the paper's ACQ loses.",
@@ -58,15 +64,17 @@ class Photographs(Dataset[tuple[Tensor, int]]):
         preprocessing: Size and normalisation; images are square.
 
     Raises:
-        SystemExit: There are more folders than classes, or no images.
+        SystemExit: There is another number of folders than of classes, or no image.
     """
 
     def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir())
-        files = [(file, label) for label, each in enumerate(folders) for file in sorted(each.iterdir())]
-        if not files or len(folders) > CLASSES:
-            raise SystemExit(f"{folder} has {len(folders)} folders with {len(files)} images; give one folder per class")
-        self.files, self.preprocessing = files, preprocessing
+        folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        images = [[file for file in sorted(each.iterdir()) if file.suffix.lower() in SUFFIXES] for each in folders]
+        self.files = [(file, label) for label, files in enumerate(images) for file in files]
+        if not self.files or len(folders) != CLASSES:
+            found = f"{len(folders)} folders with {len(self.files)} images"
+            raise SystemExit(f"error: {folder} has {found}; give a folder with {CLASSES} folders, one per class")
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,36 +87,43 @@ class Photographs(Dataset[tuple[Tensor, int]]):
 
 
 def middle(image: Image.Image, side: int) -> Image.Image:
-    """The square of ``side`` pixels in the middle of an image whose shorter side is resized to 8/7 of that."""
-    factor = round(RESIZED * side) / min(image.size)
-    width, height = (max(side, round(factor * length)) for length in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
+    """The square of ``side`` pixels in the middle of an image whose shorter side is resized to 8/7 of that.
+
+    Sides are rounded as torchvision's ``Resize`` and ``CenterCrop`` do.
+    """
+    factor = Fraction(round(RESIZED * side), min(image.size))  # exact, so the shorter side is what it is to be
+    width, height = (max(side, int(factor * length)) for length in image.size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + side, top + side))
 
 
-def measure(network: str, preset: str, seed: int, args: argparse.Namespace) -> runs.Row:
+def measure(wanted: runs.Row, images: Photographs, args: argparse.Namespace) -> runs.Row:
     """Quantize in new processes and measure teacher and student.
+
+    Args:
+        wanted: What identifies the run, the keys of ``IDENTITY``.
+        images: Which measure the accuracy.
+        args: Of the command line.
 
     Raises:
         RuntimeError: The run failed.
     """
-    config = config_of(preset, seed, args)
-    model, side = f"networks.imagenet_resnets:{network}", args.side
-    weights = getattr(args, network).resolve()
-    folder = args.runs.resolve() / f"{network}-{preset}-seed{seed}"
-    words = ["quantize", model, "--checkpoint", str(weights), "--preset", preset, "--bits", args.bits]
+    network, side = wanted["network"], args.side
+    model, weights = f"networks.imagenet_resnets:{network}", getattr(args, network).resolve()
+    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
+    folder = args.runs.resolve() / runs.COMMIT / f"{network}-{wanted['preset']}-{wanted['bits']}-{key}"
+    words = ["quantize", model, "--checkpoint", str(weights), "--preset", wanted["preset"], "--bits", wanted["bits"]]
     words += ["--input-size", f"3,{side},{side}", "--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD))]
-    words += ["--seed", str(seed), "--device", args.device, "--out", str(folder), "--no-export", "--json", "--quiet"]
-    words += [word for change in args.set for word in ("--set", change)]
-    words += ["--resume"] if (folder / "config.yaml").exists() else []
+    words += ["--seed", str(wanted["seed"]), "--device", args.device, "--out", str(folder)]
+    words += ["--no-export", "--json", "--quiet", *(word for change in args.set for word in ("--set", change))]
+    if (folder / "config.yaml").exists():
+        words.append("--overwrite" if runs.COMMIT.endswith("-dirty") else "--resume")
     summary = json.loads(conformance.acq(words, Path(__file__).parent, args.processes))
-    found = zoo.resolve(model, checkpoint=weights, input_size=(3, side, side), mean=MEAN, std=STD)
-    images = Photographs(args.images, found.preprocessing)
-    student = acq.load(folder)
+    teacher = zoo.resolve(model, checkpoint=weights, input_size=(3, side, side), mean=MEAN, std=STD).model
     return {
-        "network": network, "preset": preset, "bits": args.bits, "seed": seed, "settings": runs.settings_of(config),
-        "teacher_top1": top1(found.model, images, args), "top1": top1(student, images, args),
+        **wanted,
+        "teacher_top1": top1(teacher, images, args), "top1": top1(acq.load(folder), images, args),
         "test_images": len(images), "seconds": summary["seconds"], "peak_memory_mb": summary["peak_memory_mb"],
         "remarks": [f"{conformance.machine()}, {args.processes} processes"], **runs.origin(),
     }  # fmt: skip
@@ -116,40 +131,43 @@ def measure(network: str, preset: str, seed: int, args: argparse.Namespace) -> r
 
 def top1(network: torch.nn.Module, images: Photographs, args: argparse.Namespace) -> float:
     """Top-1 in percent."""
-    loader = DataLoader(images, batch_size=args.batch, num_workers=args.workers)
-    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device)
+    loader, device = DataLoader(images, args.batch, num_workers=args.workers), choose_device(args.device)
     return round(accuracy(network.to(device), loader, Output.of("class", CLASSES), device), 2)
-
-
-def config_of(preset: str, seed: int, args: argparse.Namespace) -> Config:
-    """The settings of a run."""
-    return Config.create(preset, *map(assignment, args.set), {"bits": args.bits, "seed": seed})
 
 
 def page(rows: Sequence[runs.Row]) -> str:
     """Write and return the page."""
-    titles = ["network", "preset", "bits", "seeds", "float", "top-1 %", "loss", "published", "seconds", "commit"]
+    keys = ("network", "side", "preset", "bits")
+    titles = [*keys, "seeds", "float", "top-1 %", "loss", "published", "seconds", "commit"]
     lines = [
         [
-            *(group[0][key] for key in ("network", "preset", "bits")), runs.each(group, "seed"),
+            *(group[0][key] for key in keys), runs.each(group, "seed"),
             f"{statistics.mean(row['teacher_top1'] for row in group):.2f}", runs.top1(group), runs.drop(group),
-            PUBLISHED[group[0]["network"]] if (group[0]["preset"], group[0]["bits"]) == ("acq", "w4a4") else None,
+            PUBLISHED[group[0]["network"]] if _is_published(group[0]) else None,
             runs.mean(group, "seconds", ".0f"), runs.each(group, "commit"),
         ]
-        for group in runs.groups(rows, ("network", "preset", "bits", "settings"))
+        for group in runs.groups(rows, LINE)
     ]  # fmt: skip
     return runs.write_page(NAME, "The table of the paper", HOW, runs.table(titles, lines))
 
 
-def wanted(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """Network, preset and seed of each run that has no row."""
+def _is_published(row: runs.Row) -> bool:
+    return (row["preset"], row["bits"], row["side"]) == ("acq", "w4a4", 224)
+
+
+def missing(args: argparse.Namespace) -> Iterator[runs.Row]:
+    """What identifies each run that has no row, the keys of ``IDENTITY``."""
     for network in PUBLISHED:
-        for seed in args.seeds if getattr(args, network) is not None else ():
-            for preset in args.presets:
-                settings = runs.settings_of(config_of(preset, seed, args))
-                known = {"network": network, "preset": preset, "bits": args.bits, "seed": seed, "settings": settings}
-                if not runs.has(NAME, known):
-                    yield network, preset, seed
+        path = getattr(args, network)
+        weights = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        for seed, preset in itertools.product(args.seeds if weights else (), args.presets):
+            config = Config.create(preset, *map(assignment, args.set), {"bits": args.bits, "seed": seed})
+            row = {
+                "network": network, "weights": weights, "side": args.side, "preset": preset, "bits": args.bits,
+                "seed": seed, "settings": runs.settings_of(config),
+            }  # fmt: skip
+            if not runs.has(NAME, row):
+                yield row
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -170,14 +188,19 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     if all(getattr(args, network) is None for network in PUBLISHED):
         parser.error("no weights are given; give " + " or ".join(f"--{network} FILE" for network in PUBLISHED))
-    for network, preset, seed in wanted(args):
+    for path in filter(None, (getattr(args, network) for network in PUBLISHED)):
+        if not path.is_file():
+            parser.error(f"there are no weights at {path}")
+    images = Photographs(args.images, Preprocessing((3, args.side, args.side), MEAN, STD))
+    for wanted in missing(args):
+        name = f"{wanted['network']} {wanted['preset']} seed {wanted['seed']}"
         try:
-            row = measure(network, preset, seed, args)
+            row = measure(wanted, images, args)
         except RuntimeError as error:
-            print(f"failed {network} {preset} seed {seed}: {error}", flush=True)
+            print(f"failed {name}: {error}", flush=True)
             return 1
         runs.keep(NAME, row, IDENTITY)
-        print(f"{network} {preset} seed {seed}: {row['teacher_top1']} % -> {row['top1']} %", flush=True)
+        print(f"{name}: {row['teacher_top1']} % -> {row['top1']} %", flush=True)
     page(runs.load(NAME))
     return 0
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 from acq import cli
 from acq.analysis.expected_loss import FITTED
+from acq.core.values import Preprocessing
 from acq.zoo.registry import BUILTINS
 from acq.zoo.resnet import CifarResNet
 
@@ -352,7 +353,7 @@ def test_claims_compare_acq_with_gdfq_and_without_each_part(script: Script, data
 def test_the_table_of_the_paper_takes_weights_and_a_folder_of_photographs(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each preset has a row, measured once. Images of any size are read as the folder of their class says.
+    """Each preset has a row, measured once. Images of any size are read, and labels are places of their folders.
 
     The network is narrow, and runs in this process.
     """
@@ -360,12 +361,13 @@ def test_the_table_of_the_paper_takes_weights_and_a_folder_of_photographs(
     monkeypatch.setattr(nets, "resnet18", partial(nets.ResNet, nets.Basic, (1, 1, 1, 1), stem=8))
     monkeypatch.setattr(paper.conformance, "acq", lambda words, *_: CliRunner().invoke(cli.app, words).stdout)
     torch.save(nets.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), np.uint8)
-    for name, each in zip(("n01440764", "n01443537", "n01484850"), pixels, strict=True):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        Image.fromarray(each).save(tmp_path / "val" / name / "one.JPEG")
+    for number in range(1000):
+        (tmp_path / "val" / f"n{number:08}").mkdir(parents=True)
+    for number, size in ((3, (60, 40)), (70, (40, 90)), (999, (33, 33))):
+        Image.new("RGB", size, (number % 256, 0, 0)).save(tmp_path / "val" / f"n{number:08}" / "one.JPEG")
+    (tmp_path / "val" / "n00000003" / "notes.txt").write_text("no image")
     few = [setting for setting in FEW if setting.split("=")[0] not in ("device", "images.steps")]
-    words = ["--resnet18", "resnet18.pth", "--images", "val", "--side", "32", "--workers", "0", "--device", "cpu"]
+    words = ["--resnet18", "resnet18.pth", "--images", "val", "--side", "32", "--workers", "0"]
     words += ["--runs", "runs", "--set", *few, "student.renew_count=4"]
     assert paper.main(words) == 0
     rows = rows_of(tmp_path, "paper")
@@ -373,14 +375,56 @@ def test_the_table_of_the_paper_takes_weights_and_a_folder_of_photographs(
         ("resnet18", "acq", 3),
         ("resnet18", "gdfq", 3),
     ]
-    page = page_of(tmp_path, "paper")
-    assert re.search(r"\| resnet18 \| acq \| w4a4 \| 0 \| .* \| 3\.9 \|", page)
+    assert page_of(tmp_path, "paper").count("| resnet18 | 32 |") == 2
     assert paper.main(words) == 0
     assert rows_of(tmp_path, "paper") == rows
+    images = paper.Photographs(Path("val"), Preprocessing((3, 32, 32), paper.MEAN, paper.STD))
+    assert [(tuple(image.shape), label) for image, label in images] == [((3, 32, 32), n) for n in (3, 70, 999)]
 
 
-def test_the_middle_of_a_photograph_is_what_torchvision_cuts(script: Script) -> None:
-    """The shorter side becomes 8/7 of the square, which is cut out of the middle."""
+def test_what_the_paper_lost_stands_beside_its_own_setting_alone(script: Script) -> None:
+    paper = script("paper")
+    row = {
+        "network": "resnet50", "weights": "1", "side": 224, "preset": "acq", "bits": "w4a4", "seed": 0, "settings": {},
+        "teacher_top1": 76.0, "top1": 70.0, "seconds": 1.0, "commit": "c",
+    }  # fmt: skip
+    page = paper.page([row, row | {"preset": "gdfq"}, row | {"side": 32}])
+    assert page.count("| 6.00 | 5.5 |") == 1
+    assert page.count("| 6.00 | - |") == 2
+
+
+def test_missing_weights_and_classes_are_refused_before_the_run(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "val" / "n1").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        script("paper").main(["--resnet18", "none.pth", "--images", "val"])
+    assert "there are no weights at none.pth" in capsys.readouterr().err
+    (tmp_path / "r.pth").touch()
+    with pytest.raises(SystemExit, match="has 1 folders with 0 images; give a folder with 1000 folders"):
+        script("paper").main(["--resnet18", "r.pth", "--images", "val"])
+
+
+def test_a_command_that_fails_says_why(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun more lines follow that of the command."""
+    conformance, commands = script("conformance"), []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=1, stdout="", stderr="warning: slow\nerror: no such file\n=====\n")
+
+    monkeypatch.setattr(conformance.subprocess, "run", run)
+    for processes in (1, 4):
+        with pytest.raises(RuntimeError, match=r"^error: no such file$"):
+            conformance.acq(["quantize"], None, processes)
+    assert commands[0][1:] == ["-m", "acq", "quantize"]
+    assert commands[1][1:] == [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "acq", "quantize",
+    ]  # fmt: skip
+
+
+def test_the_middle_of_a_photograph_is_cut_out(script: Script) -> None:
+    """The shorter side becomes 8/7 of the square."""
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 90:110] = 255
     cut = np.asarray(script("paper").middle(Image.fromarray(pixels), 224))

@@ -38,6 +38,23 @@ def test_norms_are_in_order_of_execution() -> None:
     assert names == ["stem.1", "middle.0.block.1", "middle.2.block.1"]
 
 
+class TwoOpinions(nn.Module):
+    """Logits are means of two sets of scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = conv(3, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x).mean((2, 3))).view(-1, 2, 5).mean(1)
+
+
+def test_a_layer_with_two_rows_per_logit_is_no_head() -> None:
+    found = structure_of(trace(TwoOpinions().eval(), SIZE))
+    assert found.features is not None
+    assert (found.head, found.last_weight) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("network", "weight"),
     [
@@ -46,10 +63,11 @@ def test_norms_are_in_order_of_execution() -> None:
         (nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "0.weight"),
         (nn.Sequential(nn.Conv2d(3, 5, 3, padding="same"), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), "0.weight"),
         (nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU()), None),
+        (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), None),
     ],
 )
 def test_the_weight_of_the_last_layer_is_found(network: nn.Module, weight: str | None) -> None:
-    """It may be of a linear layer or a convolution, behind other layers, and before reshapes, means and softmax."""
+    """It may be of a linear layer or a convolution, before reshapes, means and softmax, with a row per logit."""
     found = structure_of(trace(network.eval(), (3, 4, 4))).last_weight
     assert (None if found is None else str(found.target)) == weight
 

@@ -219,10 +219,26 @@ def test_codes_are_as_far_apart_as_the_rows_of_their_answers() -> None:
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
 
 
-def test_the_longest_codes_have_the_largest_components() -> None:
+def test_short_codes_keep_the_largest_components() -> None:
+    """Components come in order of their size, and a short code has the first ones."""
     rows = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.pdist(codes_of(rows, 3)).argmax(), torch.pdist(codes_of(rows)[:, :3]).argmax())
-    assert codes_of(rows, 3).shape == (9, 3)
+    whole, short = codes_of(rows), codes_of(rows, 3)
+    assert (whole.square().mean(0).diff() <= 1e-6).all()
+    torch.testing.assert_close(short / short.norm(), whole[:, :3] / whole[:, :3].norm())
+
+
+def test_the_label_reaches_the_norms_of_a_conditional_generator() -> None:
+    """Under another label a norm gives other features. At first it is near the plain norm."""
+    network = made("conditional").train()
+    norm, x = network.norm, torch.randn(2, 16, 4, 4)
+    code = torch.zeros(2, 12)
+    plain = (x - x.mean((0, 2, 3), keepdim=True)) / x.var((0, 2, 3), correction=0, keepdim=True).add(1e-5).sqrt()
+    torch.testing.assert_close(norm(x, code), plain, rtol=1e-4, atol=1e-5)
+    code[1, 6:] = 1.0  # behind the noise
+    found = norm(x, code)
+    torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[1], plain[1], atol=1e-2)
+    assert (found[1] - plain[1]).abs().mean() < plain[1].abs().mean()
 
 
 def test_rows_without_differences_give_finite_codes() -> None:

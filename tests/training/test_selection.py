@@ -52,9 +52,14 @@ def test_kinds_of_images_count_alike() -> None:
 
 
 def test_a_divergence_is_no_number_where_one_kind_has_none() -> None:
-    """A rounding error below zero counts as zero."""
     assert math.isnan(over_kinds([GOOD, StudentQuality(1.0, 1.0, math.nan)]).divergence)
-    assert over_kinds([StudentQuality(0.0, 100.0, -1e-9), BAD]).divergence == 0
+
+
+def test_rounding_errors_on_one_kind_do_not_decide() -> None:
+    """Of two students without a divergence on one kind, up to rounding, the other kind decides."""
+    better = over_kinds([StudentQuality(0.0, 100.0, 1e-7), GOOD])
+    assert better.is_better_than(over_kinds([StudentQuality(0.0, 100.0, -1e-9), BAD]))
+    assert over_kinds([StudentQuality(0.0, 100.0, -1e-9), BAD]).divergence > 0
 
 
 def test_the_majority_is_counted_over_all_batches() -> None:

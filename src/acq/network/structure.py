@@ -29,8 +29,8 @@ class NetworkStructure:
         norms: The batch normalizations over images, in order of execution; none in a network without them.
         head: The weight [K, C] that turns pooled features into logits; None when the head is anything else, or the
             network does not answer for images as a whole.
-        last_weight: The weight [K, C, ...] of the linear layer or convolution that ends in the logits; None when they
-            come from anything else, or the network does not answer for images as a whole.
+        last_weight: The weight [K, ...] of the linear layer or convolution that ends in the logits, with a row per
+            logit; None when they come from anything else, or the network does not answer for images as a whole.
         logits: For each tensor that counts, the node whose values are its logits.
         answer: What the network returns, and how it decides.
         depthwise: Whether a convolution is depthwise.
@@ -62,10 +62,11 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     logits = logits_of(graph)
     features = features_of(nodes, _ancestors(logits).difference(*(_up_to_constants(graph, node) for node in logits)))
     answer = answer_of(graph)
-    whole = answer.output.whole is not None
-    last = _last_layer(logits[0]) if whole else None
-    head = None if last is None or features is None else _linear_head(last, features)
-    return NetworkStructure(features, norms, head, _weight_of(last), logits, answer, is_depthwise(graph))
+    whole = answer.output.whole
+    last = None if whole is None else _last_layer(logits[0], whole.size)
+    weight = None if last is None else last.all_input_nodes[1]
+    head = weight if features is not None and last is not None and _reads_pooled(last, features) else None
+    return NetworkStructure(features, norms, head, weight, logits, answer, is_depthwise(graph))
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -86,31 +87,27 @@ def _up_to_constants(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _last_layer(logits: fx.Node) -> fx.Node | None:
-    """The linear layer or convolution whose values are the logits, perhaps their means over places."""
+def _last_layer(logits: fx.Node, size: int) -> fx.Node | None:
+    """The linear layer or convolution with a row per logit whose values are the logits, perhaps means over places."""
     node: object = logits
     while isinstance(node, fx.Node) and node.target in (*RESHAPES, *POOLS):
         node = node.args[0]
-    return node if isinstance(node, fx.Node) and node.target in _LAYERS else None
-
-
-def _weight_of(layer: fx.Node | None) -> fx.Node | None:
-    weight = None if layer is None else layer.args[1]
-    return weight if isinstance(weight, fx.Node) else None
-
-
-def _linear_head(layer: fx.Node, features: Features) -> fx.Node | None:
-    """The weight of a head that is pooling and one linear layer: walk back from that layer to the features."""
-    if layer.target is not aten.linear.default:
+    if not (isinstance(node, fx.Node) and node.target in _LAYERS):
         return None
-    pooled = False
-    node, weight = layer.args[0], _weight_of(layer)
+    weight = node.args[1]
+    grouped = node.args[6:7] not in ((), (1,))  # then rows weigh different channels
+    return node if isinstance(weight, fx.Node) and shape_of(weight)[0] == size and not grouped else None
+
+
+def _reads_pooled(layer: fx.Node, features: Features) -> bool:
+    """Whether a last layer is linear and reads pooled features: walk back from it to the features."""
+    if layer.target is not aten.linear.default or shape_of(layer.all_input_nodes[1])[1] != features.channels:
+        return False
+    pooled, node = False, layer.args[0]
     while isinstance(node, fx.Node) and node is not features.node:
         if node.target in POOLS:
             pooled = shape_of(node)[1:2] == (features.channels,)  # over space, not over channels
         elif node.target not in RESHAPES:
-            return None
+            return False
         node = node.args[0]
-    if weight is None or not (pooled and node is features.node):
-        return None
-    return weight if features.channels == shape_of(weight)[1] else None
+    return pooled and node is features.node

@@ -110,14 +110,14 @@ class Teacher(nn.Module):
         return Moments(mean, var)
 
     def answer_rows(self) -> Tensor | None:
-        """The weights of each answer in the last layer, [A, C]: answers that are alike have similar rows.
+        """The weights of each answer in the last layer: answers that are alike have similar rows.
 
-        None where the logits come from no layer with a row per score, or images are not asked for one answer each.
+        Returns:
+            [A, C], where C counts all weights of a row; None where the logits come from no layer with a row per score,
+            or images are not asked for one answer each.
         """
         weight, scores = constant(self.graph, self.structure.last_weight), self.output.whole
-        if weight is None or scores is None or len(weight) != scores.size:
-            return None
-        return scores.head(weight.flatten(1))
+        return None if weight is None or scores is None else scores.head(weight.flatten(1))
 
     def _attention(self, logits: Tensor, features: Tensor, label: Tensor | None) -> Tensor:
         weight, scores = constant(self.graph, self.structure.head), self.output.whole

@@ -13,7 +13,7 @@ _SEES = {
     "map": "sees the requested class in the cells of", "sequence": "sees the requested class in the steps of",
 }  # fmt: skip
 _ENOUGH = 0.9  # share of images of the requested class, below which agreement says little
-_FOLLOWED = 0.8  # correlation of requested and realised centres, below which positions vary less than they are asked to
+_FOLLOWED = 0.8  # correlation of requested and realised centres, below which attention is often elsewhere
 
 
 def caveats(summary: Mapping[str, Any], settings: Mapping[str, Any], plan: Plan) -> list[str]:
@@ -32,8 +32,13 @@ def caveats(summary: Mapping[str, Any], settings: Mapping[str, Any], plan: Plan)
 
 def asks_for_centres(settings: Mapping[str, Any]) -> bool:
     """Whether a loss of refinement, or of a generator that is trained, asks for the centre."""
-    made, refined = settings["generator"], settings["images"]
-    return bool((made["steps"] and made["losses"]["centre"]) or (refined["steps"] and refined["losses"]["centre"]))
+    return bool(_with_centres(settings))
+
+
+def _with_centres(settings: Mapping[str, Any]) -> list[str]:
+    """The sections whose images are asked for a centre, the last ones of a run first."""
+    sections = ("images", "generator")
+    return [name for name in sections if settings[name]["steps"] and settings[name]["losses"]["centre"]]
 
 
 _ON_SENSITIVITY = (
@@ -57,19 +62,24 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _on_obedience(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Whether finished images do not show what they were asked for, and the setting that helps."""
-    found, kind = summary["attention"], summary["output"]["kind"]
-    way_out = f"More {'images' if settings['images']['steps'] else 'generator'}.steps may help."
+    found, kind, stop = summary["attention"], summary["output"]["kind"], summary.get("stopped")
+    few = stop is not None and stop["phase"] == "few"  # these images are finished briefly, whatever the settings are
+
+    def way_out(section: str) -> str:
+        return "" if few else f" More {section}.steps may help."
+
     share, correlation = found["label_agreement"], found["correlation"]
     if share is not None and share < _ENOUGH:
         yield (
             f"The teacher {_SEES.get(kind, 'gives the requested answers to')} only {100 * share:.0f} % of the "
-            f"finished images. Agreement then says little about real images. {way_out}"
+            "finished images. Agreement then says little about real images."
+            + way_out("images" if settings["images"]["steps"] else "generator")
         )
-    asked = asks_for_centres(settings) and settings["generator"]["centre_std"]
-    if correlation is not None and correlation < _FOLLOWED and asked:
+    asking = _with_centres(settings) if settings["generator"]["centre_std"] else []
+    if correlation is not None and correlation < _FOLLOWED and asking and not few:
         yield (
             f"Attention follows the requested centres with a correlation of {correlation:.2f} in the finished images. "
-            f"So its position varies otherwise than asked. {way_out}"
+            f"So what the teacher looks at is often elsewhere than requested.{way_out(asking[0])}"
         )
 
 

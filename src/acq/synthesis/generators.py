@@ -168,7 +168,18 @@ class _Stage(nn.Module):
 
 @generator("canvas")
 class CanvasGenerator(_Canvas):
-    """Noise and label enter at the start alone. Codes of answers are random at first."""
+    """A canvas whose noise and label enter at the start alone, and the centre at each stage.
+
+    Noise and label make a small canvas, the centre places a window on it, and convolutions upsample the window. Codes
+    of answers are random at first.
+
+    Args:
+        preprocessing: Of the network, which the images must suit.
+        answers: Answers of the network that an image can be asked for.
+        rows: Not used.
+        noise_dim: Noise values per image, and the length of a code.
+        width: Channels at the lowest resolution.
+    """
 
     def __init__(
         self, preprocessing: Preprocessing, answers: int, *, rows: Tensor | None, noise_dim: int, width: int
@@ -179,10 +190,18 @@ class CanvasGenerator(_Canvas):
 
 @generator("conditional")
 class ConditionalGenerator(_Canvas):
-    """Noise and label enter at the start and in each norm. Codes begin as what the network knows of each answer.
+    """A canvas whose noise and label enter at the start and in each norm, for many answers.
 
-    So answers that the network takes for alike begin alike, and what one learns helps the others. GDFQ's generator for
-    ImageNet has norms with an embedding per class, and Qimera begins embeddings with the rows of the last layer.
+    Codes of answers begin as what the network knows of each. So answers that the network takes for alike begin alike,
+    and what one learns helps the others. GDFQ's generator for ImageNet has norms with an embedding per class, and
+    Qimera begins embeddings with the rows of the last layer.
+
+    Args:
+        preprocessing: Of the network, which the images must suit.
+        answers: Answers of the network that an image can be asked for.
+        rows: Of each answer in the network's last layer, [answers, C], from which codes begin; None for random ones.
+        noise_dim: Noise values per image, and the length of a random code.
+        width: Channels at the lowest resolution.
     """
 
     def __init__(

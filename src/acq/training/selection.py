@@ -20,6 +20,7 @@ FIRST, CALIBRATED, TRAINED = "first", "calibrated", "trained"  # names of candid
 _LEAST_AGREEMENT = 0.5  # of the other's; a better student may agree less often on scenes, which have no clear class
 # a dead network has a loss of at most the sum of its weights, and one that is right half the time may have a larger one
 _WORSE_AGREEMENT = 0.8
+_LEAST_DIVERGENCE = 1e-5  # nats; less is the rounding of numbers, and its factors say nothing
 _WORSE_LOSS = 1.1  # smaller differences are chance
 
 
@@ -124,14 +125,17 @@ def quality(
 def over_kinds(found: Sequence[StudentQuality]) -> StudentQuality:
     """The quality of a student on several kinds of images, each of which counts alike.
 
-    Loss and agreement are means. The divergence is the geometric mean, which asks by what factor that of each kind
-    changes. So the kind with the larger one does not rule (this project's definition).
+    Loss and agreement are means. The divergence is the geometric mean, so only the factor by which it changes on each
+    kind counts, however large it is there (this project's definition).
 
     Args:
         found: The quality on each kind, at least one.
+
+    Returns:
+        The quality over all kinds.
     """
     loss, agreement = (sum(values) / len(found) for values in ([q.loss for q in found], [q.agreement for q in found]))
-    product = math.prod(max(q.divergence, 0.0) for q in found)  # rounding gives a perfect student one below 0
+    product = math.prod(max(q.divergence, _LEAST_DIVERGENCE) for q in found)
     return StudentQuality(loss, agreement, product ** (1 / len(found)))
 
 

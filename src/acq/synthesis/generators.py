@@ -16,6 +16,7 @@ from acq.core.values import Condition, Preprocessing
 from acq.errors import RequestError, nearest
 from acq.network.attention import cell_middles
 
+Affine = tuple[Tensor, Tensor]
 GENERATORS: dict[str, Callable[..., nn.Module]] = {}
 GAIN = 2.0  # how far content moves for a centre: attention follows a shift of the content about half way
 _BUMP = 0.35  # standard deviation of the bump, in half image sizes
@@ -114,19 +115,13 @@ class _Canvas(nn.Module):
     Args:
         preprocessing: Of the network, which the images must suit.
         codes: The code of each answer, [answers, D]; they are trained too.
-        norm: Makes the norm of some channels from their number and the length of noise and code. It takes features
-            [N, C, H, W], and noise and code [N, noise_dim + D].
+        conditional: Whether noise and code set factor and offset of each norm, too.
         noise_dim: Noise values per image.
         width: Channels at the lowest resolution.
     """
 
     def __init__(
-        self,
-        preprocessing: Preprocessing,
-        codes: nn.Embedding,
-        norm: Callable[[int, int], nn.Module],
-        noise_dim: int,
-        width: int,
+        self, preprocessing: Preprocessing, codes: nn.Embedding, *, conditional: bool, noise_dim: int, width: int
     ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
@@ -138,32 +133,54 @@ class _Canvas(nn.Module):
         self.embedding = codes
         length = noise_dim + codes.embedding_dim
         self.start = nn.Linear(length, widths[0] * math.prod(self.canvas), bias=False)
-        self.norm = norm(widths[0], length)
-        self.stages = nn.ModuleList(_Stage(before, after, norm(after, length)) for before, after in pairwise(widths))
+        self.norm = nn.BatchNorm2d(widths[0], affine=not conditional)
+        self.stages = nn.ModuleList(
+            _Stage(before, after, conditional=conditional) for before, after in pairwise(widths)
+        )
+        self.affines = nn.ModuleList(_Affine(length, channels) for channels in widths) if conditional else None
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
 
     def forward(self, condition: Condition) -> Tensor:
         """Normalised images [N, C, H, W] for the teacher."""
         code = torch.cat((condition.noise, self.embedding(condition.label)), 1)
-        x = self.norm(self.start(code).unflatten(1, (-1, *self.canvas)), code)
+        affines = [None] * len(self.sizes) if self.affines is None else [affine(code) for affine in self.affines]
+        x = _with_affine(self.norm(self.start(code).unflatten(1, (-1, *self.canvas))), affines[0])
         x = window(x, condition.centre, *self.sizes[0])
-        for stage, size in zip(self.stages, self.sizes[1:], strict=True):
-            x = stage(F.interpolate(x, size=size), bump(condition.centre, *size), code)
+        for stage, affine, size in zip(self.stages, affines[1:], self.sizes[1:], strict=True):
+            x = stage(F.interpolate(x, size=size), bump(condition.centre, *size), affine)
         return normalise(at_least_float(torch.sigmoid(self.last(x))), self.preprocessing)
 
 
 class _Stage(nn.Module):
     """Convolve features and bump together at one resolution, then normalise."""
 
-    def __init__(self, channels: int, out_channels: int, norm: nn.Module) -> None:
+    def __init__(self, channels: int, out_channels: int, *, conditional: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels + 1, out_channels, 3, 1, 1, bias=False)
-        self.norm = norm
+        self.norm = nn.BatchNorm2d(out_channels, affine=not conditional)
 
-    def forward(self, x: Tensor, position: Tensor, code: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, affine: Affine | None) -> Tensor:
         # channels last is the layout in which CPU convolutions run without copies; images inherit it
         both = torch.cat((x, position), 1).contiguous(memory_format=torch.channels_last)
-        return F.leaky_relu(self.norm(self.conv(both), code), _SLOPE)
+        return F.leaky_relu(_with_affine(self.norm(self.conv(both)), affine), _SLOPE)
+
+
+class _Affine(nn.Module):
+    """Factor and offset of each channel [N, C, 1, 1], linear in noise and code [N, L]. They begin near 1 and 0."""
+
+    def __init__(self, length: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(length, 2 * channels)
+        nn.init.normal_(self.linear.weight, std=_AFFINE / math.sqrt(length))
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, code: Tensor) -> Affine:
+        change, offset = self.linear(code)[:, :, None, None].chunk(2, 1)
+        return 1 + change, offset
+
+
+def _with_affine(x: Tensor, affine: Affine | None) -> Tensor:
+    return x if affine is None else x * affine[0] + affine[1]
 
 
 @generator("canvas")
@@ -185,7 +202,7 @@ class CanvasGenerator(_Canvas):
         self, preprocessing: Preprocessing, answers: int, *, rows: Tensor | None, noise_dim: int, width: int
     ) -> None:
         codes = nn.Embedding(answers, noise_dim)
-        super().__init__(preprocessing, codes, lambda channels, _: _Norm(channels), noise_dim, width)
+        super().__init__(preprocessing, codes, conditional=False, noise_dim=noise_dim, width=width)
 
 
 @generator("conditional")
@@ -209,31 +226,7 @@ class ConditionalGenerator(_Canvas):
     ) -> None:
         begin = torch.randn(answers, noise_dim) if rows is None else codes_of(rows.cpu())
         codes = nn.Embedding(answers, begin.shape[1], _weight=begin)
-        super().__init__(preprocessing, codes, _ConditionalNorm, noise_dim, width)
-
-
-class _Norm(nn.BatchNorm2d):
-    """A batch norm that is the same under all conditions."""
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x)
-
-
-class _ConditionalNorm(nn.Module):
-    """A batch norm whose factor and offset are linear in noise and code. They begin near 1 and 0."""
-
-    def __init__(self, channels: int, length: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.affine = nn.Linear(length, 2 * channels)
-        nn.init.normal_(self.affine.weight, std=_AFFINE / math.sqrt(length))
-        nn.init.zeros_(self.affine.bias)
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        affine: Tensor = self.affine(code)
-        factor, offset = affine[:, :, None, None].chunk(2, 1)
-        normalised: Tensor = self.norm(x)
-        return normalised * (1 + factor) + offset
+        super().__init__(preprocessing, codes, conditional=True, noise_dim=noise_dim, width=width)
 
 
 def codes_of(rows: Tensor, most: int = _CODE) -> Tensor:

@@ -125,5 +125,5 @@ CASES = (
     *(Case(network, bits, seeds=(0, 1)) for network in (VIT, CONVNEXT) for bits in ("w8a8", "w4a8")),
     *(Case(network, bits, seeds=(0, 1)) for network in (SIGNS, MCUNET) for bits in ("w8a8", "w4a8", "w4a4")),
     *(Case(network, "w8a8", seeds=(0, 1)) for network in (MOBILENET, ETINYNET)),
-    *(Case(network, bits, seeds=(0,)) for bits in ("w4a8", "w4a4") for network in (MOBILENET, ETINYNET)),  # an hour each
+    *(Case(network, bits, seeds=(0,)) for bits in ("w4a8", "w4a4") for network in (MOBILENET, ETINYNET)),  # an hour
 )

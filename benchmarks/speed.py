@@ -64,9 +64,13 @@ def phases(network: zoo.Network, config: Config, steps: int) -> list[Row]:
 def operators(network: zoo.Network, config: Config) -> list[Row]:
     """The operators with the most time of their own while images are made and the student is trained, in percent.
 
-    Calibration and conversion are left out, because they call so many operators that a profile takes gigabytes.
+    The first student, calibration and conversion are left out: they call so many operators that a profile takes
+    gigabytes.
     """
-    records = shortened(network, config, WARM_UP).training.run()
+    shortest = shortened(network, config, WARM_UP).training
+    records = shortest.run()
+    if "first" in shortest.phases:
+        finish("first", records)
     with profile(activities=[ProfilerActivity.CPU]) as making_images:
         finish("images", records)
     finish("calibration", records)

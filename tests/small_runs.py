@@ -50,8 +50,9 @@ def traced_once(
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:
-    """Let equal networks be traced once, and few images measure the generator, while ``patch`` lasts."""
+    """Let equal networks be traced once, and few images measure generator and students, while ``patch`` lasts."""
     patch.setattr("acq.recipe.trace", traced_once)
+    patch.setattr("acq.training.judging._IMAGES", 32)
     patch.setattr("acq.runs.summary._NEW_IMAGES", 64)
 
 

@@ -327,9 +327,12 @@ def test_conditioning_measures_each_generator(script: Script, tmp_path: Path) ->
     assert "| gdfq | 2 | 0 |" in page_of(tmp_path, "conditioning")
 
 
-def test_claims_compare_acq_with_gdfq_and_without_each_part(script: Script, data: str, tmp_path: Path) -> None:
+def test_claims_compare_acq_with_gdfq_and_without_each_part(
+    script: Script, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each variant has a row per bit-width and seed, measured once; the page pairs them by seed and has two plots."""
     claims, networks = script("claims"), script("case_networks")
+    monkeypatch.setattr(claims, "IMAGES", 64)
     study = claims.Study(networks.Network("tiny", "Tiny", (), MODEL, data), ("w4a4", "w3a3"), (10, 11))
     few = ["--data-folder", ".", "--set", *(setting for setting in FEW if not setting.startswith("images."))]
     few += ["images.count=16", "student.renew_count=4"]

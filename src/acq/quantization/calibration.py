@@ -153,18 +153,15 @@ def activation_range(
     importance = torch.ones_like(x) if importance is None else importance
     sample = _Sorted.of(x.cpu(), importance.cpu(), reader)  # sums on the CPU repeat bit for bit
 
-    def best(scales: Iterable[float]) -> tuple[float, float]:
-        tried = ((sample.best_zero_point(scale, quantizer.qmax, 1 + even), scale) for scale in scales)
-        (_, zero_point), scale = min(tried)
-        return scale, zero_point
-
     if even:
         largest, smallest = math.ceil(math.log2(widest)), math.floor(math.log2(widest * _SMALLEST_RANGE))
-        scale, zero_point = best(2.0**power for power in range(largest, smallest - 1, -1))
+        powers = [2.0**power for power in range(largest, smallest - 1, -1)]
+        scale, zero_point = sample.best_range(powers, quantizer.qmax, step=2)
     else:
-        scale, _ = best(_geometric(widest * _SMALLEST_RANGE, widest, _COARSE_SCALES))
+        coarse = _geometric(widest * _SMALLEST_RANGE, widest, _COARSE_SCALES)
+        scale, _ = sample.best_range(coarse, quantizer.qmax)
         ratio = _SMALLEST_RANGE ** (-1 / (_COARSE_SCALES - 1))
-        scale, zero_point = best(_geometric(scale / ratio, scale * ratio, _FINE_SCALES))
+        scale, zero_point = sample.best_range(_geometric(scale / ratio, scale * ratio, _FINE_SCALES), quantizer.qmax)
     return x.new_tensor(scale), x.new_tensor(zero_point)
 
 
@@ -191,30 +188,32 @@ class _Sorted:
         mass, total, squares = (F.pad(each.cumsum(0), (1, 0)) for each in sums)
         return cls(values, (mass, total, squares), reader)
 
-    def best_zero_point(self, scale: float, qmax: int, step: int) -> tuple[float, float]:
-        """The least squared error of a scale, and its zero point, a multiple of ``step``.
+    def best_range(self, scales: Sequence[float], qmax: int, step: int = 1) -> tuple[float, float]:
+        """The scale of the least squared error and its zero point, a multiple of ``step``.
 
-        The scale alone says to which integer a value is rounded. The zero point says where the integers end. So the
+        A scale alone says to which integer a value is rounded. The zero point says where the integers end. So the
         errors of all zero points follow from three sums per integer.
         """
         # those of all zero points, and one more on each side for what is clipped
         integers = torch.arange(-qmax - 1, qmax + 2, dtype=torch.float64)
-        levels = self.reader(integers * scale)
-        ends = torch.searchsorted(self.values, (integers + 0.5) * scale)  # of the values that are rounded to each
+        column = torch.tensor(scales, dtype=torch.float64).unsqueeze(1)  # [S, 1]
+        levels = self.reader(integers * column)  # [S, I]
+        ends = torch.searchsorted(self.values, (integers + 0.5) * column)  # of the values that are rounded to each
         sums = [part[ends] for part in self.below]
-        rounding = F.pad(_squares([part.diff() for part in sums], levels[1:]).cumsum(0), (1, 0))
+        rounding = F.pad(_squares([part.diff() for part in sums], levels[:, 1:]).cumsum(1), (1, 0))
 
-        needed = math.ceil(max(-self.values[0].item(), 0.0) / scale)
-        zero_points = torch.arange(0, min(needed + step - 1, qmax) + 1, step)
+        zero_points = torch.arange(0, qmax + 1, step)
         first = qmax + 1 - zero_points  # the place of the least integer
         last = first + qmax
-        under = _squares([part[first] for part in sums], levels[first])
-        over = _squares(
-            [whole[-1] - part[last - 1] for whole, part in zip(self.below, sums, strict=True)], levels[last]
-        )
-        errors = under + rounding[last - 1] - rounding[first] + over
-        place = int(errors.argmin())
-        return errors[place].item(), zero_points[place].item()
+        under = _squares([part[:, first] for part in sums], levels[:, first])
+        above = [whole[-1] - part[:, last - 1] for whole, part in zip(self.below, sums, strict=True)]
+        errors = under + rounding[:, last - 1] - rounding[:, first] + _squares(above, levels[:, last])  # [S, Z]
+
+        needed = (max(-self.values[0].item(), 0.0) / column).ceil()  # further ones leave integers below all values
+        errors = errors.where(zero_points <= needed + step - 1, torch.inf)
+        places = (errors == errors.min()).nonzero().tolist()
+        zero_point, scale = min((zero_points[z].item(), scales[s]) for s, z in places)
+        return scale, zero_point
 
 
 def _squares(moments: Sequence[Tensor], level: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Compares the results of two commits: prints a table of docs/benchmarks/conformance.json.
+"""Compares the results of two commits: prints a table of all rows that docs/benchmarks/conformance.json had.
 
     python benchmarks/compare.py 7dbc51d 7befc58
 
-Each commit may be shortened. A line is a case on a device, with the seeds that have rows of both commits. Both commits
-keep their rows where they are of different engines (``cases.py``).
+Each commit may be shortened. A line is a case on a device with its settings, and the seeds that have rows of both
+commits. Rows that were replaced are found in the history of the repository.
 
 - **Difference:** mean of the new top-1 minus the old one, seed by seed, in percentage points, ± standard deviation.
 - **Seconds:** mean of the new times over that of the old ones. It says little where the machines differ.
@@ -21,11 +21,6 @@ import runs
 TITLES = ("case", "device", "seeds", "old top-1 %", "new top-1 %", "difference", "seconds, new / old")
 
 
-def by_seed(rows: Sequence[runs.Row], commit: str) -> dict[int, runs.Row]:
-    """The rows of a commit by seed."""
-    return {row["seed"]: row for row in rows if str(row["commit"]).startswith(commit)}
-
-
 def compared(rows: Sequence[runs.Row], old: str, new: str) -> Iterator[list[Any]]:
     """A line per case and device that has rows of both commits.
 
@@ -34,8 +29,10 @@ def compared(rows: Sequence[runs.Row], old: str, new: str) -> Iterator[list[Any]
         old: The beginning of one commit.
         new: The beginning of the other.
     """
-    for group in runs.groups(rows, ("case", "device")):
-        before, after = by_seed(group, old), by_seed(group, new)
+    for group in runs.groups(rows, ("case", "device", "settings")):
+        before, after = (
+            runs.by_seed(row for row in group if str(row["commit"]).startswith(commit)) for commit in (old, new)
+        )
         seeds = sorted(before.keys() & after.keys())
         if seeds:
             first, second = ([found[seed] for seed in seeds] for found in (before, after))
@@ -51,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("old", help="a commit, or its beginning")
     parser.add_argument("new", help="another one")
     args = parser.parse_args(words)
-    lines = list(compared(runs.load("conformance"), args.old, args.new))
+    lines = list(compared(runs.history("conformance"), args.old, args.new))
     if not lines:
         print(f"no case has rows of {args.old} and {args.new}", file=sys.stderr)
         return 1

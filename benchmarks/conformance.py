@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -29,6 +28,7 @@ from cases import CASES, Case
 from acq.analysis.expected_loss import FITTED, relative_error
 from acq.core.outputs import Traits
 from acq.files.atomic import write_atomically
+from acq.report.headline import change_margin, margin
 from acq.training.distillation import StudentSettings
 from acq.training.selection import FIRST
 
@@ -41,8 +41,9 @@ Real images only measure the accuracy, after the last step. No run selects anyth
 
 - **Top-1:** percentage of test images, of the float network and of the quantized network, ± standard deviation.
 - **Drop:** difference of the two, in percentage points.
-- **±:** half the 95 % interval of an accuracy on so many test images. That of the drop is narrower, because both
-  networks see the same images.
+- **±:** half the 95 % interval of the drop on so many test images, mean over seeds. Both networks see the same images,
+  so only images that one of them alone gets right count. In brackets: that of one accuracy, which is usually wider.
+  Earlier runs did not count which images changed.
 - **Expected:** the drop that runs expect from synthetic images alone, mean over seeds, with its range. The law was
   fitted on these rows; [its page](benchmarks/expected_loss.md) leaves each network out. Earlier runs have no figures.
 - **Agreement:** share of equal decisions of teacher and student on augmented synthetic images.
@@ -224,11 +225,11 @@ def figures(rows: Sequence[runs.Row]) -> list[Any]:
         f"{first['teacher_top1']:.2f} → {runs.top1(rows)}",
         len(rows),
         runs.drop(rows),
-        f"{interval(rows):.2f}",
+        interval(rows),
         expected(rows),
         runs.mean(rows, "agreement", ".1f"),
         f"{100 * first['quantized_bytes'] / first['float_bytes']:.1f} %",
-        ", ".join(dict.fromkeys(PLACES.get(stop, "end") for stop in stops)),
+        ", ".join(dict.fromkeys("end" if stop is None else PLACES[stop] for stop in stops)),
         runs.mean(rows, "seconds", ".0f"),
         runs.most(rows, "peak_memory_mb"),
         f"{first['device']}, {first['threads']} thread{'s' * (first['threads'] > 1)}",
@@ -236,10 +237,14 @@ def figures(rows: Sequence[runs.Row]) -> list[Any]:
     ]
 
 
-def interval(rows: Sequence[runs.Row]) -> float:
-    """Half the 95 % interval of the mean accuracy, in points, as the test images are a sample."""
-    share = statistics.mean(row["top1"] for row in rows) / 100
-    return 196 * math.sqrt(share * (1 - share) / rows[0]["test_images"])
+def interval(rows: Sequence[runs.Row]) -> str:
+    """Half the 95 % interval of the drop, in points; of one accuracy, in brackets, where no run counted changes."""
+    count = rows[0]["test_images"]
+    changes = [(row.get("images_lost"), row.get("images_gained")) for row in rows]
+    known = [change_margin(lost, gained, count) for lost, gained in changes if lost is not None and gained is not None]
+    if len(known) == len(rows):
+        return f"{statistics.mean(known):.2f}"
+    return f"({margin(statistics.mean(row['top1'] for row in rows), count):.2f})"
 
 
 def expected(rows: Sequence[runs.Row]) -> str | None:

@@ -66,7 +66,7 @@ def page(cases: Sequence[Case]) -> str:
 
 def compared(case: Case) -> Iterator[list[Any]]:
     """The line of a case; none where no seed has both rows."""
-    first, end = by_seed(NAME, case), by_seed("conformance", case)
+    first, end = present(NAME, case), present("conformance", case)
     seeds = sorted(first.keys() & end.keys())
     if not seeds:
         return
@@ -80,10 +80,11 @@ def compared(case: Case) -> Iterator[list[Any]]:
     ]  # fmt: skip
 
 
-def by_seed(name: str, case: Case) -> dict[int, runs.Row]:
-    """The rows of a case with its present engine, by seed; of several devices the last one."""
-    rows = [row for row in runs.load(name) if row["case"] == case.name and row["engine"] == case.network.engine]
-    return {row["seed"]: row for row in rows}
+def present(name: str, case: Case) -> dict[int, runs.Row]:
+    """The rows of a case with its present engine, by seed."""
+    return runs.by_seed(
+        row for row in runs.load(name) if row["case"] == case.name and row["engine"] == case.network.engine
+    )
 
 
 def main(words: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:
@@ -95,7 +96,7 @@ def main(words: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> i
     for case in [] if args.page else cases:
         if not fnmatch(case.name, f"*{args.only}*") or case.obstacle(args.data_folder) is not None:
             continue
-        for seed in sorted(by_seed("conformance", case).keys() - by_seed(NAME, case).keys()):
+        for seed in sorted(present("conformance", case).keys() - present(NAME, case).keys()):
             row = measure(case, seed, args.data_folder)
             runs.keep(NAME, row, IDENTITY)
             print(f"{case.name} seed {seed}: {row['teacher_top1']} % -> {row['top1']} %", flush=True)

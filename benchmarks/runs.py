@@ -37,14 +37,15 @@ def quantized(
     """Quantize a network with each configuration, in this process, and yield the summaries with what ``look`` finds.
 
     The figures are those of ``acq quantize``. Neighbours with the same image settings share their images, and the
-    seconds of these images count in each run. Peak memory is that of the process so far, so it is an upper bound.
+    seconds of these images count in each run. A run that may stop after few images makes its own.
+    Peak memory is that of the process so far, so it is an upper bound.
     """
     shared: tuple[str, dict[str, Any]] | None = None
     for config in configs:
         prepared = prepare(Request(network.model, network.preprocessing, config, {}))
         training, context = prepared.training, prepared.training.context
         key = prepared.config.model_dump_json(include=IMAGE_SETTINGS)
-        if shared is not None and shared[0] == key:
+        if shared is not None and shared[0] == key and "few" not in training.phases:
             if "first" in training.phases:
                 next(training.run())  # that of the neighbour may have other settings
             training.restore(_with_student_of(training.state(), shared[1]))
@@ -66,7 +67,8 @@ def quantized(
 def _with_student_of(state: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
     """The state ``images``, after the phase of that name, with the untrained and the first student of ``state``."""
     context = {**images["context"], **{name: state["context"][name] for name in ("student", "candidates")}}
-    return {**images, "context": context, "phases": {**images["phases"], "student": state["phases"]["student"]}}
+    made = {name: images["phases"][name] for name in ("generator", "images") if name in images["phases"]}
+    return {**images, "context": context, "phases": {**state["phases"], **made}}
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -147,6 +149,23 @@ def load(name: str) -> list[Row]:
     """The rows of a benchmark so far."""
     path = RESULTS / f"{name}.json"
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
+
+
+def history(name: str) -> list[Row]:
+    """The rows that a benchmark has and those that it had in any commit of the repository, the oldest first."""
+    git, file = ["git", "-C", str(RESULTS)], f"{name}.json"
+    commits = subprocess.run([*git, "log", "--reverse", "--format=%H", "--", file], capture_output=True, check=False)
+    found = {}
+    for commit in commits.stdout.decode().split():
+        shown = subprocess.run([*git, "show", f"{commit}:./{file}"], capture_output=True, check=False)
+        if not shown.returncode:  # the file was there
+            found |= {json.dumps(row, sort_keys=True): row for row in json.loads(shown.stdout)["rows"]}
+    return list((found | {json.dumps(row, sort_keys=True): row for row in load(name)}).values())
+
+
+def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
+    """The rows by seed; of several with one seed, the last."""
+    return {row["seed"]: row for row in rows}
 
 
 def has(name: str, wanted: Row) -> bool:

@@ -41,7 +41,8 @@ def shortened(network: zoo.Network, config: Config, steps: int) -> Prepared:
     images = prepared(network, config).training.phases["images"]
     assert isinstance(images, ImageRefinement)
     of_images = {"steps": steps, "count": images.batch}
-    few = {"generator": {"steps": steps}, "images": of_images, "student": {"steps": steps}}
+    few: dict[str, Any] = {"generator": {"steps": steps}, "images": of_images, "student": {"steps": steps}}
+    few["calibration"] = {"enough": 0.0}  # no early end: every phase is measured
     return prepared(network, Config.create(config.preset, config.model_dump(), few))
 
 

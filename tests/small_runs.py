@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
         "renew_count": 8,
     },
 }
+JUDGED = 32  # images that judge students in quick runs
 TRACES: dict[object, fx.GraphModule] = {}
 
 
@@ -52,7 +53,7 @@ def traced_once(
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Let equal networks be traced once, and few images measure generator and students, while ``patch`` lasts."""
     patch.setattr("acq.recipe.trace", traced_once)
-    patch.setattr("acq.training.judging._IMAGES", 32)
+    patch.setattr("acq.training.judging._IMAGES", JUDGED)
     patch.setattr("acq.runs.summary._NEW_IMAGES", 64)
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
@@ -122,7 +123,7 @@ def test_conformance_measures_once_and_writes_the_page(
 
 
 def test_a_line_has_the_interval_and_the_stops_of_its_runs(script: Script) -> None:
-    """The interval is that of a share of the test images. Rows of before know no stop."""
+    """The interval is that of the drop if changes were counted, else that of a share. Rows of before know no stop."""
     conformance = script("conformance")
     row = {
         "teacher_top1": 91.0, "top1": 90.0, "test_images": 1000, "agreement": 99.0, "quantized_bytes": 1,
@@ -130,7 +131,10 @@ def test_a_line_has_the_interval_and_the_stops_of_its_runs(script: Script) -> No
     }  # fmt: skip
     stopped = {**row, "top1": 91.0, "stopped": {"phase": "few", "step": 40, "reason": "good"}}
     found = conformance.figures([row, stopped])
-    assert found[:5] == ["91.00 → 90.50 ± 0.71", 2, "0.50", f"{196 * (0.905 * 0.095 / 1000) ** 0.5:.2f}", None]
+    assert found[:5] == ["91.00 → 90.50 ± 0.71", 2, "0.50", f"({196 * (0.905 * 0.095 / 1000) ** 0.5:.2f})", None]
+    counted = [{**row, "images_lost": 20, "images_gained": 10}, {**stopped, "images_lost": 5, "images_gained": 5}]
+    errors = [(30 - 10**2 / 1000) ** 0.5, 10**0.5]
+    assert conformance.interval(counted) == f"{196 * sum(errors) / 2 / 1000:.2f}"
     assert found[5:] == ["99.0", "25.0 %", "end, few images", "60", 500, "cpu, 2 threads", "abc"]
 
 
@@ -229,6 +233,25 @@ def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.Ca
     assert capsys.readouterr().out.splitlines()[2:] == [line]
     assert compare.main(["aaa", "ccc"]) == 1
     assert "no case has rows of aaa and ccc" in capsys.readouterr().err
+
+
+def test_rows_that_were_replaced_are_compared_too(
+    script: Script, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A repeated run takes the place of its row, and the history of the repository keeps that."""
+    compare, runs = script("compare"), script("runs")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for commit, top1 in (("aaa1", 90.0), ("bbb2", 90.5)):
+        row = {"case": "tiny/w4a4", "device": "cpu", "seed": 0, "commit": commit, "top1": top1, "seconds": 10}
+        runs.keep("conformance", row, ("case", "seed"))
+        if commit == "aaa1":
+            subprocess.run([*git, "add", "."], check=True)
+            subprocess.run([*git, "commit", "-qm", "rows"], check=True)
+    assert len(rows_of(tmp_path, "conformance")) == 1
+    assert len(runs.history("conformance")) == 2
+    assert compare.main(["aaa", "bbb"]) == 0
+    assert "| tiny/w4a4 | cpu | 0 | 90.00 | 90.50 | +0.50 | 1.00 |" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter

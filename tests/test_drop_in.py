@@ -76,6 +76,43 @@ def with_places(model: onnx.ModelProto) -> None:
     model.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.INT64, None))
 
 
+def beside(model: onnx.ModelProto) -> None:
+    """A class beside the scores, of a value that is no output."""
+    model.graph.node.append(helper.make_node("Mul", ["scores", "two"], ["twice"]))
+    model.graph.node.append(helper.make_node("ArgMax", ["twice"], ["class"], axis=1))
+    model.graph.initializer.append(helper.make_tensor("two", TensorProto.FLOAT, [], [2.0]))
+    model.graph.output.append(helper.make_tensor_value_info("class", TensorProto.INT64, None))
+
+
+def half_inside(model: onnx.ModelProto) -> None:
+    """A value in 16 bits between weights and outputs in 32."""
+    _behind(model, helper.make_node("Cast", ["raw"], ["short"], to=TensorProto.FLOAT16))
+    model.graph.node.append(helper.make_node("Cast", ["short"], ["scores"], to=TensorProto.FLOAT))
+
+
+def all_half(model: onnx.ModelProto) -> None:
+    """16-bit floats everywhere."""
+    constants = [part.t for node in model.graph.node for part in node.attribute if part.name == "value"]
+    for tensor in (*model.graph.initializer, *constants):
+        if tensor.data_type == TensorProto.FLOAT:
+            name, array = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+    del model.graph.value_info[:]
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def with_a_class(kind: int) -> Callable[[onnx.ModelProto], None]:
+    """The class beside the scores, in a type of its own."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["place"], axis=1))
+        model.graph.node.append(helper.make_node("Cast", ["place"], ["class"], to=kind))
+        model.graph.output.append(helper.make_tensor_value_info("class", kind, None))
+
+    return change
+
+
 def _before(model: onnx.ModelProto, first: onnx.NodeProto) -> None:
     for node in model.graph.node:
         node.input[:] = ["inner" if name == "pixels" else name for name in node.input]
@@ -95,6 +132,11 @@ CHANGES: dict[str, tuple[Callable[[onnx.ModelProto], None], bool, tuple[str, ...
     "bytes": (of_bytes, True, ()),
     "half": (in_half, True, ()),
     "cut": (with_places, True, ("raw",)),
+    "cut beside": (beside, True, ("scores", "twice")),
+    "cut in half": (half_inside, True, ("short",)),
+    "all half": (all_half, True, ()),
+    "class of 32 bits": (with_a_class(TensorProto.INT32), True, ("scores",)),
+    "class of 8 bits": (with_a_class(TensorProto.UINT8), True, ("scores",)),
 }
 
 
@@ -114,10 +156,12 @@ def run_of(file: Path, outputs: tuple[str, ...], out: Path) -> zoo.Network:
     assert found.form is not None
     kept = {} if found.tail is None else {TAIL: found.tail}
     origin = {"model": str(file), "form": found.form.facts()}
-    quantize(Request(found.model, found.preprocessing, config_(bits="w8a8"), origin, kept), Session(out))
+    config = config_(bits="w8a8", outputs=outputs[0] if len(found.form.outputs) > 1 else None)
+    quantize(Request(found.model, found.preprocessing, config, origin, kept), Session(out))
     return found
 
 
+@pytest.mark.filterwarnings("ignore:the file has weights of float16")
 @pytest.mark.parametrize("name", CHANGES)
 def test_one_script_runs_both_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of a run has the names, shapes and types of the file that it was made from, and about its values."""

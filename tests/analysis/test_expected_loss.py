@@ -7,10 +7,12 @@ from helpers import CLASSES
 
 from acq.analysis.expected_loss import FITTED, ExpectedLoss, Law, expected_loss, relative_error
 from acq.core.outputs import Output
+from acq.quantization.formats import NumberFormat
 from acq.training.selection import Selection, StudentQuality
 
 LAW = Law(factor=100.0, spread=2.0)
 WEIGHTS = {"logits": 1.0, "probabilities": 0.0, "features": 4.0}
+BITS = NumberFormat.parse("w4a4")
 
 
 def selection(loss: float, *, first: str = "first", **weights: float) -> Selection:
@@ -71,7 +73,7 @@ def test_the_error_is_a_mean_by_weight() -> None:
 
 def test_the_student_that_was_kept_is_judged() -> None:
     """By the numbers of the package."""
-    assert expected_loss(selection(0.5), CLASSES) == FITTED.loss(0.1)
+    assert expected_loss(selection(0.5), CLASSES, BITS) == FITTED.loss(0.1)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +81,20 @@ def test_the_student_that_was_kept_is_judged() -> None:
     [
         (selection(0.5, first="calibrated"), CLASSES),
         (selection(0.5, probabilities=1.0), CLASSES),
+        (selection(0.5, features=0.0), CLASSES),
+        (selection(0.5, features=1.0), CLASSES),
         (selection(math.nan), CLASSES),
         (selection(0.5), Output.of("values", 5)),
     ],
 )
 def test_runs_without_usable_figures_have_no_estimate(made: Selection, output: Output) -> None:
-    """Without a first student, with a loss that is no relative error, with one that is NaN, and without classes."""
-    assert expected_loss(made, output) is None
+    """Without a first student or classes, with a loss of other weights than usual, and with one that is NaN."""
+    assert expected_loss(made, output, BITS) is None
+
+
+@pytest.mark.parametrize(
+    ("bits", "known"), [("w3a3", True), ("w4a8", True), ("w2a4", False), ("w4a2", False), ("w8", False)]
+)
+def test_widths_that_no_run_judged_have_no_estimate(bits: str, known: bool) -> None:
+    """Two bits, and weights alone."""
+    assert (expected_loss(selection(0.5), CLASSES, NumberFormat.parse(bits)) is not None) == known

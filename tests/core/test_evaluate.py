@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acq.core.evaluate import accuracy, eval_mode, evaluating
+from acq.core.evaluate import Comparison, accuracy, compared, eval_mode, evaluating
 from acq.core.outputs import Output
 from acq.errors import RequestError
 
@@ -33,6 +33,21 @@ def test_accuracy_is_the_share_of_right_guesses_in_percent() -> None:
     whole = accuracy(nn.Identity(), [(images, labels)], THREE)
     parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True), THREE)
     assert whole == parts == 75
+
+
+def test_two_networks_are_compared_image_by_image() -> None:
+    """The first is right on three of four. The second mixes up two classes: it loses two images and gains one."""
+    batches = [(scores([0, 1]), torch.tensor([0, 1])), (scores([2, 2]), torch.tensor([2, 1]))]
+    found = compared(nn.Identity(), lambda rows: rows[:, [0, 2, 1]], batches, THREE)
+    assert found == Comparison(before=75.0, after=50.0, lost=2, gained=1)
+
+
+def test_images_with_several_answers_are_not_right_or_wrong() -> None:
+    """Both accuracies are there, and no counts of images."""
+    labels = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    rows = 2.0 * labels - 1
+    found = compared(nn.Identity(), torch.neg, [(rows, labels)], Output.of("multilabel", 3))
+    assert found == Comparison(before=100.0, after=0.0, lost=None, gained=None)
 
 
 def test_evaluation_leaves_the_module_as_it_was() -> None:
@@ -72,3 +87,5 @@ def test_nothing_to_evaluate_is_a_wrong_request() -> None:
     """No image gives no figure."""
     with pytest.raises(RequestError, match="no images"):
         accuracy(nn.Identity(), [], THREE)
+    with pytest.raises(RequestError, match="no images"):
+        compared(nn.Identity(), nn.Identity(), [], THREE)

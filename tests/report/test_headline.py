@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from acq.report.headline import Figure, headline, margin
+from acq.report.headline import Figure, change_margin, headline, margin
 
 SUMMARY = {
     "output": {"kind": "class", "size": 5},
@@ -34,8 +35,22 @@ def test_accuracy_is_shown_before_and_after_with_its_interval() -> None:
     (figure,) = named("Top-1 accuracy")
     assert figure.value == "91.50 → 90.00 %"
     assert figure.detail == (
-        "float → w4a4, 1.50 points lower on 1,000 test images; 95 % interval of one accuracy: ±1.9 points"
+        "float → w4a4, 1.50 points lower on 1,000 test images; 95 % interval: ±1.9 points of one accuracy"
     )
+
+
+@pytest.mark.parametrize(("lost", "gained", "points"), [(25, 10, 1.156), (0, 0, 0.0), (10, 25, 1.156), (0, 40, 1.215)])
+def test_the_margin_of_a_change_is_that_of_pairs(lost: int, gained: int, points: float) -> None:
+    """The standard error of the mean of n changes, each -1, 0 or 1, by definition."""
+    changes = torch.tensor([-1.0] * lost + [1.0] * gained + [0.0] * (1000 - lost - gained))
+    expected = 196 * changes.std(correction=0).item() / 1000**0.5
+    assert change_margin(lost, gained, 1000) == pytest.approx(expected, abs=1e-6) == pytest.approx(points, abs=1e-3)
+
+
+def test_the_change_of_the_accuracy_has_its_own_interval() -> None:
+    """It is narrower, as both networks see the same images. Earlier runs did not count what changed."""
+    (figure,) = named("Top-1 accuracy", images_lost=25, images_gained=10)
+    assert figure.detail.endswith("95 % intervals: ±1.2 points of the change, ±1.9 points of one accuracy")
 
 
 @pytest.mark.parametrize(

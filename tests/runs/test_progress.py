@@ -82,6 +82,12 @@ def test_a_resumed_run_is_shown_from_where_it_is(terminal: bool) -> None:
     assert "polish" in shown([Record("polish", 1, 1, 0.0, {})], terminal)
 
 
+def test_a_phase_that_ends_early_is_done() -> None:
+    """Its bar counts the steps that were done, of as many."""
+    early = [Record("student", 10, 60, 1.0, {}), Record("student", 20, 20, 2.0, {})]
+    assert "20/20" in shown(early, terminal=True)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_verbose_gives_all_losses_line_by_line(terminal: bool) -> None:
     """Every record with losses has a line, and one without has a line at the end of a phase only."""

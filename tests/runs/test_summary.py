@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import request_, run
+from small_runs import JUDGED, request_, run
 
 from acq.analysis.expected_loss import FITTED, relative_error
 from acq.config import Config
@@ -72,7 +72,7 @@ def test_agreement_is_on_augmented_finished_images() -> None:
     prepared = trained(bits="w2a2", add_bits="same", student={"steps": 0})
     context = prepared.training.context
     rng = torch.Generator().manual_seed(0)
-    parts = [context.dataset.batch.at(index) for index in (torch.arange(256) % 24).split(8)]
+    parts = [context.dataset.batch.at(index) for index in (torch.arange(JUDGED) % 24).split(8)]
     images = torch.cat([augmented(part, 1.0, rng, context.teach).images for part in parts])
     with torch.no_grad():
         same = context.teacher.read(images).logits.argmax(1) == context.student.eval()(images).argmax(1)

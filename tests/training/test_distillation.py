@@ -115,6 +115,15 @@ def test_a_range_that_explodes_is_a_fault() -> None:
     assert results(phase_(steps=5))[-1].fault is None
 
 
+def test_a_student_whose_range_explodes_in_its_round_is_no_candidate() -> None:
+    """Ranges are looked at before a round's student is judged, whatever its number of steps."""
+    phase = phase_(steps=6, round_steps=3, scale_learning_rate=50.0)
+    before = dict(phase.context.candidates)
+    *_, last = (phase.step(number, 1.0) for number in range(3))
+    assert last.fault is not None
+    assert phase.context.candidates == before
+
+
 def test_a_restored_student_is_compared_with_its_own_ranges() -> None:
     """Ranges from which training went back are no reference any more."""
     phase = phase_(steps=5)

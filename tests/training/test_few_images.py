@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from small_runs import assert_same, request_, run, run_until, training_, without
 
 from acq.recipe import prepare
 from acq.training.few_images import FewImages
+from acq.training.judging import Judge
 from acq.training.loop import Training
+from acq.training.selection import StudentQuality, over_kinds
 
 ALWAYS, NEVER = 1e6, 1e-30  # divergences that every student has, and none
 
@@ -61,13 +64,29 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_looked() -> None:
 
 
 def test_the_better_of_both_students_decides() -> None:
-    """The run stops at the divergence of the better student, and not below it."""
-    found = finished(stopping(ALWAYS)).context.selection.candidates
-    least = min(quality.divergence for quality in found.values())
+    """The run stops at the mean divergence of the better student over kinds of images, and not below it."""
+    training = stopping(ALWAYS)
+    run_until(training, "few")
+    phase = training.phases["few"]
+    assert isinstance(phase, FewImages)
+    found = phase.judge.by_kind(*phase.judge.kinds())
+    best = phase.judge.best({name: over_kinds(each) for name, each in found.items()})
+    least = statistics.mean(quality.divergence for quality in found[best])
     assert finished(stopping(1.001 * least)).stop is not None
     training = stopping(0.999 * least)
     run_until(training, "few")
     assert training.stop is None
+
+
+def test_a_student_that_is_right_on_one_kind_alone_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The geometric mean, which ranks students, would be low enough."""
+    kinds = [StudentQuality(0.1, 90.0, divergence) for divergence in (0.001, 2.4)]
+    assert over_kinds(kinds).divergence < 0.05
+    monkeypatch.setattr(Judge, "by_kind", lambda self, *_: dict.fromkeys(self.context.candidates, kinds))
+    for enough, stops in ((0.05, False), (1.3, True)):
+        training = stopping(enough)
+        run_until(training, "few")
+        assert (training.stop is not None) == stops
 
 
 def test_a_student_without_a_divergence_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,12 @@ def test_the_quality_of_a_candidate_is_over_both_kinds(training: Training) -> No
     """It is measured with the candidate's weights, kind by kind."""
     judging, context = judge(training), training.context
     kinds = judging.kinds()
-    found = judging.qualities(*kinds)
+    found, each = judging.qualities(*kinds), judging.by_kind(*kinds)
     assert list(found) == list(context.candidates) == ["first", "calibrated", "trained"]
     for name, state in context.candidates.items():
         context.student.load_state_dict(state)
         assert found[name] == over_kinds([judging.quality(kind) for kind in kinds]) == judging.quality(*kinds)
+        assert each[name] == [judging.quality(kind) for kind in kinds]
 
 
 def test_judging_draws_no_number_of_the_run(training: Training) -> None:

@@ -42,7 +42,7 @@ class Counting:
     """A phase that is not in the package. It counts, and goes wrong in the steps that it is told."""
 
     def __init__(self, steps: int = 7, name: str = "counting", faults: Mapping[int, str] = {}) -> None:
-        self.name, self.steps, self.faults = name, steps, dict(faults)
+        self.name, self.section, self.steps, self.faults = name, "numbers", steps, dict(faults)
         self.total = 0
         self.rates: list[float] = []
 
@@ -256,7 +256,7 @@ def test_the_last_snapshot_is_at_most_fifty_steps_old() -> None:
 def test_training_that_diverges_twice_fails() -> None:
     """The second fault in one phase ends the run, and the message names the setting to change."""
     training = loop(Counting(faults={3: "a fault", 5: "another fault"}))
-    message = r"diverged at counting step 6: another fault; .*--set counting\.learning_rate=\.\.\."
+    message = r"diverged at counting step 6: another fault; .*--set numbers\.learning_rate=\.\.\."
     with pytest.warns(UserWarning, match="step 4: a fault"), pytest.raises(RunError, match=message):
         list(training.run())
 

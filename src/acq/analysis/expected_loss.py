@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from acq.core.outputs import Output
+from acq.quantization.formats import NumberFormat
 from acq.training.selection import FIRST, Selection
 
 _CHANCE = 0.7  # points: standard deviation of a loss on 1,000 test images, of which 5 % get another answer
 _ALL = 100.0  # points that a network can lose
+# of the runs on which the law was judged
+_LEAST_BITS, _OF_FEATURES = 3, 0.8
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,25 @@ def relative_error(loss: float, weights: Mapping[str, float]) -> float:
     return loss / sum(weights.values())
 
 
-def expected_loss(selection: Selection, output: Output) -> ExpectedLoss | None:
+def expected_loss(selection: Selection, output: Output, widths: NumberFormat) -> ExpectedLoss | None:
     """The loss to expect of the student that was kept.
 
+    Args:
+        selection: Of the student.
+        output: How the logits decide.
+        widths: Of the student.
+
     Returns:
-        None where the law does not hold: the run has no first student, the output is no class, or the loss is NaN or
-        has the divergence in it, which is no relative error.
+        None where the law was not judged: the run has no first student, the output is no class, weights or activations
+        have 2 bits or activations are floats, the student's losses have other weights than usual (the network has no
+        features with places, for example), or the loss is NaN.
     """
     loss, weights = selection.candidates[selection.selected].loss, selection.weights
-    relative = FIRST in selection.candidates and output.kind == "class" and not weights["probabilities"]
-    return FITTED.loss(relative_error(loss, weights)) if relative and not math.isnan(loss) else None
+    judged = (
+        FIRST in selection.candidates
+        and output.kind == "class"
+        and min(widths.weight, widths.activation or 0) >= _LEAST_BITS
+        and not weights["probabilities"]
+        and math.isclose(weights["features"], _OF_FEATURES * sum(weights.values()))
+    )
+    return FITTED.loss(relative_error(loss, weights)) if judged and not math.isnan(loss) else None

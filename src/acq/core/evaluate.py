@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,23 @@ from acq.core.outputs import Output
 from acq.errors import RequestError
 
 Classifier = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The accuracies in percent of two networks on the same images (``accuracy``).
+
+    Attributes:
+        before: Of the first network.
+        after: Of the second one.
+        lost: Images that the first alone gets right; None where an image is not right or wrong as a whole.
+        gained: Images that the second alone gets right; None as above.
+    """
+
+    before: float
+    after: float
+    lost: int | None
+    gained: int | None
 
 
 def accuracy(
@@ -31,16 +49,46 @@ def accuracy(
     Raises:
         RequestError: There are no images, or the output has no accuracy.
     """
+    scores = output.parts[0]
+    tallies = [scores.tally(rows, labels) for (rows,), labels in _told([network], batches, output, device)]
+    return scores.measured(torch.stack(tallies).sum(0))
+
+
+def compared(
+    before: Classifier,
+    after: Classifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    output: Output,
+    device: torch.device | str = "cpu",
+) -> Comparison:
+    """Evaluate two networks on the same images. Arguments and errors are those of ``accuracy``."""
+    scores, tallies, lost, gained = output.parts[0], [], 0, 0
+    for (first, second), labels in _told([before, after], batches, output, device):
+        tallies.append(torch.stack([scores.tally(rows, labels) for rows in (first, second)]))
+        if scores.kind == "class":
+            right, still = first.argmax(1) == labels, second.argmax(1) == labels
+            lost += int((right & ~still).sum())
+            gained += int((still & ~right).sum())
+    one, other = map(scores.measured, torch.stack(tallies).sum(0))
+    return Comparison(one, other, lost, gained) if scores.kind == "class" else Comparison(one, other, None, None)
+
+
+def _told(
+    networks: Sequence[Classifier], batches: Iterable[tuple[Tensor, Tensor]], output: Output, device: torch.device | str
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """The logits of each network and the labels, batch by batch."""
     if output.accuracy is None:
         raise RequestError(f"a network that returns {output} has no accuracy; leave the data out")
-    scores, counts = output.parts[0], None
-    with evaluating(network):
+    count = 0
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network))
         for images, labels in batches:
-            found = scores.tally(network(images.to(device)), labels.to(device))
-            counts = found if counts is None else counts + found
-    if counts is None:
+            count += len(images)
+            shown = images.to(device)
+            yield [network(shown) for network in networks], labels.to(device)
+    if not count:
         raise RequestError("there are no images to evaluate on; give at least one")
-    return scores.measured(counts)
 
 
 @contextmanager

@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args
 
 Layout = Literal["NCHW", "NHWC"]
 Kind = Literal["float32", "float16", "uint8"]
+Returned = Literal[
+    "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"
+]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class FileForm:
     layout: Layout
     kind: Kind
     batch: int | None
-    outputs: Mapping[str, Kind]
+    outputs: Mapping[str, Returned]
     tail: str = ""
 
     def facts(self) -> dict[str, Any]:
@@ -44,9 +47,9 @@ class FileForm:
         try:
             form = cls(**facts)
             texts = [form.images, form.tail, *form.outputs]
-            kinds = [form.kind, *form.outputs.values()]
             known = all(isinstance(text, str) for text in texts) and form.images and form.outputs
-            fits = form.layout in get_args(Layout) and all(kind in get_args(Kind) for kind in kinds)
+            fits = form.layout in get_args(Layout) and form.kind in get_args(Kind)
+            fits = fits and all(kind in get_args(Returned) for kind in form.outputs.values())
             free = form.batch is None or (isinstance(form.batch, int) and 0 < form.batch < _MOST)
         except (TypeError, AttributeError) as error:
             raise ValueError("the form of the file is not described as acq does") from error

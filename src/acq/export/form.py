@@ -10,7 +10,12 @@ from onnx import TensorProto, helper
 
 from acq.core.file_form import FileForm
 
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+TYPES = {
+    "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE,
+    "int8": TensorProto.INT8, "uint8": TensorProto.UINT8, "int16": TensorProto.INT16, "uint16": TensorProto.UINT16,
+    "int32": TensorProto.INT32, "uint32": TensorProto.UINT32, "int64": TensorProto.INT64, "uint64": TensorProto.UINT64,
+    "bool": TensorProto.BOOL,
+}  # fmt: skip
 LAYOUT = "layout"  # key of the metadata
 _TO_FRONT = [0, 3, 1, 2]
 
@@ -84,10 +89,10 @@ def _exit(value: onnx.ValueInfoProto, form: FileForm) -> onnx.NodeProto | None:
     kind, sides = form.outputs[value.name], value.type.tensor_type.shape.dim
     if form.batch is not None and sides and sides[0].dim_param == "N":
         sides[0].dim_value = form.batch
-    if kind == "float32" or value.type.tensor_type.elem_type != TensorProto.FLOAT:
+    if value.type.tensor_type.elem_type == TYPES[kind]:
         return None
     value.type.tensor_type.elem_type = TYPES[kind]
-    return helper.make_node("Cast", [f"{value.name}/floats"], [value.name], to=TYPES[kind])
+    return helper.make_node("Cast", [f"{value.name}/student"], [value.name], to=TYPES[kind])
 
 
 def _set_metadata(model: onnx.ModelProto, changes: Mapping[str, str]) -> None:

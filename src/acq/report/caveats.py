@@ -87,13 +87,14 @@ def _on_training(summary: Mapping[str, Any]) -> Iterator[str]:
     """Where the run stopped, and why the last student was not kept, if it was not."""
     stop = summary.get("stopped")  # a finished run of an earlier version has none
     if stop is not None:
-        yield f"The run stopped {STOPPED_IN[stop['phase']]}, because {stop['reason']}. --preset best goes on."
-    kept, found = summary["student_loss"]["selected"], summary["student_divergence"]
-    last = "calibrated" if found["trained"] is None else "trained"
-    if kept != last:
+        way_on = "" if summary["preset"] == "best" else " --preset best goes on."
+        yield f"The run stopped {STOPPED_IN[stop['phase']]}, because {stop['reason']}.{way_on}"
+    kept, found = summary["student_loss"]["selected"], summary.get("student_divergence")  # nor these figures
+    last = "calibrated" if found is None or found["trained"] is None else "trained"
+    if found is not None and kept != last:
         yield (
-            f"The {kept} student was kept, because it is closest to the teacher on synthetic images. Its divergence is "
-            f"{found[kept]}, and that of the {last} student is {found[last]}."
+            f"The {kept} student was kept, because no later one is better on synthetic images. Its divergence from the "
+            f"teacher is {found[kept]}, and that of the {last} student is {found[last]}."
         )
 
 

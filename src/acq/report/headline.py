@@ -73,6 +73,20 @@ def margin(percent: float, count: int) -> float:
     return 100 * _CONFIDENCE * math.sqrt(share * (1 - share) / count)
 
 
+def change_margin(lost: int, gained: int, count: int) -> float:
+    """Half the 95 % confidence interval of a change of accuracy, in percentage points.
+
+    Both accuracies are of the same images, so only images that one of them alone gets right count:
+    ``1.96 sqrt(lost + gained - (gained - lost)^2 / n) / n``, the normal approximation for pairs.
+
+    Args:
+        lost: Images that are right before and wrong after.
+        gained: Images that are wrong before and right after.
+        count: The number n of test images.
+    """
+    return 100 * _CONFIDENCE * math.sqrt(lost + gained - (gained - lost) ** 2 / count) / count
+
+
 def _accuracy(summary: Mapping[str, Any]) -> Figure:
     is_class, measured = summary["output"]["kind"] == "class", accuracies(summary)
     name = _ACCURACIES.get(summary["output"]["kind"], "Accuracy")
@@ -82,9 +96,16 @@ def _accuracy(summary: Mapping[str, Any]) -> Figure:
         return Figure(name, "not measured", "give labelled real images with --data to measure it")
     (before, after), count = measured, summary["test_images"]
     detail = f"float → {summary['bits']}, {_change(after - before)} on {count:,} test images"
-    interval = margin(after, count) if is_class else 0.0  # labels of one image are not drawn by themselves
-    if interval:  # the approximation says nothing about 0 and 100 %
-        detail += f"; 95 % interval of one accuracy: ±{interval:.1f} points"
+    lost, gained = summary.get("images_lost"), summary.get("images_gained")  # earlier runs did not count them
+    of_change = 0.0 if lost is None or gained is None else change_margin(lost, gained, count)
+    of_one = margin(after, count) if is_class else 0.0  # labels of one image are not drawn by themselves
+    # the approximations say nothing about 0 and 100 %, and about no change
+    intervals = [
+        f"±{points:.1f} points of {what}"
+        for points, what in ((of_change, "the change"), (of_one, "one accuracy"))
+        if points
+    ]
+    detail += f"; 95 % interval{'s' * (len(intervals) > 1)}: {', '.join(intervals)}" if intervals else ""
     return Figure(name, f"{before:.2f} → {after:.2f} %", detail)
 
 

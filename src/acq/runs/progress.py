@@ -75,7 +75,7 @@ class _Bars:
             title = _TITLES.get(record.phase, record.phase)
             self.tasks[record.phase] = self.progress.add_task(title, total=record.steps, figures="")
         task = self.tasks[record.phase]
-        self.progress.update(task, completed=record.step)
+        self.progress.update(task, completed=record.step, total=record.steps)  # a run may end early
         if record.values:
             self.progress.update(task, figures=_figures(record))
 

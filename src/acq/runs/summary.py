@@ -12,8 +12,8 @@ from torch import fx
 
 from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_conditioning, generator_quality
 from acq.analysis.diagnostics import diagnose
-from acq.analysis.expected_loss import expected_loss
-from acq.core.evaluate import Classifier, accuracy
+from acq.analysis.expected_loss import ExpectedLoss, expected_loss
+from acq.core.evaluate import compared
 from acq.core.memory import peak_memory_mb
 from acq.core.outputs import Output, accuracy_name
 from acq.core.scores import ACCURACIES
@@ -21,6 +21,7 @@ from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
 from acq.network.constants import device_of
 from acq.network.teacher import Teacher
+from acq.quantization.formats import NumberFormat
 from acq.quantization.student import Student, float_bytes, mean_weight_bits, quantized_bytes
 from acq.training.loop import Training
 from acq.training.selection import CALIBRATED, FIRST, TRAINED, Selection
@@ -55,7 +56,7 @@ def measure(
         "output": student.answer.figures(),
         "features": context.teacher.features,
         **cost_figures(training),
-        **quality_figures(context.selection, context.teacher.output, conditioning, generator),
+        **quality_figures(context.selection, context.teacher.output, student.plan.format, conditioning, generator),
         **size_figures(student),
         **accuracy_figures(context.teacher, student, context.preprocessing, labelled),
     }
@@ -84,13 +85,18 @@ def cost_figures(training: Training) -> dict[str, Any]:
 
 
 def quality_figures(
-    selection: Selection, output: Output, conditioning: Conditioning, generator: GeneratorQuality | None
+    selection: Selection,
+    output: Output,
+    widths: NumberFormat,
+    conditioning: Conditioning,
+    generator: GeneratorQuality | None,
 ) -> dict[str, Any]:
     """How close the student is to the teacher, and how closely images follow their conditions.
 
     Args:
         selection: Of the student.
         output: How the logits decide.
+        widths: Of the student.
         conditioning: Of the finished images.
         generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
@@ -101,15 +107,14 @@ def quality_figures(
         "agreement": round(selection.final.agreement, 2),
         "student_loss": {**known, **losses, "selected": selection.selected},
         "student_divergence": {**known, **divergences},
-        "expected_loss": _expected_figures(selection, output),
+        "expected_loss": _expected_figures(expected_loss(selection, output, widths)),
         "attention": _rounded(asdict(conditioning)),
         "generator": _generator_figures(generator),
     }
 
 
-def _expected_figures(selection: Selection, output: Output) -> dict[str, float] | None:
+def _expected_figures(loss: ExpectedLoss | None) -> dict[str, float] | None:
     """The loss of accuracy to expect on real images, in percentage points, with its range; None where unknown."""
-    loss = expected_loss(selection, output)
     return None if loss is None else {name: round(points, 2) for name, points in asdict(loss).items()}
 
 
@@ -138,23 +143,23 @@ def size_figures(student: Student) -> dict[str, Any]:
 def accuracy_figures(
     teacher: Teacher, student: Student, preprocessing: Preprocessing, images: LabelledImages | None
 ) -> dict[str, Any]:
-    """Accuracy in percent of teacher and student on labelled images: top-1, or the mean over labels; else None."""
+    """Accuracy in percent of teacher and student on labelled images: top-1, or the mean over labels; else None.
 
-    def measured(network: Classifier, device: torch.device) -> float | None:
-        if images is None:
-            return None
-        return round(accuracy(network, batches(images, preprocessing), teacher.output, device), 2)
-
+    ``images_lost`` and ``images_gained`` count the images that the teacher alone and the student alone classify right.
+    """
     name, names = teacher.output.accuracy, [known for known in ACCURACIES.values() if known]
-    own: dict[str, float | None] = {}
-    if name is not None:
-        own[f"teacher_{name}"] = measured(teacher, device_of(teacher))
-        own[name] = measured(student.logits, device_of(student))
-    return {
+    figures: dict[str, Any] = {
         "test_images": None if images is None else len(images),
         **{f"{whose}{other}": None for other in names for whose in ("teacher_", "")},
-        **own,
+        "images_lost": None,
+        "images_gained": None,
     }
+    if images is None or name is None:
+        return figures
+    shown = batches(images, preprocessing)
+    found = compared(teacher, student.logits, shown, teacher.output, device_of(student))
+    accuracies = {f"teacher_{name}": round(found.before, 2), name: round(found.after, 2)}
+    return {**figures, **accuracies, "images_lost": found.lost, "images_gained": found.gained}
 
 
 def _rounded(figures: dict[str, float | None]) -> dict[str, float | None]:

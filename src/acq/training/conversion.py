@@ -22,7 +22,7 @@ class Conversion:
         context: What the phases share.
     """
 
-    name = "conversion"
+    name, section = "conversion", "student"
     steps = 1
 
     def __init__(self, settings: StudentSettings, context: Context) -> None:

@@ -102,7 +102,7 @@ class Distillation:
         context: What the phases share.
     """
 
-    name = "student"
+    name = section = "student"
 
     def __init__(self, settings: StudentSettings, context: Context) -> None:
         self.settings, self.context = settings, context
@@ -134,8 +134,9 @@ class Distillation:
         length = min(self.round, self.steps - (number - begun))
         factor = learning_rate_factor(begun, length, _WARMUP) * rate
         context.descend(self.optimizer, weighted_sum(losses, weights), factor)
-        fault = self.guard.fault() if is_reported(number, self.steps) else None
-        if begun + 1 < length or fault is not None:
+        ends_round = begun + 1 == length
+        fault = self.guard.fault() if ends_round or is_reported(number, self.steps) else None
+        if not ends_round or fault is not None:
             return StepResult(losses, fault)
         closer = self._keep_if_closer()
         ended = number + 1 == self.steps

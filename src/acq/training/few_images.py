@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,15 +18,16 @@ from acq.training.images import ImageRefinement, ImageSettings
 from acq.training.judging import Judge
 from acq.training.phase import StepResult
 from acq.training.schedule import images_that_fit
-from acq.training.selection import CALIBRATED
+from acq.training.selection import CALIBRATED, over_kinds
 
 _USUAL_COUNT, _PIXELS = 64, 3 << 18  # most images, and most pixels in all
 _STEPS = 40  # of refinement, at most
+_OF_VALUES = 0.2  # of the threshold where values are returned: a twentieth of their squares is no small error
 
 
 def good_enough(divergence: float, enough: float) -> str:
-    """Why a run stops at a student with this divergence from the teacher."""
-    return f"the student's divergence from the teacher is {divergence:.2g}, and at most {enough:g} is enough"
+    """Why a run stops at a student with this mean divergence from the teacher."""
+    return f"the student's mean divergence from the teacher is {divergence:.2g}, and at most {enough:g} is enough"
 
 
 class FewImages:
@@ -41,13 +43,15 @@ class FewImages:
         context: What the phases share; it holds the first student.
     """
 
-    name = "few"
+    name, section = "few", "images"
 
     def __init__(
         self, images: ImageSettings, calibration: CalibrationSettings, student: StudentSettings, context: Context
     ) -> None:
         size, pairs = context.preprocessing.input_size, 2 * context.processes.size
         self.settings, self.context = calibration, context
+        has_values = any(part.kind == "values" for part in context.teacher.output.parts)
+        self.enough = calibration.enough * (_OF_VALUES if has_values else 1.0)
         self.judge = Judge(student.batch_for(size), student.losses.model_dump(), context)
         count = max(pairs, images_that_fit(_USUAL_COUNT, size, pixels=_PIXELS, least=16))
         few = {"count": count, "batch": count, "steps": min(_STEPS, images.steps), "scene": 1.0}
@@ -75,19 +79,21 @@ class FewImages:
     def _verdict(self) -> str | None:
         """Why the run needs no more; None where it does, and the images and their student are dropped.
 
-        The images, their augmented copies and as many scenes calibrate the student.
+        The images, their augmented copies and as many scenes calibrate the student. How far the better student is from
+        the teacher is a plain mean over kinds of images: a student that is right on one kind alone is not enough.
         """
-        context, enough = self.context, self.settings.enough
+        context = self.context
         before = copy.deepcopy(context.student.state_dict())
         images = context.dataset.images
         scenes = context.scenes(2 * len(images), context.rng)
         mixture = torch.cat((images, augment(images, context.rng), scenes))
         keep_untrained(CALIBRATED, mixture, self.settings, context)
-        found = self.judge.qualities(*self.judge.kinds())
+        found = self.judge.by_kind(*self.judge.kinds())
         context.student.load_state_dict(before)
-        least = found[self.judge.best(found)].divergence
-        if not context.any_process(not least <= enough):
-            return good_enough(least, enough)
+        best = self.judge.best({name: over_kinds(each) for name, each in found.items()})
+        divergence = statistics.mean(each.divergence for each in found[best])
+        if not context.any_process(not divergence <= self.enough):
+            return good_enough(divergence, self.enough)
         del context.candidates[CALIBRATED]
         context.drop_dataset()
         context.rng.set_state(self._rng_before)

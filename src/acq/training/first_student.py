@@ -29,7 +29,7 @@ class FirstStudent:
         context: What the phases share.
     """
 
-    name = "first"
+    name, section = "first", "calibration"
     steps = 1
 
     def __init__(self, settings: CalibrationSettings, weight_bits: int, context: Context) -> None:

@@ -111,7 +111,7 @@ class GeneratorTraining:
         context: What the phases share.
     """
 
-    name = "generator"
+    name = section = "generator"
 
     def __init__(self, settings: GeneratorSettings, context: Context) -> None:
         self.settings, self.context = settings, context

@@ -117,7 +117,7 @@ class ImageRefinement:
         context: What the phases share.
     """
 
-    name = "images"
+    name = section = "images"
 
     def __init__(self, settings: ImageSettings, context: Context) -> None:
         self.settings, self.context = settings, context

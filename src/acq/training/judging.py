@@ -33,11 +33,15 @@ class Judge:
         return over_kinds([quality(student, teacher.features, part, self.weights, teacher.output) for part in kinds])
 
     def qualities(self, *kinds: Batches) -> dict[str, StudentQuality]:
-        """The quality of each candidate. The student changes."""
+        """The quality of each candidate over all kinds. The student changes."""
+        return {name: over_kinds(found) for name, found in self.by_kind(*kinds).items()}
+
+    def by_kind(self, *kinds: Batches) -> dict[str, list[StudentQuality]]:
+        """The quality of each candidate on each kind. The student changes."""
         found = {}
         for name, candidate in self.context.candidates.items():
             self.context.student.load_state_dict(candidate)
-            found[name] = self.quality(*kinds)
+            found[name] = [self.quality(kind) for kind in kinds]
         return found
 
     def best(self, qualities: Mapping[str, StudentQuality]) -> str:

@@ -143,7 +143,7 @@ class Training:
         if self.current in self.reduced:
             raise RunError(
                 f"training diverged at {place}; going back once with {_REDUCED} of the learning rate did not help. "
-                f"Give a smaller rate with --set {self.current}.learning_rate=..., a third of the present one"
+                f"Give a third of the present rate with --set {self.phases[self.current].section}.learning_rate=..."
             )
         warnings.warn(
             f"training diverged at {place}; continuing from step {snapshot['step']} with {_REDUCED} of the rate",

@@ -31,9 +31,11 @@ class Phase(Protocol):
 
     Attributes:
         name: Of the phase in records, logs and checkpoints.
+        section: The section of the settings that has its learning rate.
     """
 
     name: str
+    section: str
 
     @property
     def steps(self) -> int:

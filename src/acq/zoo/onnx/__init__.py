@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
-from acq.core.file_form import FileForm, Kind
+from acq.core.file_form import FileForm, Returned
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line, listed
 from acq.files.screening import screened_tail
@@ -83,8 +81,7 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     model = read_model(file)
     exits = exits_of(model, outputs)
     entrance = entrance_of(model)
-    part, tail = cut(model, exits), tail_of(model, entrance.name, exits)
-    content = None if tail is None else screened_tail(tail.SerializeToString())
+    part = cut(model, exits)
     graph = folded(graph_of(part, entrance.name, exits))
     known = complete(entrance.input_size(input_size), entrance.kind == "uint8")
     image = _as_taken(torch.empty(1, *known.input_size, device="meta"), entrance.layout == "NHWC")[0]
@@ -95,18 +92,14 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
         warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=4)
     images = normalised_scenes(2, known, torch.Generator().manual_seed(0))
     images = images.round().clamp(0, 255) if entrance.kind == "uint8" else images
-    require_equal(network, part, entrance, images, compared(graph), half=bool(types) or entrance.kind == "float16")
-    return Imported(network.eval(), known, _form(model, entrance, exits, content), content)
-
-
-def _form(model: onnx.ModelProto, entrance: Entrance, exits: tuple[str, ...], tail: bytes | None) -> FileForm:
-    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
-    usual = TensorProto.FLOAT16 if "float16" in half_types(model) else TensorProto.FLOAT
-    outputs: dict[str, Kind] = {
-        name: "float16" if (types.get(name) or usual) == TensorProto.FLOAT16 else "float32" for name in exits
-    }
-    digest = "" if tail is None else hashlib.sha256(tail).hexdigest()
-    return FileForm(entrance.name, entrance.layout, entrance.kind, entrance.batch, outputs, digest)
+    half = "float16" in (*types, entrance.kind)
+    found = require_equal(network, part, entrance, images, compared(graph), half=half)
+    kinds: dict[str, Returned] = {name: found[name] for name in exits}  # type: ignore[misc]
+    tail = tail_of(model, entrance.name, kinds)
+    content = None if tail is None else screened_tail(tail.SerializeToString())
+    digest = "" if content is None else hashlib.sha256(content).hexdigest()
+    form = FileForm(entrance.name, entrance.layout, entrance.kind, entrance.batch, kinds, digest)
+    return Imported(network.eval(), known, form, content)
 
 
 def _network(graph: Graph, entrance: Entrance, size: tuple[int, int, int]) -> OnnxNetwork:

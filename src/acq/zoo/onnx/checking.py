@@ -30,7 +30,7 @@ def require_equal(
     images: Tensor,
     names: Sequence[str],
     half: bool,
-) -> None:
+) -> dict[str, str]:
     """Compare a network with its file.
 
     Args:
@@ -40,6 +40,9 @@ def require_equal(
         images: Two or more images [N, C, H, W], as the file takes them.
         names: The values that are compared.
         half: Whether the file computes in 16 bits.
+
+    Returns:
+        The type of each value in the file, as NumPy calls it.
 
     Raises:
         RequestError: They differ, or ONNX Runtime does not run the file.
@@ -51,6 +54,7 @@ def require_equal(
     wanted = _computed(_returning(model, names), entrance, images, list(found))
     for name, value in found.items():
         _compare(name, value, wanted[name], APART_HALF if half else APART)
+    return {name: value.dtype.name for name, value in wanted.items()}
 
 
 def compared(graph: Graph) -> tuple[str, ...]:

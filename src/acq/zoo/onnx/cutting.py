@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import helper
 
 from acq.errors import RequestError, listed, nearest
 from acq.zoo.onnx.graph import needed
@@ -49,13 +50,18 @@ def cut(model: onnx.ModelProto, exits: tuple[str, ...]) -> onnx.ModelProto:
     return found
 
 
-def tail_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> onnx.ModelProto | None:
+def tail_of(model: onnx.ModelProto, entry: str, kinds: Mapping[str, str]) -> onnx.ModelProto | None:
     """The model behind some values, which takes them under their names; None where nothing is behind them.
+
+    Args:
+        model: The file.
+        entry: The name of its images.
+        kinds: The values, and NumPy's name of their type. Outputs of the file among them pass through.
 
     Raises:
         RequestError: It takes other values of the graph too, or what cannot be kept.
     """
-    own = tuple(value.name for value in model.graph.output)
+    own, exits = tuple(value.name for value in model.graph.output), tuple(kinds)
     if exits == own:
         return None
     known = {tensor.name for tensor in model.graph.initializer} | {entry, *exits}
@@ -63,6 +69,7 @@ def tail_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> onnx.
     made = {name for node in nodes for name in node.output}
     free = {name for node in nodes for name in _read_by(node) if name} - made
     computed = _of_the_images(model, entry) & {name for node in needed(model, exits) for name in node.output}
+    passed = set(own) & set(exits)
     missing = sorted(((free | (set(own) - made)) - known) | (computed & made - set(exits)))
     if missing:
         raise RequestError(
@@ -75,10 +82,10 @@ def tail_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> onnx.
     found.graph.node.extend(nodes)
     found.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in free)
     images = next(value for value in model.graph.input if value.name == entry)
-    kinds = {**dict.fromkeys(exits, _kind_of(model)), entry: images.type.tensor_type.elem_type}
-    for name in (entry, *exits):
-        if name in free:
-            found.graph.input.append(onnx.helper.make_tensor_value_info(name, kinds[name], None))
+    types = {name: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for name, kind in kinds.items()}
+    types[entry] = images.type.tensor_type.elem_type
+    taken = [name for name in (entry, *exits) if name in free | passed]
+    found.graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in taken)
     return found
 
 
@@ -109,9 +116,3 @@ def _read_by(node: onnx.NodeProto) -> list[str]:
         made |= {name for each in graph.node for name in each.output}
         names += [name for each in graph.node for name in _read_by(each) if name not in made]
     return names
-
-
-def _kind_of(model: onnx.ModelProto) -> int:
-    """The type of the values that a network returns: that of its weights."""
-    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    return int(TensorProto.FLOAT16 if half else TensorProto.FLOAT)

@@ -160,5 +160,6 @@ def _array(tensor: TensorProto, name: str) -> NDArray[Any]:
 
 def half_types(model: onnx.ModelProto) -> Iterator[str]:
     """Names of the floating-point types of constants that become 32 bits."""
-    found = {tensor.data_type for tensor in model.graph.initializer} & set(_FLOATS)
+    constants = [part.t for node in model.graph.node if node.op_type == "Constant" for part in node.attribute]
+    found = {tensor.data_type for tensor in (*model.graph.initializer, *constants)} & set(_FLOATS)
     yield from sorted(TensorProto.DataType.Name(kind).lower() for kind in found)

@@ -88,4 +88,4 @@ def _layout(model: onnx.ModelProto, name: str, size: list[int | None]) -> Layout
             orders = [list(part.ints) for part in node.attribute if part.name == "perm"]
             if orders == [_TO_FRONT]:
                 return "NHWC"
-    return "NHWC" if size[2] in _CHANNELS and size[0] not in _CHANNELS and size[0] is not None else "NCHW"
+    return "NHWC" if size[2] in _CHANNELS and size[0] not in _CHANNELS else "NCHW"

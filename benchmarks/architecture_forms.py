@@ -21,7 +21,7 @@ from acq.core.structures import flattened
 from acq.core.values import Preprocessing
 from acq.export.engine import Engine
 from acq.recipe import Request, quantize
-from acq.runs.names import MODEL, TAIL
+from acq.runs.names import MODEL
 from acq.runs.session import Session
 
 BITS = "w8a8"
@@ -105,10 +105,7 @@ def measured(
     asked = {"bits": BITS, "outputs": _outputs(architecture, given)}
     kinds = {} if architecture.kind is None else {"output_kind": architecture.kind}
     config = Config.create("default", SETTINGS, asked, kinds)
-    shown = {} if given.form is None else {"form": given.form.facts()}
-    kept = {} if given.tail is None else {TAIL: given.tail}
-    request = Request(given.model, given.preprocessing, config, {"model": given.name, **shown}, kept)
-    result = quantize(request, Session(folder / "run"))
+    result = quantize(Request.of(given, config, {"model": given.name}), Session(folder / "run"))
     assert result.exported is not None
     student, parity, engine = result.student, result.exported.parity, Engine(folder / "run" / MODEL)
     answer, output = engine.answer, engine.answer.output

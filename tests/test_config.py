@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,20 @@ def test_a_change_may_name_the_preset() -> None:
     config = Config.create("default", {"student": {"steps": 7}, "preset": "fast"})
     assert config == Config.create("fast", {"student": {"steps": 7}})
     assert Config.create("best", {"preset": "fast"}, {"preset": "gdfq"}) == Config.create("gdfq")
+
+
+@pytest.mark.parametrize(
+    ("bits", "words"),
+    [("w8a8", None), ("w4a8", None), ("w4", None), ("w4a4", "4-bit activations"), ("w3a8", "3-bit weights"),
+     ("w2a6", "2-bit weights and 6-bit activations")],
+)  # fmt: skip
+def test_few_bits_for_networks_with_attention_are_warned_of(bits: str, words: str | None) -> None:
+    """Where the network's kind chose the placement."""
+    config = Config.create("default", {"bits": bits})
+    assert config.placed("deployable").placement == "deployable"
+    with pytest.warns(UserWarning, match=f"no published method.* at {words};") if words else nullcontext():
+        assert config.placed("layers").placement == "layers"
+    assert Config.create("default", {"bits": bits, "placement": "layers"}).placed("layers").placement == "layers"
 
 
 @pytest.mark.parametrize(("bits", "easy"), [("w8a8", True), ("W7A8", True), ("w4a8", False), ("w4a4", False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from helpers import SIZE, network
 from onnx import TensorProto, helper
 from onnx_files import exported
-from small_runs import config_, quick
+from small_runs import SETTINGS, config_, quick
 
+import acq
 from acq import zoo
 from acq.api import evaluate
 from acq.errors import RequestError
@@ -154,10 +156,8 @@ def run_of(file: Path, outputs: tuple[str, ...], out: Path) -> zoo.Network:
     normalised = {} if file.stem == "bytes" else {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     found = zoo.resolve(str(file), outputs=outputs, **normalised)
     assert found.form is not None
-    kept = {} if found.tail is None else {TAIL: found.tail}
-    origin = {"model": str(file), "form": found.form.facts()}
     config = config_(bits="w8a8", outputs=outputs[0] if len(found.form.outputs) > 1 else None)
-    quantize(Request(found.model, found.preprocessing, config, origin, kept), Session(out))
+    quantize(Request.of(found, config, {"model": str(file)}), Session(out))
     return found
 
 
@@ -175,6 +175,32 @@ def test_one_script_runs_both_files(name: str, tmp_path: Path, monkeypatch: pyte
         if name != "cut" or key == "best":
             assert value.shape == after[key].shape
             assert np.abs(value - after[key]).max() < 0.3 * np.abs(value).max()
+
+
+def test_python_makes_a_file_that_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what ``resolve`` found. It knows its images, so they are not given again."""
+    quick(monkeypatch)
+    file, outputs = file_of("cut", tmp_path)
+    found = zoo.resolve(str(file), outputs=outputs, mean=(0.5,) * 3, std=(0.25,) * 3)
+    result = acq.quantize(found, bits="w8a8", out=tmp_path / "run", settings=SETTINGS, progress=False)
+    assert result.exported is not None
+    before, after = script(file), script(result.exported.path)
+    assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
+    assert acq.inspect(found, bits="w8a8").nodes
+    with pytest.raises(RequestError, match=r"cut\.onnx was found with its images; give input_size"):
+        acq.quantize(found, input_size=SIZE, out=tmp_path / "other")
+
+
+def test_what_cannot_be_put_back_refuses_a_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here another file's part, which takes a value that the network does not return."""
+    quick(monkeypatch)
+    (file, outputs), (other, _) = file_of("cut", tmp_path), file_of("cut in half", tmp_path)
+    normalised: Any = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    tail = zoo.resolve(str(other), outputs=("short",), **normalised).tail
+    network = replace(zoo.resolve(str(file), outputs=outputs, **normalised), tail=tail)
+    with pytest.raises(RequestError, match="does not run behind the student"):
+        quantize(Request.of(network, config_(bits="w8a8"), {}), Session(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_goes_on_behind_the_network_is_made_again_from_the_run_alone(

@@ -27,6 +27,7 @@ from acq.training.images import ImageSettings
 Same = Literal["same"]
 
 _USUAL_BUDGET = 4.0  # mean bits of weights
+_NARROWEST_WEIGHTS = 4  # bits that networks with attention are known to bear
 _AUTOMATIC = "wautoa4"  # what the bits "auto" mean
 _NAMES = BeforeValidator(lambda value: names_of(value) if value is None or isinstance(value, str) else value)
 
@@ -121,13 +122,15 @@ class Config(Section):
     def placed(self, placement: Placement) -> Self:
         """The same settings with the placement that a network gets (``acq.quantization.placement``).
 
-        It warns if the network's kind decided so, and activations have fewer bits than is known to work there.
+        It warns if the network's kind decided so, and weights or activations have fewer bits than is known to work.
         """
-        activation = self.format.activation
-        if self.placement == "auto" and placement == "layers" and activation is not None and activation < FULL_BITS:
+        width, activation = self.format.weight, self.format.activation
+        narrow = [f"{width}-bit weights"] if width < _NARROWEST_WEIGHTS else []
+        narrow += [f"{activation}-bit activations"] if activation is not None and activation < FULL_BITS else []
+        if self.placement == "auto" and placement == "layers" and narrow:
             warnings.warn(
                 "no published method keeps the accuracy of networks with attention or layer norms at "
-                f"{activation}-bit activations; give --bits w8a8 or w4a8",
+                f"{' and '.join(narrow)}; give --bits w8a8 or w4a8",
                 stacklevel=2,
             )
         return self.model_copy(update={"placement": placement})

@@ -7,14 +7,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import fx, nn
 
-from acq.analysis.normalisation import check_normalisation
+from acq.analysis.normalisation import check_normalisation, tell_what_is_missing
 from acq.config import Config
 from acq.core.device import choose_device
+from acq.core.file_form import FileForm
 from acq.core.processes import ALONE, Processes
 from acq.core.settings import number_or
 from acq.core.values import Preprocessing
@@ -25,7 +26,8 @@ from acq.quantization.build import build
 from acq.quantization.placement import placement_of
 from acq.quantization.plan import plan
 from acq.quantization.student import Student
-from acq.runs.rehearsal import rehearse
+from acq.runs.names import TAIL
+from acq.runs.rehearsal import Rehearsal, rehearse
 from acq.runs.session import Session
 from acq.runs.summary import measure
 from acq.synthesis.condition import ConditionSampler, usual_answers
@@ -42,6 +44,7 @@ from acq.training.generator import GeneratorTraining
 from acq.training.images import ImageRefinement
 from acq.training.loop import Training
 from acq.training.phase import Phase
+from acq.zoo import Network
 
 if TYPE_CHECKING:
     from acq.export.onnx_file import Exported
@@ -61,6 +64,19 @@ class Request:
     origin: Mapping[str, Any]
     kept: Mapping[str, bytes] = field(default_factory=dict)
     normalisation_given: bool = True
+
+    @classmethod
+    def of(cls, network: Network, config: Config, origin: Mapping[str, Any]) -> Self:
+        """The request for a network that ``acq.zoo.resolve`` found."""
+        form = {} if network.form is None else {"form": network.form.facts()}
+        kept = {} if network.tail is None else {TAIL: network.tail}
+        return cls(network.model, network.preprocessing, config, {**origin, **form}, kept, network.preprocessing_given)
+
+    def rehearsal_of(self, student: Student, *, export: bool) -> Rehearsal:
+        """What an untrained student becomes in a file (``acq.runs.rehearsal``)."""
+        facts = self.origin.get("form")
+        form = None if facts is None else FileForm.read(facts)
+        return rehearse(student, self.preprocessing, export=export, form=form, tail=self.kept.get(TAIL))
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     traits = replace(teacher.structure.traits, reads=reading, pixels=math.prod(known.input_size[1:]))
     config = asked.placed(placement).fitted(traits)
     check_normalisation(teacher, known, given=request.normalisation_given)
+    tell_what_is_missing(teacher)
     if config.budget is not None:
         chosen = automatic_bits(graph, known, config.format, placement, config.layers, config.budget)
         config = config.with_layers(chosen)
@@ -135,7 +152,7 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     config, training, known = prepared.config, prepared.training, request.preprocessing
     teacher, main = training.context.teacher, session.processes.is_main
     if main:
-        session.require(rehearse(training.context.student, known, export=session.exports))
+        session.require(request.rehearsal_of(training.context.student, export=session.exports))
     labelled = None if data is None or not main else read(data, input_size=known.input_size, output=teacher.output)
     record = {
         "origin": dict(request.origin),

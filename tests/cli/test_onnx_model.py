@@ -34,6 +34,15 @@ def test_a_file_is_evaluated_like_its_network(file: str) -> None:
     )
 
 
+@pytest.mark.filterwarnings("default::acq.errors.Note")
+def test_an_evaluation_names_or_refuses_a_guessed_normalisation(file: str, folder: Path) -> None:
+    """With batch norms ImageNet's is assumed and said. Without them it could not be checked."""
+    assert any("so ImageNet's are assumed" in line for line in acq("evaluate", file, *DATA).notes)
+    module = resolve(NETWORK[0], input_size=SIZE).model
+    exported(module, folder / "folded.onnx", SIZE, dynamo=False, folded=True, free=True)
+    assert "the normalisation of the images is not known" in refusal("evaluate", "folded.onnx", *DATA)
+
+
 def test_a_plan_is_shown_with_the_names_of_the_network(file: str) -> None:
     found = acq("inspect", file, *KNOWN, "--json").json()
     assert {"0", "3", "8"} <= {row["name"] for row in found["plan"]}

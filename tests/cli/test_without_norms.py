@@ -7,7 +7,7 @@ from commands import SMALL, acq, of, quantize
 
 pytestmark = [pytest.mark.usefixtures("folder"), pytest.mark.filterwarnings("always::acq.errors.Note")]
 SETTINGS = [setting for setting in SMALL if setting != "generator.steps=2"]
-NOTE = "note: the network has no BatchNorm2d, so images start from scenes and follow classes and smoothness"
+NOTE = "note: the network has no BatchNorm2d, so images start from scenes, without a generator"
 
 
 def words(*arguments: str) -> list[str]:

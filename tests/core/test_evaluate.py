@@ -89,3 +89,10 @@ def test_nothing_to_evaluate_is_a_wrong_request() -> None:
         accuracy(nn.Identity(), [], THREE)
     with pytest.raises(RequestError, match="no images"):
         compared(nn.Identity(), nn.Identity(), [], THREE)
+
+
+def test_labels_that_say_nothing_are_a_wrong_request() -> None:
+    """Cells without a known class give no figure."""
+    output = Output.of("map", 3, 2, 2)
+    with pytest.raises(RequestError, match="no label says"):
+        accuracy(nn.Identity(), [(torch.randn(2, 12), torch.full((2, 2, 2), 255))], output)

@@ -23,8 +23,8 @@ from acq.synthesis.pictures import enough
 from acq.synthesis.scenes import scenes
 
 WITHOUT_NORMS = (
-    "the network has no BatchNorm2d, so images start from scenes and follow classes and smoothness, without a "
-    "generator; where batch norms were folded, the network or file before that gives better images"
+    "the network has no BatchNorm2d, so images start from scenes, without a generator; where batch norms were folded, "
+    "the network or file before that gives better images"
 )
 WITHOUT_FEATURES = (
     "the network has no features with places, such as a map of at least 4 cells, so it has no attention, and images "
@@ -43,8 +43,16 @@ class Fit:
     distance: float
 
 
+def tell_what_is_missing(teacher: Teacher) -> None:
+    """Say that images are made without batch norms, or without features, where the network has none."""
+    if not teacher.structure.normalised:
+        warnings.warn(WITHOUT_NORMS, Note, stacklevel=3)
+    elif teacher.features is None:
+        warnings.warn(WITHOUT_FEATURES, Note, stacklevel=3)
+
+
 def check_normalisation(teacher: Teacher, preprocessing: Preprocessing, *, given: bool) -> None:
-    """Say what a user should know about batch norms, features and normalisation.
+    """Warn where a usual normalisation fits clearly better than that of a network's images.
 
     Args:
         teacher: The network.
@@ -61,11 +69,7 @@ def check_normalisation(teacher: Teacher, preprocessing: Preprocessing, *, given
         text = doubt(fits(teacher, preprocessing))
         if text is not None:
             warnings.warn(text, stacklevel=3)
-        if teacher.features is None:
-            warnings.warn(WITHOUT_FEATURES, Note, stacklevel=3)
-    elif given:
-        warnings.warn(WITHOUT_NORMS, Note, stacklevel=3)
-    else:
+    elif not given:
         usual = "; ".join(map(str, usual_normalisations(preprocessing.input_size[0])))
         raise RequestError(
             "the normalisation of the images is not known, and without batch norms it cannot be checked; give that of "

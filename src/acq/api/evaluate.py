@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from acq.analysis.normalisation import check_normalisation
 from acq.api.files import engine, load
 from acq.core.device import choose_device
 from acq.core.evaluate import Classifier, accuracy
@@ -23,6 +24,7 @@ from acq.errors import RequestError
 from acq.files.images import batches, read
 from acq.network.constants import device_of
 from acq.network.outputs import answer_of, logits_from
+from acq.network.teacher import Teacher
 from acq.network.trace import trace
 from acq.quantization.student import Student
 from acq.runs import student_file
@@ -77,7 +79,7 @@ def evaluate(
     Args:
         network: A student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
         data: An ``.npz`` file or a folder of classes.
-        preprocessing: Of the network's images; a classifier of your own needs it.
+        preprocessing: Of the network's images, in place of what is known of them; a classifier of your own needs it.
         limit: Evaluate only the first images.
         outputs: The names or indices of the tensors that decide, joined by commas, if a network returns several.
         output_kinds: How each decides, where that is not what its shape and its end say.
@@ -103,7 +105,7 @@ def target(
 
     Args:
         network: As for ``evaluate``.
-        preprocessing: Of a classifier of your own.
+        preprocessing: As for ``evaluate``.
         outputs: As for ``evaluate``.
         output_kinds: As for ``evaluate``.
         device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU.
@@ -132,8 +134,11 @@ def target(
         require_run(path)
         facts = student_file.load_facts(path)
         return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
+    if preprocessing is not None:
+        options |= {name: getattr(preprocessing, name) for name in ("input_size", "mean", "std")}
     named = resolve(str(network), outputs=names_of(outputs), **options)
     graph = trace(named.model, named.preprocessing.input_size, outputs, output_kinds)
+    check_normalisation(Teacher(graph), named.preprocessing, given=named.preprocessing_given)
     return _of_graph(graph, named.preprocessing, str(network), place)
 
 

@@ -11,18 +11,19 @@ from rich.console import Console
 from torch import nn
 
 from acq.config import Config
+from acq.errors import RequestError
 from acq.quantization.node_plan import Plan
 from acq.recipe import Request, Result, prepare
 from acq.recipe import quantize as run_recipe
 from acq.runs.progress import watching
 from acq.runs.session import Session, Watch
-from acq.zoo import preprocessing_of
+from acq.zoo import Network, preprocessing_of
 
 
 def quantize(
-    model: nn.Module,
+    model: nn.Module | Network,
     *,
-    input_size: Sequence[int],
+    input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     bits: str | None = None,
@@ -45,8 +46,9 @@ def quantize(
     """Quantize a trained classifier without its training data. The model itself does not change.
 
     Args:
-        model: A classifier. With ``BatchNorm2d`` layers, before they are folded, the images are better.
-        input_size: Channels, height and width of its images.
+        model: A classifier. With ``BatchNorm2d`` layers, before they are folded, the images are better. Or what
+            ``acq.zoo.resolve`` found, which knows the images; made from an ONNX file, ``out/model.onnx`` replaces it.
+        input_size: Channels, height and width of its images; leave it out, like mean and std, for what was found.
         mean: Of its normalisation of pixels in [0, 1], per channel; with batch norms and three channels it may be left
             out, and is then ImageNet's.
         std: As ``mean``.
@@ -90,9 +92,9 @@ def quantize(
 
 
 def inspect(
-    model: nn.Module,
+    model: nn.Module | Network,
     *,
-    input_size: Sequence[int],
+    input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     bits: str | None = None,
@@ -105,7 +107,7 @@ def inspect(
 
     Args:
         model: As for ``quantize``, like all other arguments.
-        input_size: Channels, height and width of its images.
+        input_size: As for ``quantize``.
         mean: Of its normalisation.
         std: Of its normalisation.
         bits: Such as ``"w4a4"``, the default.
@@ -128,8 +130,8 @@ def inspect(
 
 
 def _request(
-    model: nn.Module,
-    input_size: Sequence[int],
+    model: nn.Module | Network,
+    input_size: Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     preset: str,
@@ -137,5 +139,11 @@ def _request(
     **given: Any,
 ) -> Request:
     config = Config.create(preset, settings or {}, {key: value for key, value in given.items() if value is not None})
+    if isinstance(model, Network):
+        if (input_size, mean, std) != (None, None, None):
+            raise RequestError(
+                f"{model.name} was found with its images; give input_size, mean and std to acq.zoo.resolve"
+            )
+        return Request.of(model, config, {"model": model.name})
     origin = {"model": f"{type(model).__module__}:{type(model).__qualname__}"}
     return Request(model, preprocessing_of(input_size, mean, std), config, origin, normalisation_given=mean is not None)

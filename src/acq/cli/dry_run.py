@@ -14,7 +14,6 @@ from acq.core.memory import keep_freed_memory
 from acq.core.units import in_minutes
 from acq.files.images import read
 from acq.recipe import Prepared, Request, prepare
-from acq.runs.rehearsal import rehearse
 from acq.training.calibration import Calibration
 from acq.training.distillation import Distillation
 from acq.training.first_student import FirstStudent
@@ -30,7 +29,7 @@ def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, e
     """Print what ``acq quantize`` would do. Nothing is written."""
     prepared = prepare(request)
     context = prepared.training.context
-    rehearsal = rehearse(context.student, request.preprocessing, export=export)
+    rehearsal = request.rehearsal_of(context.student, export=export)
     rehearsal.require_file()
     if data is not None:
         read(data, input_size=request.preprocessing.input_size, output=context.teacher.output)

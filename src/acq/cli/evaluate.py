@@ -11,6 +11,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
 from acq.cli.requests import data_path, kinds_of, network_options
+from acq.core.scores import ACCURACY_WORDS
 
 
 @command(
@@ -32,7 +33,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(metavar="N", help="evaluate only the first N images")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Top-1 accuracy, or accuracy of labels, of a run's student, an exported file or a network on labelled images."""
+    """Accuracy of a run's student, an exported file or a network on labelled images.
+
+    It is top-1 of classes, the share of right labels or steps, or mean IoU of a map.
+    """
     found = api.target(
         target,
         outputs=outputs,
@@ -44,7 +48,6 @@ def evaluate(
     if as_json:
         figures = {"test_images": count, str(found.output.accuracy): round(percent, 2)}
         print_json({"target": target, "data": data, **figures})
-    elif found.output.kind == "class":
-        print_lines([f"top-1  {percent:.2f} %  ({count:,} images)"])
     else:
-        print_lines([f"accuracy  {percent:.2f} %  ({found.output}, {count:,} images)"])
+        meaning = "" if found.output.kind == "class" else f"{found.output}, "
+        print_lines([f"{ACCURACY_WORDS[found.output.kind]}  {percent:.2f} %  ({meaning}{count:,} images)"])

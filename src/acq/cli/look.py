@@ -10,7 +10,6 @@ from acq.cli.requests import config_of, network_of, network_options
 from acq.config import Config
 from acq.network.structure import NetworkStructure
 from acq.recipe import Request, prepare
-from acq.runs.rehearsal import rehearse
 
 
 @command(
@@ -45,11 +44,9 @@ def inspect(
     )  # fmt: skip
     options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std)
     network = network_of(model, options, settings.outputs)
-    request = Request(
-        network.model, network.preprocessing, settings, {}, normalisation_given=network.preprocessing_given
-    )
+    request = Request.of(network, settings, {})
     context = prepare(request).training.context
-    rehearsal = rehearse(context.student, network.preprocessing)
+    rehearsal = request.rehearsal_of(context.student, export=True)
     structure, plan = context.teacher.structure, context.student.plan
     if not as_json:
         print_plan(plan, rehearsal)

@@ -15,13 +15,13 @@ from acq.cli.requests import config_of, data_path, json_object, network_of, netw
 from acq.core.device import choose_device
 from acq.core.outputs import agreement_of, is_cosine
 from acq.core.processes import joined, started_by_torchrun
+from acq.core.scores import ACCURACY_WORDS
 from acq.core.settings import names_of
 from acq.core.units import in_kilobytes, in_minutes
 from acq.errors import RequestError
 from acq.recipe import Request
 from acq.recipe import quantize as run_recipe
 from acq.runs.folder import free_folder, require_free
-from acq.runs.names import TAIL
 from acq.runs.progress import watching
 from acq.runs.session import Session
 from acq.runs.summary import STOPPED_IN, accuracies
@@ -68,11 +68,8 @@ def quantize(
         "checkpoint": None if checkpoint is None else str(checkpoint),
         **({} if checkpoint_key is None else {"checkpoint_key": checkpoint_key}),
         "arguments": {} if model_args is None else json_object(model_args),
-        **({} if network.form is None else {"form": network.form.facts()}),
     }
-    kept = {} if network.tail is None else {TAIL: network.tail}
-    known = network.preprocessing_given
-    request = Request(network.model, network.preprocessing, settings, origin, kept, known)
+    request = Request.of(network, settings, origin)
     if dry_run:
         if is_main:
             require_free(folder, resume=resume, overwrite=overwrite)
@@ -117,15 +114,12 @@ def _show(figures: dict[str, Any], exported: Exported | None, as_json: bool, qui
         print_lines([] if exported is None else parity_lines(exported.parity))
 
 
-_ACCURACIES = {"class": "top-1", "multilabel": "labels", "map": "mean IoU", "sequence": "steps"}
-
-
 def finished_lines(figures: dict[str, Any]) -> list[str]:
     """A finished run in a few lines: quality, expected loss, where it stopped, cost, and the file or what is next."""
     bits, kind, measured = figures["bits"], figures["output"]["kind"], accuracies(figures)
     if measured is not None:
         float_, low = measured
-        quality = f"{_ACCURACIES[kind]:<11}float {float_:.2f} %  ->  {bits} {low:.2f} %  "
+        quality = f"{ACCURACY_WORDS[kind]:<11}float {float_:.2f} %  ->  {bits} {low:.2f} %  "
         quality += f"({low - float_:+.2f}, {figures['test_images']:,} test images)"
     else:
         verb = "agree with" if is_cosine(kind) else "agree on"

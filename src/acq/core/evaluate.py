@@ -47,11 +47,10 @@ def accuracy(
         device: Where the network is.
 
     Raises:
-        RequestError: There are no images, or the output has no accuracy.
+        RequestError: There are no images, none of them has a label, or the output has no accuracy.
     """
-    scores = output.parts[0]
-    tallies = [scores.tally(rows, labels) for (rows,), labels in _told([network], batches, output, device)]
-    return scores.measured(torch.stack(tallies).sum(0))
+    tallies = [output.parts[0].tally(rows, labels) for (rows,), labels in _told([network], batches, output, device)]
+    return _measured(output, torch.stack(tallies).sum(0))
 
 
 def compared(
@@ -69,8 +68,14 @@ def compared(
             right, still = first.argmax(1) == labels, second.argmax(1) == labels
             lost += int((right & ~still).sum())
             gained += int((still & ~right).sum())
-    one, other = map(scores.measured, torch.stack(tallies).sum(0))
+    one, other = (_measured(output, tally) for tally in torch.stack(tallies).sum(0))
     return Comparison(one, other, lost, gained) if scores.kind == "class" else Comparison(one, other, None, None)
+
+
+def _measured(output: Output, tally: Tensor) -> float:
+    if not tally[1].sum():
+        raise RequestError("no label says what the images show, so there is nothing to evaluate; give labels")
+    return output.parts[0].measured(tally)
 
 
 def _told(

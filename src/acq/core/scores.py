@@ -25,6 +25,7 @@ _MOST_MAJORITY: dict[Decision, float] = {"one": 50.0, "each": 75.0, "none": 95.0
 ACCURACIES: dict[str, str | None] = {
     "class": "top1", "multilabel": "label_accuracy", "map": "mean_iou", "sequence": "step_accuracy", "values": None,
 }  # fmt: skip
+ACCURACY_WORDS: dict[str, str] = {"class": "top-1", "multilabel": "labels", "map": "mean IoU", "sequence": "steps"}
 # what agreement and accuracy count, in an image
 COUNTED: dict[str, str] = {
     "class": "", "multilabel": "labels of ", "map": "cells of ", "sequence": "steps of ", "values": "",

@@ -76,7 +76,7 @@ def export_onnx(
         raise RequestError(
             f"images {tuple(images.shape)} cannot check the file; give at least one of {student.input_size}"
         )
-    images = _as_taken(images, student.preprocessing, raw_images, form)
+    images = as_taken(images, student.preprocessing, raw_images, form)
     model = onnx_model(student, raw_images=raw_images, facts=facts)
     if form is not None:
         in_form(model, form)
@@ -91,7 +91,7 @@ def export_onnx(
                 parity = check(temporary, student, images)
                 _require_agreement(parity, engines)
                 if tail is not None:
-                    content = _with_tail(temporary, model, tail, images)
+                    content = with_tail(temporary, model, tail, images)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RequestError(
             f"the student's file is not valid ONNX ({first_line(error)}); evaluate or load the run folder instead"
@@ -99,7 +99,7 @@ def export_onnx(
     return Exported(path, len(content), parity)
 
 
-def _as_taken(images: Tensor, known: Preprocessing | None, raw_images: bool, form: FileForm | None) -> Tensor:
+def as_taken(images: Tensor, known: Preprocessing | None, raw_images: bool, form: FileForm | None) -> Tensor:
     """Images as a file can take them: synthetic ones are not whole bytes."""
     if form is not None and form.kind == "float16":
         return images.half().float()
@@ -108,8 +108,18 @@ def _as_taken(images: Tensor, known: Preprocessing | None, raw_images: bool, for
     return images
 
 
-def _with_tail(file: Path, model: onnx.ModelProto, tail: bytes, images: Tensor) -> bytes:
-    """Write a checked model again, with what was behind the network's outputs, and return the content."""
+def with_tail(file: Path, model: onnx.ModelProto, tail: bytes, images: Tensor) -> bytes:
+    """Write a model again, with what was behind the network's outputs, and return the content.
+
+    Args:
+        file: Holds ``model``; it is replaced.
+        model: The student's, in the form of the network's file.
+        tail: What that file has behind the network's outputs.
+        images: As many as the file takes at once, or more, as ``as_taken`` gives them.
+
+    Raises:
+        RequestError: The two do not fit together.
+    """
     entrance, rest = Engine(file), onnx.load_model_from_string(tail)
     whole: bytes = joined(model, rest).SerializeToString()
     file.write_bytes(whole)

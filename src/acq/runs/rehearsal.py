@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from acq.core.extras import missing_package
+from acq.core.file_form import FileForm
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.network.operators import Role
@@ -20,6 +22,9 @@ from acq.quantization.node_plan import NodePlan
 from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.synthesis.scenes import normalised_scenes
+
+if TYPE_CHECKING:
+    import onnx
 
 NOT_WANTED = "no file is wanted (--no-export)"
 _SCENES = 8
@@ -81,13 +86,24 @@ class Rehearsal:
         return f"integer on {', '.join(found)}"
 
 
-def rehearse(student: Student, preprocessing: Preprocessing, *, export: bool = True) -> Rehearsal:
+def rehearse(
+    student: Student,
+    preprocessing: Preprocessing,
+    *,
+    export: bool = True,
+    form: FileForm | None = None,
+    tail: bytes | None = None,
+) -> Rehearsal:
     """Calibrate a copy of a student on a few scenes, save and load it, export it and open the file on each engine.
+
+    Where the network came from an ONNX file, the student's file also gets its form and what it has behind the network.
 
     Args:
         student: Before its calibration; it does not change.
         preprocessing: How images are normalised.
         export: Whether to write a file.
+        form: Of the ONNX file that the network came from.
+        tail: What that file has behind the network's outputs.
 
     Raises:
         RequestError: The student cannot be calibrated or saved, or temporary files cannot be written.
@@ -99,14 +115,14 @@ def rehearse(student: Student, preprocessing: Preprocessing, *, export: bool = T
         with tempfile.TemporaryDirectory() as folder:
             student_file.save(trial, Path(folder), {})
             trial = student_file.load(Path(folder)).eval()
-            return _exported(trial, Path(folder)) if export else Rehearsal(untried=NOT_WANTED)
+            return _exported(trial, Path(folder), form, tail) if export else Rehearsal(untried=NOT_WANTED)
     except OSError as error:
         raise RequestError(
             f"the folder for temporary files cannot be written ({error.strerror}); set TMPDIR to another folder"
         ) from error
 
 
-def _exported(student: Student, folder: Path) -> Rehearsal:
+def _exported(student: Student, folder: Path, form: FileForm | None, tail: bytes | None) -> Rehearsal:
     missing = missing_package()
     if missing is not None:
         return Rehearsal(untried=f"{missing} is not installed (pip install 'acquant[onnx]' adds it)")
@@ -130,4 +146,32 @@ def _exported(student: Student, folder: Path) -> Rehearsal:
             if name == REFERENCE:
                 return Rehearsal(refusal=str(error))
             failures[name] = str(error)
-    return Rehearsal(tuple(kernels), integer_operators(model, kernels), failures=failures)
+    operators = integer_operators(model, kernels)
+    if form is not None:
+        try:
+            _require_form(student, model, file, form, tail)
+        except RequestError as error:
+            return Rehearsal(refusal=str(error))
+    return Rehearsal(tuple(kernels), operators, failures=failures)
+
+
+def _require_form(student: Student, model: onnx.ModelProto, file: Path, form: FileForm, tail: bytes | None) -> None:
+    """Give a model the form of the network's file and what is behind the network; the model changes.
+
+    Raises:
+        RequestError: ONNX Runtime does not run the result.
+    """
+    import onnx
+
+    from acq.export.engine import Engine
+    from acq.export.form import in_form
+    from acq.export.onnx_file import as_taken, with_tail
+
+    in_form(model, form)
+    onnx.save(model, file)
+    Engine(file)
+    if tail is not None:
+        known = student.preprocessing
+        assert known is not None
+        scenes = normalised_scenes(form.batch or 1, known, torch.Generator().manual_seed(0))
+        with_tail(file, model, tail, as_taken(scenes, known, False, form))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from acq.core.normalisations import IMAGENET_MEAN, IMAGENET_STD
+from acq.core.normalisations import IMAGENET_MEAN, IMAGENET_STD, usual_normalisations
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 
@@ -41,7 +41,10 @@ def preprocessing_of(
     channels, height, width = size
     if mean is None or std is None:
         if known is None and channels != len(IMAGENET_MEAN):
-            raise RequestError(f"the normalisation of {channels} channels is not known; give --mean and --std")
+            usual = "; ".join(map(str, usual_normalisations(channels)))
+            raise RequestError(
+                f"the normalisation of {channels} channels is not known; give --mean and --std. Usual ones are: {usual}"
+            )
         mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
     _check_normalisation(mean, std, channels)
     return Preprocessing((channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from acq.errors import RequestError
 from acq.network.trace import trace
+from acq.zoo import onnx as zoo_onnx
 from acq.zoo import resolve
 from acq.zoo.onnx import HalfWarning
 
@@ -152,6 +153,21 @@ def test_weights_in_16_bits_become_32(tmp_path: Path) -> None:
     assert next(found.model.parameters()).dtype == torch.float32
 
 
+def test_weights_of_64_bits_are_compared_as_32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants in nodes count as initializers do, and only 16 bits allow a larger difference."""
+    model = simple()
+    del model.graph.initializer[:]
+    wide = numpy_helper.from_array(WEIGHT.astype(np.float64))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["wide"], value=wide))
+    model.graph.node.insert(1, helper.make_node("Cast", ["wide"], ["w"], to=TensorProto.FLOAT))
+    seen: list[bool] = []
+    compare = zoo_onnx.require_equal
+    monkeypatch.setattr(zoo_onnx, "require_equal", lambda *given, half: seen.append(half) or compare(*given, half=half))
+    with pytest.warns(HalfWarning, match="double; they become float32"):
+        resolve(saved(model, tmp_path))
+    assert seen == [False]
+
+
 @pytest.mark.parametrize("turns", [True, False])
 def test_channels_may_come_last(turns: bool, tmp_path: Path) -> None:
     """They do where the graph turns its input first, or by their number; a turn leaves nothing in the network."""
@@ -180,6 +196,22 @@ def test_a_size_that_the_file_leaves_free_is_given(tmp_path: Path) -> None:
         resolve(file)
     with pytest.raises(RequestError, match="--input-size is 1,16,16, but the file takes 3"):
         resolve(file, input_size=(1, 16, 16))
+
+
+def test_a_size_is_free_where_channels_come_last(tmp_path: Path) -> None:
+    """A last side of 3 pixels is the channels, also where height and width are free."""
+    model = model_of(
+        [
+            helper.make_node("Sub", ["x", "mean"], ["a"]),
+            helper.make_node("Transpose", ["a"], ["b"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["b", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["d"]),
+            helper.make_node("Flatten", ["d"], ["y"]),
+        ],
+        ("n", "h", "w_", 3), {"w": WEIGHT, "mean": np.full(3, 0.5, np.float32)},
+    )  # fmt: skip
+    found = resolve(saved(model, tmp_path), input_size=SIZE)
+    assert found.form is not None
+    assert (found.form.layout, found.preprocessing.input_size) == ("NHWC", SIZE)
 
 
 def test_a_graph_is_cut_at_named_values(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 
 import runs
 
-TITLES = ("case", "device", "seeds", "old top-1 %", "new top-1 %", "difference", "seconds, new / old")
+TITLES = ("case", "settings", "device", "seeds", "old top-1 %", "new top-1 %", "difference", "seconds, new / old")
 
 
 def compared(rows: Sequence[runs.Row], old: str, new: str) -> Iterator[list[Any]]:
-    """A line per case and device that has rows of both commits.
+    """A line per case, device and settings that has rows of both commits.
 
     Args:
         rows: Of all commits.
@@ -39,7 +39,9 @@ def compared(rows: Sequence[runs.Row], old: str, new: str) -> Iterator[list[Any]
             changes = [b["top1"] - a["top1"] for a, b in zip(first, second, strict=True)]
             seconds = sum(row["seconds"] for row in second) / sum(row["seconds"] for row in first)
             figures = [runs.top1(first), runs.top1(second), runs.gain(changes)]
-            yield [group[0]["case"], group[0]["device"], ", ".join(map(str, seeds)), *figures, f"{seconds:.2f}"]
+            settings = group[0].get("settings") or {}
+            shown = ", ".join(f"{key}={value}" for key, value in settings.items()) or None
+            yield [group[0]["case"], shown, group[0]["device"], ", ".join(map(str, seeds)), *figures, f"{seconds:.2f}"]
 
 
 def main(words: Sequence[str] | None = None) -> int:

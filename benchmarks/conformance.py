@@ -241,7 +241,8 @@ def interval(rows: Sequence[runs.Row]) -> str:
     """Half the 95 % interval of the drop, in points; of one accuracy, in brackets, where no run counted changes."""
     count = rows[0]["test_images"]
     changes = [(row.get("images_lost"), row.get("images_gained")) for row in rows]
-    known = [change_margin(lost, gained, count) for lost, gained in changes if lost is not None and gained is not None]
+    # the approximation says nothing where nothing changed
+    known = [change_margin(lost, gained, count) for lost, gained in changes if lost or gained]
     if len(known) == len(rows):
         return f"{statistics.mean(known):.2f}"
     return f"({margin(statistics.mean(row['top1'] for row in rows), count):.2f})"

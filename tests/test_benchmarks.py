@@ -229,7 +229,7 @@ def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.Ca
         row = {"case": "tiny/w4a4", "device": "cpu", "seed": seed, "commit": commit, "top1": top1, "seconds": seconds}
         runs.keep("conformance", row, ("commit", "seed"))
     assert compare.main(["aaa", "bbb"]) == 0
-    line = "| tiny/w4a4 | cpu | 0, 1 | 90.50 ± 0.71 | 90.80 ± 0.42 | +0.30 ± 0.28 | 0.45 |"
+    line = "| tiny/w4a4 | - | cpu | 0, 1 | 90.50 ± 0.71 | 90.80 ± 0.42 | +0.30 ± 0.28 | 0.45 |"
     assert capsys.readouterr().out.splitlines()[2:] == [line]
     assert compare.main(["aaa", "ccc"]) == 1
     assert "no case has rows of aaa and ccc" in capsys.readouterr().err
@@ -244,14 +244,14 @@ def test_rows_that_were_replaced_are_compared_too(
     subprocess.run([*git, "init", "-q"], check=True)
     for commit, top1 in (("aaa1", 90.0), ("bbb2", 90.5)):
         row = {"case": "tiny/w4a4", "device": "cpu", "seed": 0, "commit": commit, "top1": top1, "seconds": 10}
-        runs.keep("conformance", row, ("case", "seed"))
+        runs.keep("conformance", {**row, "settings": {"images.count": 9}}, ("case", "seed"))
         if commit == "aaa1":
             subprocess.run([*git, "add", "."], check=True)
             subprocess.run([*git, "commit", "-qm", "rows"], check=True)
     assert len(rows_of(tmp_path, "conformance")) == 1
     assert len(runs.history("conformance")) == 2
     assert compare.main(["aaa", "bbb"]) == 0
-    assert "| tiny/w4a4 | cpu | 0 | 90.00 | 90.50 | +0.50 | 1.00 |" in capsys.readouterr().out
+    assert "| tiny/w4a4 | images.count=9 | cpu | 0 | 90.00 | 90.50 | +0.50 | 1.00 |" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter

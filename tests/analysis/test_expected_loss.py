@@ -1,18 +1,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from helpers import CLASSES
+from report.made_run import PLAN
 
 from acq.analysis.expected_loss import FITTED, ExpectedLoss, Law, expected_loss, relative_error
-from acq.core.outputs import Output
+from acq.core.outputs import Output, Traits
 from acq.quantization.formats import NumberFormat
+from acq.quantization.node_plan import Plan
+from acq.training.distillation import StudentSettings
 from acq.training.selection import Selection, StudentQuality
 
 LAW = Law(factor=100.0, spread=2.0)
 WEIGHTS = {"logits": 1.0, "probabilities": 0.0, "features": 4.0}
-BITS = NumberFormat.parse("w4a4")
+
+
+def plan(bits: str, **layers: int) -> Plan:
+    """Of two layers, the first with 8-bit weights; ``layers`` may give the second other bits than the format's."""
+    parsed = NumberFormat.parse(bits)
+    widths = (8, layers.get("second", parsed.weight))
+    nodes = tuple(replace(PLAN.nodes[0], weight_bits=width) for width in widths)
+    return replace(PLAN, format=parsed, nodes=nodes)
+
+
+BITS = plan("w4a4")
 
 
 def selection(loss: float, *, first: str = "first", **weights: float) -> Selection:
@@ -93,8 +107,18 @@ def test_runs_without_usable_figures_have_no_estimate(made: Selection, output: O
 
 
 @pytest.mark.parametrize(
-    ("bits", "known"), [("w3a3", True), ("w4a8", True), ("w2a4", False), ("w4a2", False), ("w8", False)]
-)
-def test_widths_that_no_run_judged_have_no_estimate(bits: str, known: bool) -> None:
-    """Two bits, and weights alone."""
-    assert (expected_loss(selection(0.5), CLASSES, NumberFormat.parse(bits)) is not None) == known
+    ("widths", "known"),
+    [
+        (plan("w3a3"), True), (plan("w4a8"), True), (plan("w2a4"), False), (plan("w4a2"), False), (plan("w8"), False),
+        (plan("w4a8", second=2), False), (plan("wautoa8", second=3), True),
+    ],
+)  # fmt: skip
+def test_widths_that_no_run_judged_have_no_estimate(widths: Plan, known: bool) -> None:
+    """Two bits in any layer, and weights alone."""
+    assert (expected_loss(selection(0.5), CLASSES, widths) is not None) == known
+
+
+def test_the_usual_weights_are_those_of_the_law() -> None:
+    """A run with default losses has an estimate."""
+    weights = StudentSettings().fitted(Traits()).losses.model_dump()
+    assert expected_loss(selection(0.5, **weights), CLASSES, BITS) is not None

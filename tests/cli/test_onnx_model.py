@@ -13,6 +13,8 @@ from helpers import SIZE
 from onnx import helper
 from onnx_files import exported
 
+from acq import api
+from acq.core.values import Preprocessing
 from acq.zoo import resolve
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -32,6 +34,15 @@ def test_a_file_is_evaluated_like_its_network(file: str) -> None:
     assert (
         found["top1"] == acq("evaluate", NETWORK[0], *KNOWN, "--input-size", "3,16,16", *DATA, "--json").json()["top1"]
     )
+
+
+def test_python_may_give_another_normalisation(file: str) -> None:
+    """To evaluate a network by name, as the command line does."""
+    known = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    other = Preprocessing(SIZE, (0.0,) * 3, (0.02,) * 3)
+    found = [api.evaluate(file, "data.npz", preprocessing=each) for each in (known, other)]
+    assert found[0] == acq("evaluate", file, *KNOWN, *DATA, "--json").json()["top1"]
+    assert api.target(file, preprocessing=other).preprocessing == other
 
 
 @pytest.mark.filterwarnings("default::acq.errors.Note")

@@ -105,7 +105,7 @@ def _figures() -> dict[str, Any]:
         "label_accuracy": None,
     }
     quality = quality_figures(
-        selection, CLASSES, PLAN.format, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0)
+        selection, CLASSES, PLAN, finished, GeneratorQuality(generated, pair_distance=0.4, agreement=92.0)
     )
     output = {"kind": "class", "meaning": "5 classes", "size": 5, "counted": "logits", "returned": "logits"}
     return {"output": output, **cost, **stop, **size, **accuracy, **quality}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from acq.core.outputs import Output
-from acq.quantization.formats import NumberFormat
+from acq.quantization.node_plan import Plan
 from acq.training.selection import FIRST, Selection
 
 _CHANCE = 0.7  # points: standard deviation of a loss on 1,000 test images, of which 5 % get another answer
@@ -76,24 +76,27 @@ def relative_error(loss: float, weights: Mapping[str, float]) -> float:
     return loss / sum(weights.values())
 
 
-def expected_loss(selection: Selection, output: Output, widths: NumberFormat) -> ExpectedLoss | None:
+def expected_loss(selection: Selection, output: Output, plan: Plan) -> ExpectedLoss | None:
     """The loss to expect of the student that was kept.
 
     Args:
         selection: Of the student.
         output: How the logits decide.
-        widths: Of the student.
+        plan: Of the student.
 
     Returns:
-        None where the law was not judged: the run has no first student, the output is no class, weights or activations
-        have 2 bits or activations are floats, the student's losses have other weights than usual (the network has no
-        features with places, for example), or the loss is NaN.
+        The loss; None where the law was not judged, or the student's error is NaN. It was not judged for
+
+        - runs without a first student, such as those of the presets ``acq`` and ``gdfq``
+        - outputs that are no classes
+        - 2 bits in any layer, and activations that are floats
+        - other weights of the student's losses than usual, and networks without features, which have one loss less
     """
     loss, weights = selection.candidates[selection.selected].loss, selection.weights
     judged = (
         FIRST in selection.candidates
         and output.kind == "class"
-        and min(widths.weight, widths.activation or 0) >= _LEAST_BITS
+        and (plan.least_bits or 0) >= _LEAST_BITS
         and not weights["probabilities"]
         and math.isclose(weights["features"], _OF_FEATURES * sum(weights.values()))
     )

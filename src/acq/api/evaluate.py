@@ -79,7 +79,8 @@ def evaluate(
     Args:
         network: A student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
         data: An ``.npz`` file or a folder of classes.
-        preprocessing: Of the network's images, in place of what is known of them; a classifier of your own needs it.
+        preprocessing: Of the network's images, in place of what is known of them; a classifier of your own needs it. An
+            ONNX file that takes bytes has its own.
         limit: Evaluate only the first images.
         outputs: The names or indices of the tensors that decide, joined by commas, if a network returns several.
         output_kinds: How each decides, where that is not what its shape and its end say.

@@ -16,6 +16,7 @@ TYPES = {
     "int32": TensorProto.INT32, "uint32": TensorProto.UINT32, "int64": TensorProto.INT64, "uint64": TensorProto.UINT64,
     "bool": TensorProto.BOOL,
 }  # fmt: skip
+_INTEGERS = (TensorProto.INT64, TensorProto.BOOL)  # that a student returns
 LAYOUT = "layout"  # key of the metadata
 _TO_FRONT = [0, 3, 1, 2]
 
@@ -89,7 +90,8 @@ def _exit(value: onnx.ValueInfoProto, form: FileForm) -> onnx.NodeProto | None:
     kind, sides = form.outputs[value.name], value.type.tensor_type.shape.dim
     if form.batch is not None and sides and sides[0].dim_param == "N":
         sides[0].dim_value = form.batch
-    if value.type.tensor_type.elem_type == TYPES[kind]:
+    made = value.type.tensor_type.elem_type
+    if made == TYPES[kind] or (kind == "float32" and made in _INTEGERS):  # so earlier versions noted integers
         return None
     value.type.tensor_type.elem_type = TYPES[kind]
     return helper.make_node("Cast", [f"{value.name}/student"], [value.name], to=TYPES[kind])

@@ -92,6 +92,13 @@ class Plan:
             return self.float_nodes
         return tuple(node for node in self.float_nodes if node.is_missed)
 
+    @property
+    def least_bits(self) -> int | None:
+        """The fewest bits of a layer's weights or of activations; None where activations are floats."""
+        if self.format.activation is None:
+            return None
+        return min([self.format.activation, *(node.weight_bits for node in self.nodes if node.weight_bits is not None)])
+
     def rows(self) -> list[dict[str, Any]]:
         """The nodes as dictionaries of JSON values; ``weights`` is the text of the printed table."""
         return [

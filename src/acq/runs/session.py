@@ -134,7 +134,8 @@ class OpenRun:
         context = self.training.context
         if self.folder is None:
             return context.student, {}
-        student, summary = student_file.load(self.folder.path), summary_of(self.folder.path)
+        student = student_file.load(self.folder.path).to(context.rng.device)
+        summary = summary_of(self.folder.path)
         if labelled is not None:
             summary |= accuracy_figures(context.teacher, student, context.preprocessing, labelled)
             self.folder.write_summary(summary)

@@ -21,7 +21,7 @@ from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
 from acq.network.constants import device_of
 from acq.network.teacher import Teacher
-from acq.quantization.formats import NumberFormat
+from acq.quantization.node_plan import Plan
 from acq.quantization.student import Student, float_bytes, mean_weight_bits, quantized_bytes
 from acq.training.loop import Training
 from acq.training.selection import CALIBRATED, FIRST, TRAINED, Selection
@@ -56,7 +56,7 @@ def measure(
         "output": student.answer.figures(),
         "features": context.teacher.features,
         **cost_figures(training),
-        **quality_figures(context.selection, context.teacher.output, student.plan.format, conditioning, generator),
+        **quality_figures(context.selection, context.teacher.output, student.plan, conditioning, generator),
         **size_figures(student),
         **accuracy_figures(context.teacher, student, context.preprocessing, labelled),
     }
@@ -87,7 +87,7 @@ def cost_figures(training: Training) -> dict[str, Any]:
 def quality_figures(
     selection: Selection,
     output: Output,
-    widths: NumberFormat,
+    plan: Plan,
     conditioning: Conditioning,
     generator: GeneratorQuality | None,
 ) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def quality_figures(
     Args:
         selection: Of the student.
         output: How the logits decide.
-        widths: Of the student.
+        plan: Of the student.
         conditioning: Of the finished images.
         generator: Of the generator's own images; None where there is no generator, and its figures are None.
     """
@@ -107,7 +107,7 @@ def quality_figures(
         "agreement": round(selection.final.agreement, 2),
         "student_loss": {**known, **losses, "selected": selection.selected},
         "student_divergence": {**known, **divergences},
-        "expected_loss": _expected_figures(expected_loss(selection, output, widths)),
+        "expected_loss": _expected_figures(expected_loss(selection, output, plan)),
         "attention": _rounded(asdict(conditioning)),
         "generator": _generator_figures(generator),
     }

@@ -36,8 +36,8 @@ class CalibrationSettings(Section):
     enough: float = Field(
         0.0,
         ge=0,
-        description="mean divergence from the teacher, in nats, at which the first student or one on a few finished "
-        "images ends the run; of values a fifth of it, as relative squared error; needs first_student; 0: never",
+        description="mean divergence from the teacher, in nats, at which an untrained student ends the run (a fifth of "
+        "it as relative squared error where values are returned); needs first_student and images.steps; 0: never",
     )
     first_student: bool = Field(
         True, description="begin with a student that scenes calibrate; it is kept unless a later one is better"

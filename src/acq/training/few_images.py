@@ -79,8 +79,8 @@ class FewImages:
     def _verdict(self) -> str | None:
         """Why the run needs no more; None where it does, and the images and their student are dropped.
 
-        The images, their augmented copies and as many scenes calibrate the student. How far the better student is from
-        the teacher is a plain mean over kinds of images: a student that is right on one kind alone is not enough.
+        The images, their augmented copies and as many scenes calibrate the student. The better student is judged by the
+        plain mean over kinds of images, because one that is right on one kind alone is not enough.
         """
         context = self.context
         before = copy.deepcopy(context.student.state_dict())

@@ -31,7 +31,7 @@ class Phase(Protocol):
 
     Attributes:
         name: Of the phase in records, logs and checkpoints.
-        section: The section of the settings that has its learning rate.
+        section: The section of the settings that a message about it names.
     """
 
     name: str

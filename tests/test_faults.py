@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import request_, run, training_
+from small_runs import quick, request_, run, training_
 
 from acq.core.values import Record
 from acq.errors import Interrupted, RequestError, RunError
@@ -108,7 +108,9 @@ def student(folder: Path) -> bytes:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The student of a run to which nothing happened."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(request(), folder)
+    with pytest.MonkeyPatch.context() as patch:  # this comes before the fixture of each test
+        quick(patch)
+        run(request(), folder)
     return student(folder)
 
 

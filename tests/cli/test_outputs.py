@@ -44,7 +44,7 @@ def test_labels_are_quantized_measured_and_exported(labels: Path) -> None:
         found = acq("evaluate", target, "--data", labels.name, "--json").json()
         assert found["label_accuracy"] == summary["label_accuracy"]
     network = acq("evaluate", *HEADS, "--outputs", "seen", "--data", labels.name).text()
-    assert network == f"accuracy  {summary['teacher_label_accuracy']:.2f} %  (5 labels, yes or no each, 10 images)\n"
+    assert network == f"labels  {summary['teacher_label_accuracy']:.2f} %  (5 labels, yes or no each, 10 images)\n"
     page = (labels.parent / "run" / "report.html").read_text()
     assert "5 labels, yes or no each" in page
     assert "Accuracy of labels" in page

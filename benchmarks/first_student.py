@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import conformance
 import runs
 from cases import CASES, Case
 
@@ -82,9 +83,7 @@ def compared(case: Case) -> Iterator[list[Any]]:
 
 def present(name: str, case: Case) -> dict[int, runs.Row]:
     """The rows of a case with its present engine, by seed."""
-    return runs.by_seed(
-        row for row in runs.load(name) if row["case"] == case.name and row["engine"] == case.network.engine
-    )
+    return runs.by_seed(conformance.present(case, runs.load(name)))
 
 
 def main(words: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:

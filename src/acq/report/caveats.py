@@ -54,7 +54,7 @@ def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
             "It is usually higher there than on real images."
         )
     else:
-        yield ("Intervals of accuracy cover the choice of test images. They do not cover the variation between seeds.")
+        yield "Intervals of accuracy cover the choice of test images. They do not cover the variation between seeds."
 
 
 def _on_obedience(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:

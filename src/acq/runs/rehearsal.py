@@ -169,9 +169,10 @@ def _require_form(student: Student, model: onnx.ModelProto, file: Path, form: Fi
 
     in_form(model, form)
     onnx.save(model, file)
-    Engine(file)
-    if tail is not None:
-        known = student.preprocessing
-        assert known is not None
-        scenes = normalised_scenes(form.batch or 1, known, torch.Generator().manual_seed(0))
-        with_tail(file, model, tail, as_taken(scenes, known, False, form))
+    if tail is None:
+        Engine(file)
+        return
+    known = student.preprocessing
+    assert known is not None
+    scenes = normalised_scenes(form.batch or 1, known, torch.Generator().manual_seed(0))
+    with_tail(file, model, tail, as_taken(scenes, known, False, form))

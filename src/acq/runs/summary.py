@@ -158,8 +158,8 @@ def accuracy_figures(
         return figures
     shown = batches(images, preprocessing)
     found = compared(teacher, student.logits, shown, teacher.output, device_of(student))
-    accuracies = {f"teacher_{name}": round(found.before, 2), name: round(found.after, 2)}
-    return {**figures, **accuracies, "images_lost": found.lost, "images_gained": found.gained}
+    measured = {f"teacher_{name}": round(found.before, 2), name: round(found.after, 2)}
+    return {**figures, **measured, "images_lost": found.lost, "images_gained": found.gained}
 
 
 def _rounded(figures: dict[str, float | None]) -> dict[str, float | None]:

@@ -526,6 +526,25 @@ def test_export_measures_a_finished_run(script: Script, finished_run: Path, tmp_
     assert row["command"] == "python benchmarks/export.py data/run --data small.npz --seconds 0.01"
 
 
+def test_latency_measures_a_network_and_writes_the_page(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row per network and bit-width, which is a line of the page."""
+    pytest.importorskip("onnxruntime")
+    latency, networks = script("latency"), script("networks")
+    monkeypatch.setattr(latency, "NETWORKS", [each for each in networks.ARCHITECTURES if "LeNet" in each.name])
+    latency.main(["LeNet*", "--bits", "w8a8", "w4a8", "--seconds", "0.01"])
+    latency.main(["ResNet*"])
+    rows = rows_of(tmp_path, "latency")
+    assert [(row["network"], row["bits"], row["kernels"]) for row in rows] == [
+        ("LeNet (tanh)", "w8a8", "4 of 4"),
+        ("LeNet (tanh)", "w4a8", "4 of 4"),
+    ]
+    assert rows[1]["megabytes"] < rows[0]["megabytes"]
+    page = (tmp_path / "docs" / "benchmarks" / "latency.md").read_text()
+    assert all(f"| LeNet (tanh) | {row['bits']} | {row['megabytes']} |" in page for row in rows)
+
+
 def test_architectures_measures_a_network_and_writes_the_page(script: Script, tmp_path: Path) -> None:
     """A row per form, which is a line of the page; what is there is not measured again."""
     pytest.importorskip("onnxruntime")
@@ -579,12 +598,12 @@ def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
         if file.suffix in (".json", ".md"):
             (tmp_path / "docs" / "benchmarks" / file.name).write_bytes(file.read_bytes())
     assert conformance.main(["--page"]) == 0
-    for name in ("ablation", "export"):
+    for name in ("ablation", "export", "latency"):
         script(name).write(script("runs").load(name))
     script("first_student").page(script("cases").CASES)
     pages = [
         ROOT / "docs" / "results.md",
-        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student")),
+        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "latency", "first_student")),
     ]
     for page in pages:
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")

@@ -40,7 +40,7 @@ from acq.synthesis.scenes import scenes
 
 SIZE = (3, 224, 224)
 NETWORKS = tuple(
-    Architecture(title, timm(name, num_classes=1000), SIZE)
+    Architecture(title, timm(name, num_classes=10), SIZE)
     for title, name in {
         "ResNet-18": "resnet18",
         "MobileNetV2": "mobilenetv2_100",
@@ -61,7 +61,7 @@ COLUMNS = {
 PAIRS = [f"{threads}x{batch}" for threads in (1, 2) for batch in (1, 32)]
 HEAD = f"""\
 `benchmarks/latency.py` writes this page; do not edit it.
-Networks of timm {VERSION} with random weights, 224 x 224 pixels and 1,000 classes, on ONNX Runtime.
+Networks of timm {VERSION} with random weights, 224 x 224 pixels and 10 classes, on ONNX Runtime.
 The float file and the integer file take turns in one process.""".splitlines()
 NOTE = """\
 - **Size of float** and **latency of float** are ratios to the same network in floating point.

@@ -11,7 +11,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
 from acq.cli.requests import data_path, kinds_of, network_options
-from acq.core.scores import ACCURACY_WORDS
+from acq.core.scores import ACCURACIES
 
 
 @command(
@@ -45,9 +45,9 @@ def evaluate(
         **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std),
     )
     percent, count = found.accuracy(data_path(data, found.model), limit)
+    measured = ACCURACIES[found.output.kind]  # images were not read for an output without one
     if as_json:
-        figures = {"test_images": count, str(found.output.accuracy): round(percent, 2)}
-        print_json({"target": target, "data": data, **figures})
+        print_json({"target": target, "data": data, "test_images": count, measured.key: round(percent, 2)})
     else:
         meaning = "" if found.output.kind == "class" else f"{found.output}, "
-        print_lines([f"{ACCURACY_WORDS[found.output.kind]}  {percent:.2f} %  ({meaning}{count:,} images)"])
+        print_lines([f"{measured.word}  {percent:.2f} %  ({meaning}{count:,} images)"])

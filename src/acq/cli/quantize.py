@@ -15,7 +15,7 @@ from acq.cli.requests import config_of, data_path, json_object, network_of, netw
 from acq.core.device import choose_device
 from acq.core.outputs import agreement_of, is_cosine
 from acq.core.processes import joined, started_by_torchrun
-from acq.core.scores import ACCURACY_WORDS
+from acq.core.scores import ACCURACIES
 from acq.core.settings import names_of
 from acq.core.units import in_kilobytes, in_minutes
 from acq.errors import RequestError
@@ -119,7 +119,7 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
     bits, kind, measured = figures["bits"], figures["output"]["kind"], accuracies(figures)
     if measured is not None:
         float_, low = measured
-        quality = f"{ACCURACY_WORDS[kind]:<11}float {float_:.2f} %  ->  {bits} {low:.2f} %  "
+        quality = f"{ACCURACIES[kind].word:<11}float {float_:.2f} %  ->  {bits} {low:.2f} %  "
         quality += f"({low - float_:+.2f}, {figures['test_images']:,} test images)"
     else:
         verb = "agree with" if is_cosine(kind) else "agree on"

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from acq.core.scores import ACCURACIES, COUNTED, Ending, Kind, Scores
+from acq.core.scores import ACCURACIES, COUNTED, Accuracy, Ending, Kind, Scores
 from acq.core.structures import Structure, names_in, rebuilt
 
 BETWEEN = ","  # joins the kinds of several tensors
@@ -85,9 +85,9 @@ class Output:
         return Traits(normalised, self.whole is not None, self.asks, spatial)
 
     @property
-    def accuracy(self) -> str | None:
-        """The name of the accuracy that labelled images measure; None if they measure none."""
-        return accuracy_name(self.kind)
+    def accuracy(self) -> Accuracy | None:
+        """The accuracy that labelled images measure; None if they measure none."""
+        return accuracy_of(self.kind)
 
     @property
     def most_majority(self) -> float:
@@ -204,8 +204,8 @@ def mutual_information(log_probabilities: Tensor) -> float:
     return float((torch.special.entr(each.mean(0)).sum() - entropies.mean()).item())
 
 
-def accuracy_name(kind: str) -> str | None:
-    """The name of the accuracy of an output in a summary (``Output.kind``); None if it has none."""
+def accuracy_of(kind: str) -> Accuracy | None:
+    """The accuracy of an output (``Output.kind``); None if it has none."""
     return ACCURACIES.get(kind)
 
 

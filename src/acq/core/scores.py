@@ -21,17 +21,35 @@ Decision = Literal["one", "each", "none"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # percent with one answer, above which agreement says little: halfway between the least and all of them
 _MOST_MAJORITY: dict[Decision, float] = {"one": 50.0, "each": 75.0, "none": 95.0}
-# the names of accuracies in a summary
-ACCURACIES: dict[str, str | None] = {
-    "class": "top1", "multilabel": "label_accuracy", "map": "mean_iou", "sequence": "step_accuracy", "values": None,
-}  # fmt: skip
-ACCURACY_WORDS: dict[str, str] = {"class": "top-1", "multilabel": "labels", "map": "mean IoU", "sequence": "steps"}
 # what agreement and accuracy count, in an image
 COUNTED: dict[str, str] = {
     "class": "", "multilabel": "labels of ", "map": "cells of ", "sequence": "steps of ", "values": "",
 }  # fmt: skip
 IGNORED = 255  # the number of a cell or step without a known class
 _LARGEST_BLOCK, _CHANGED_STEPS = 0.5, 1 / 3  # of a side, and of the steps (this project's definition)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the accuracy of a kind is called.
+
+    Attributes:
+        key: In a summary.
+        word: In a line of the command.
+        title: On the page.
+    """
+
+    key: str
+    word: str
+    title: str
+
+
+ACCURACIES: dict[str, Accuracy] = {  # by kind; values have none
+    "class": Accuracy("top1", "top-1", "Top-1 accuracy"),
+    "multilabel": Accuracy("label_accuracy", "labels", "Accuracy of labels"),
+    "map": Accuracy("mean_iou", "mean IoU", "Mean IoU"),
+    "sequence": Accuracy("step_accuracy", "steps", "Accuracy of steps"),
+}
 
 
 @dataclass(frozen=True)

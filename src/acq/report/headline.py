@@ -7,13 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acq.core.outputs import accuracy_name, counted_in, is_cosine
+from acq.core.outputs import accuracy_of, counted_in, is_cosine
 from acq.core.units import in_kilobytes, in_minutes
 from acq.runs.summary import accuracies
 
-_ACCURACIES = {
-    "class": "Top-1 accuracy", "multilabel": "Accuracy of labels", "map": "Mean IoU", "sequence": "Accuracy of steps",
-}  # fmt: skip
 _CONFIDENCE = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -89,11 +86,11 @@ def change_margin(lost: int, gained: int, count: int) -> float:
 
 def _accuracy(summary: Mapping[str, Any]) -> Figure:
     is_class, measured = summary["output"]["kind"] == "class", accuracies(summary)
-    name = _ACCURACIES.get(summary["output"]["kind"], "Accuracy")
-    if accuracy_name(summary["output"]["kind"]) is None:
-        return Figure(name, "not measured", "values are compared with no labels")
+    known = accuracy_of(summary["output"]["kind"])
+    if known is None:
+        return Figure("Accuracy", "not measured", "values are compared with no labels")
     if measured is None:
-        return Figure(name, "not measured", "give labelled real images with --data to measure it")
+        return Figure(known.title, "not measured", "give labelled real images with --data to measure it")
     (before, after), count = measured, summary["test_images"]
     detail = f"float → {summary['bits']}, {_change(after - before)} on {count:,} test images"
     lost, gained = summary.get("images_lost"), summary.get("images_gained")  # earlier runs did not count them
@@ -106,7 +103,7 @@ def _accuracy(summary: Mapping[str, Any]) -> Figure:
         if points
     ]
     detail += f"; 95 % interval{'s' * (len(intervals) > 1)}: {', '.join(intervals)}" if intervals else ""
-    return Figure(name, f"{before:.2f} → {after:.2f} %", detail)
+    return Figure(known.title, f"{before:.2f} → {after:.2f} %", detail)
 
 
 def _expected(summary: Mapping[str, Any]) -> Iterator[Figure]:

@@ -15,7 +15,7 @@ from acq.analysis.diagnostics import diagnose
 from acq.analysis.expected_loss import ExpectedLoss, expected_loss
 from acq.core.evaluate import compared
 from acq.core.memory import peak_memory_mb
-from acq.core.outputs import Output, accuracy_name
+from acq.core.outputs import Output, accuracy_of
 from acq.core.scores import ACCURACIES
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
@@ -65,8 +65,8 @@ def measure(
 
 def accuracies(summary: Mapping[str, Any]) -> tuple[float, float] | None:
     """The accuracy of teacher and student in a summary, in percent; None where it is not known."""
-    name = accuracy_name(summary["output"]["kind"])
-    before, after = (None, None) if name is None else (summary[f"teacher_{name}"], summary[name])
+    known = accuracy_of(summary["output"]["kind"])
+    before, after = (None, None) if known is None else (summary[f"teacher_{known.key}"], summary[known.key])
     return None if before is None or after is None else (before, after)
 
 
@@ -147,18 +147,18 @@ def accuracy_figures(
 
     ``images_lost`` and ``images_gained`` count the images that the teacher alone and the student alone classify right.
     """
-    name, names = teacher.output.accuracy, [known for known in ACCURACIES.values() if known]
+    known = teacher.output.accuracy
     figures: dict[str, Any] = {
         "test_images": None if images is None else len(images),
-        **{f"{whose}{other}": None for other in names for whose in ("teacher_", "")},
+        **{f"{whose}{each.key}": None for each in ACCURACIES.values() for whose in ("teacher_", "")},
         "images_lost": None,
         "images_gained": None,
     }
-    if images is None or name is None:
+    if images is None or known is None:
         return figures
     shown = batches(images, preprocessing)
     found = compared(teacher, student.logits, shown, teacher.output, device_of(student))
-    measured = {f"teacher_{name}": round(found.before, 2), name: round(found.after, 2)}
+    measured = {f"teacher_{known.key}": round(found.before, 2), known.key: round(found.after, 2)}
     return {**figures, **measured, "images_lost": found.lost, "images_gained": found.gained}
 
 

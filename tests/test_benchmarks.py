@@ -598,12 +598,12 @@ def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
         if file.suffix in (".json", ".md"):
             (tmp_path / "docs" / "benchmarks" / file.name).write_bytes(file.read_bytes())
     assert conformance.main(["--page"]) == 0
-    for name in ("ablation", "export", "latency"):
+    for name in ("ablation", "export"):
         script(name).write(script("runs").load(name))
     script("first_student").page(script("cases").CASES)
     pages = [
         ROOT / "docs" / "results.md",
-        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "latency", "first_student")),
+        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student")),
     ]
     for page in pages:
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")

@@ -31,7 +31,6 @@ from architecture_page import write
 from networks import ARCHITECTURES, Architecture
 from networks.settling import settled
 
-from acq.core.normalisations import Normalisation
 from acq.core.pixels import normalise
 from acq.core.values import Preprocessing
 from acq.files.atomic import write_atomically
@@ -42,16 +41,16 @@ SECONDS = 900  # of a network in all its forms
 _SETTLING, _IMAGES = 64, 64
 
 
-def normalisation(channels: int) -> Normalisation:
-    """Of all networks here."""
-    return Normalisation("[-1, 1]", (0.5,) * channels, (0.5,) * channels)
+def preprocessing_of(architecture: Architecture) -> Preprocessing:
+    """Pixels in [-1, 1], as for all networks here."""
+    halves = (0.5,) * architecture.size[0]
+    return Preprocessing(architecture.size, halves, halves)
 
 
 def measure_forms(architecture: Architecture, forms: Sequence[Form], seed: int, file: Path) -> None:
     """Measure a network in its forms; each row is written at once, in place of the one of that form."""
     torch.set_num_threads(1)
-    right = normalisation(architecture.size[0])
-    known = Preprocessing(architecture.size, right.mean, right.std)
+    known = preprocessing_of(architecture)
     rng = torch.Generator().manual_seed(seed)
     settling, images = (normalise(scenes(count, known.input_size, rng), known) for count in (_SETTLING, _IMAGES))
     for form in forms:

@@ -11,6 +11,7 @@ docs/benchmarks/latency.json, from which the page is made. It needs the extra ``
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 import runs
 import torch
 from architecture_forms import SETTINGS
-from architectures import normalisation
+from architectures import preprocessing_of
 from conformance import machine
 from networks import Architecture
 from networks.settling import settled
@@ -30,7 +31,6 @@ from networks.timm_networks import VERSION, timm
 from acq import zoo
 from acq.config import Config
 from acq.core.pixels import normalise
-from acq.core.values import Preprocessing
 from acq.errors import Note
 from acq.export.benchmark import benchmark
 from acq.recipe import Request, quantize
@@ -77,8 +77,7 @@ def measure(architecture: Architecture, bits: str, seconds: float) -> runs.Row:
         bits: Its bit-widths, such as ``w8a8``.
         seconds: Time per latency.
     """
-    right = normalisation(architecture.size[0])
-    known = Preprocessing(architecture.size, right.mean, right.std)
+    known = preprocessing_of(architecture)
     rng = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     network = settled(architecture.build(), normalise(scenes(SETTLING, architecture.size, rng), known))
@@ -125,18 +124,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="time per latency")
     parser.add_argument("--page", action="store_true", help="write the page from all rows")
     args = parser.parse_args(words)
-    for architecture in NETWORKS:
-        if args.page or not any(fnmatch(architecture.name, pattern) for pattern in args.names):
-            continue
-        for bits in args.bits:
-            row = {**measure(architecture, bits, args.seconds), "command": runs.command(__file__, words)}
-            runs.keep("latency", row, IDENTITY)
-            print(
-                row["network"],
-                bits,
-                {pair: round(row["latencies"][pair]["latency_ratio"], 3) for pair in PAIRS},
-                flush=True,
-            )
+    chosen = [each for each in NETWORKS if any(fnmatch(each.name, pattern) for pattern in args.names)]
+    for architecture, bits in [] if args.page else itertools.product(chosen, args.bits):
+        row = {**measure(architecture, bits, args.seconds), "command": runs.command(__file__, words)}
+        runs.keep("latency", row, IDENTITY)
+        ratios = {pair: round(row["latencies"][pair]["latency_ratio"], 3) for pair in PAIRS}
+        print(row["network"], bits, ratios, flush=True)
     write(runs.load("latency"))
 
 

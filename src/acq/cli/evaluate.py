@@ -11,7 +11,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
 from acq.cli.requests import data_path, kinds_of, network_options
-from acq.core.scores import ACCURACIES
+from acq.core.accuracies import ACCURACIES
 
 
 @command(

@@ -12,10 +12,10 @@ from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, parity_lines, print_json, print_lines, without_notes
 from acq.cli.requests import config_of, data_path, json_object, network_of, network_options
+from acq.core.accuracies import ACCURACIES
 from acq.core.device import choose_device
 from acq.core.outputs import agreement_of, is_cosine
 from acq.core.processes import joined, started_by_torchrun
-from acq.core.scores import ACCURACIES
 from acq.core.settings import names_of
 from acq.core.units import in_kilobytes, in_minutes
 from acq.errors import RequestError

@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from acq.core.scores import ACCURACIES, COUNTED, Accuracy, Ending, Kind, Scores
+from acq.core.accuracies import Accuracy, accuracy_of
+from acq.core.scores import COUNTED, Ending, Kind, Scores
 from acq.core.structures import Structure, names_in, rebuilt
 
 BETWEEN = ","  # joins the kinds of several tensors
@@ -202,11 +203,6 @@ def mutual_information(log_probabilities: Tensor) -> float:
     each = log_probabilities.movedim(1, -1).flatten(0, -2).double().exp()
     entropies = torch.special.entr(each).sum(-1)
     return float((torch.special.entr(each.mean(0)).sum() - entropies.mean()).item())
-
-
-def accuracy_of(kind: str) -> Accuracy | None:
-    """The accuracy of an output (``Output.kind``); None if it has none."""
-    return ACCURACIES.get(kind)
 
 
 def is_cosine(kind: str) -> bool:

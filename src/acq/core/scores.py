@@ -30,29 +30,6 @@ _LARGEST_BLOCK, _CHANGED_STEPS = 0.5, 1 / 3  # of a side, and of the steps (this
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """What the accuracy of a kind is called.
-
-    Attributes:
-        key: In a summary.
-        word: In a line of the command.
-        title: On the page.
-    """
-
-    key: str
-    word: str
-    title: str
-
-
-ACCURACIES: dict[str, Accuracy] = {  # by kind; values have none
-    "class": Accuracy("top1", "top-1", "Top-1 accuracy"),
-    "multilabel": Accuracy("label_accuracy", "labels", "Accuracy of labels"),
-    "map": Accuracy("mean_iou", "mean IoU", "Mean IoU"),
-    "sequence": Accuracy("step_accuracy", "steps", "Accuracy of steps"),
-}
-
-
-@dataclass(frozen=True)
 class Scores:
     """What the scores of one tensor mean.
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acq.core.outputs import accuracy_of, counted_in, is_cosine
+from acq.core.accuracies import accuracy_of
+from acq.core.outputs import counted_in, is_cosine
 from acq.core.units import in_kilobytes, in_minutes
 from acq.runs.summary import accuracies
 

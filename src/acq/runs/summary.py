@@ -13,10 +13,10 @@ from torch import fx
 from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_conditioning, generator_quality
 from acq.analysis.diagnostics import diagnose
 from acq.analysis.expected_loss import ExpectedLoss, expected_loss
+from acq.core.accuracies import ACCURACIES, accuracy_of
 from acq.core.evaluate import compared
 from acq.core.memory import peak_memory_mb
-from acq.core.outputs import Output, accuracy_of
-from acq.core.scores import ACCURACIES
+from acq.core.outputs import Output
 from acq.core.values import Preprocessing
 from acq.files.images import LabelledImages, batches
 from acq.network.constants import device_of

@@ -53,7 +53,7 @@ class Network:
         Args:
             data: The folder of test data. Where it has the module of the network, modules are imported from there.
         """
-        if self.module is not None and (folder := str(data.resolve())) not in sys.path:
+        if self.module is not None and sys.path[0] != (folder := str(data.resolve())):
             sys.path.insert(0, folder)
         words = dict(zip(self.images[::2], self.images[1::2], strict=True))
         given = {

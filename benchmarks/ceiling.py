@@ -28,7 +28,7 @@ KEYS = ("model", "bits", "placement", "first_last_bits", "add_bits", "preset", "
 
 def measure(network: zoo.Network, config: Config, real: Path, count: int, data: Path) -> Row:
     """Train a student on ``count`` real images, drawn by the seed, and measure it on others."""
-    prepared = prepare(Request(network.model, network.preprocessing, config, {}))
+    prepared = prepare(Request.of(network, config, {}))
     training, context, known = prepared.training, prepared.training.context, network.preprocessing
     size, output = known.input_size, context.teacher.output
     images = read(real, input_size=size, output=output).images[:]

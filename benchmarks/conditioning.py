@@ -45,7 +45,7 @@ def measure(network: zoo.Network, variant: str, steps: int, seed: int, images: i
     losses = dict.fromkeys(off, 0.0)
     settings = {"generator": {"steps": steps, "losses": losses}, "calibration": {"first_student": False}}
     config = Config.create(preset, {"seed": seed, **settings})
-    prepared = prepare(Request(network.model, network.preprocessing, config, {}))
+    prepared = prepare(Request.of(network, config, {}))
     context = prepared.training.context
     for record in prepared.training.run():
         if (record.phase, record.step) == ("generator", record.steps):

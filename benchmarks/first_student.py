@@ -41,7 +41,7 @@ HOW = [
 def measure(case: Case, seed: int, data: Path) -> runs.Row:
     """The accuracy of the first student of a run."""
     network = case.network.resolved(data)
-    training = prepare(Request(network.model, network.preprocessing, case.config(seed), {})).training
+    training = prepare(Request.of(network, case.config(seed), {})).training
     record, context = next(training.run()), training.context
     if record.phase != FIRST:
         raise ValueError(f"{case.name} does not begin with a first student")

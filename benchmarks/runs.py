@@ -42,7 +42,7 @@ def quantized(
     """
     shared: tuple[str, dict[str, Any]] | None = None
     for config in configs:
-        prepared = prepare(Request(network.model, network.preprocessing, config, {}))
+        prepared = prepare(Request.of(network, config, {}))
         training, context = prepared.training, prepared.training.context
         key = prepared.config.model_dump_json(include=IMAGE_SETTINGS)
         if shared is not None and shared[0] == key and "few" not in training.phases:

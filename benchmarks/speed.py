@@ -33,7 +33,7 @@ OPERATORS = 10
 
 def prepared(network: zoo.Network, config: Config) -> Prepared:
     """A run before its first step."""
-    return prepare(Request(network.model, network.preprocessing, config, {}))
+    return prepare(Request.of(network, config, {}))
 
 
 def shortened(network: zoo.Network, config: Config, steps: int) -> Prepared:

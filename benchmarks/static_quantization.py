@@ -123,7 +123,7 @@ def measure(network: Network, data: Path, folder: Path) -> Iterator[Row]:
     """The rows of ``acq`` and of each tool on each kind of images."""
     config, found = Case(network, "w8a8").config(0), network.resolved(data)
     known, clock = found.preprocessing, time.perf_counter()
-    training = prepare(Request(found.model, known, config, {})).training
+    training = prepare(Request.of(found, config, {})).training
     for _ in training.run():
         pass
     context, ours = training.context, folder / "acq.onnx"

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from helpers import images, student_of
 from onnx import numpy_helper
+from torch import Tensor
 
-from acq.export.check import chance_of, check
+from acq.export.check import Match, Parity, chance_of, check
 from acq.export.graph import onnx_model
 from acq.quantization.integers import convert_to_integers
 from acq.quantization.student import Student
@@ -41,6 +43,45 @@ def test_a_wrong_file_is_found(student: Student, tmp_path: Path) -> None:
         assert match.agreement < 100
         assert match.equal == 0
         assert match.difference > 1
+        assert not found.agrees(match)
+    assert found.self_agreement == 100  # noise of 1e-5 changes no answer, so it excuses nothing
+
+
+def test_a_student_that_float_rounding_changes_lowers_the_bar(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers turn with the last digits of an image, as those of a deep transformer do; the file cannot follow."""
+    onnx.save(onnx_model(student), tmp_path / "model.onnx")
+    steady = student.returned
+
+    def unsteady(x: Tensor) -> tuple[Tensor, ...]:
+        (logits,) = steady(x)
+        turned = (x.double().sum((1, 2, 3)) * 1e6).long() % 8 == 0
+        return (torch.where(turned[:, None], -logits, logits),)
+
+    monkeypatch.setattr(student, "returned", unsteady)
+    found = check(tmp_path / "model.onnx", student, images(200))
+    assert found.self_agreement is not None
+    assert 65 < found.self_agreement < 90  # two draws of one in eight differ on 22 %
+    assert found.optimised.agreement < 95
+    assert found.agrees(found.optimised)
+    assert found.least == pytest.approx(found.self_agreement - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "self_agreement", "least", "bar"),
+    [("class", None, 99, "99 %"), ("class", 90, 89, "89 %"), ("class", 20, 50, "50 %"), ("values", None, 99.9, "0.999"),
+     ("values", 99.5, 99.4, "0.994")],
+)  # fmt: skip
+def test_the_bar_is_lower_by_what_the_student_misses(
+    kind: str, self_agreement: float | None, least: float, bar: str
+) -> None:
+    """And never below one half."""
+    found = Parity(1000, kind, Match(100, 100, 0), {}, {}, self_agreement)
+    assert found.least == pytest.approx(least)
+    assert found.bar == bar
+    assert found.agrees(Match(least + 0.05, 0, 1))
+    assert not found.agrees(Match(least - 6, 0, 1))
 
 
 def test_invalid_onnx_is_refused(student: Student, tmp_path: Path) -> None:

@@ -106,14 +106,18 @@ def parity_figures(parity: Parity) -> dict[str, Any]:
 
 
 def parity_lines(parity: Parity) -> list[str]:
-    """The comparison of a file with its student, one line per engine."""
+    """The comparison of a file with its student, one line per engine, and one if the student differs from itself."""
     verb = "returns the student's values with" if is_cosine(parity.kind) else "decides like the student on"
     lines = [
         f"{name:<13}{verb} {agreement_of(parity.kind, found.match.agreement, f'{parity.images} images')} "
         f"(largest difference {found.match.difference:.2g}), {found.integer} of {found.layers} layers in integers"
         for name, found in parity.engines.items()
     ]
-    return [*lines, *(f"{name:<13}{failure}" for name, failure in parity.failures.items())]
+    lines += [f"{name:<13}{failure}" for name, failure in parity.failures.items()]
+    if parity.self_agreement is not None:
+        alike = agreement_of(parity.kind, parity.self_agreement, "images with noise of 1e-5")
+        lines.append(f"{'student':<13}{verb.replace('the student', 'itself')} {alike}")
+    return lines
 
 
 def shortened(value: Any) -> Any:

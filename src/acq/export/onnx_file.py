@@ -69,7 +69,7 @@ def export_onnx(
 
     Raises:
         RequestError: The images have another size, an operator cannot be exported, or the path cannot be written.
-            Or the decisions agree on fewer than 99 % of the images, on ONNX Runtime or an engine of ``engines``.
+            Or the decisions agree on too few images (``Parity.agrees``), on ONNX Runtime or an engine of ``engines``.
     """
     require_engines(engines)
     if not len(images) or tuple(images.shape[1:]) != student.input_size:
@@ -136,7 +136,7 @@ def _require_agreement(parity: Parity, required: Sequence[str]) -> None:
             way_out = "leave it out of --engines" if name in required else "evaluate or load the run folder instead"
             raise RequestError(
                 f"on {ENGINES[name].label} the ONNX file agrees with the student on only "
-                f"{agreement_of(parity.kind, worst.agreement, f'{parity.images} images')}, below {parity.least}, "
+                f"{agreement_of(parity.kind, worst.agreement, f'{parity.images} images')}, below {parity.bar}, "
                 f"so it was removed; {way_out}"
             )
     for name in required:

@@ -167,14 +167,15 @@ def write_results(cases: Sequence[Case]) -> str:
     have = [case for case in cases if any(row["case"] == case.name for row in rows)]
     intro = [
         "`benchmarks/conformance.py` writes this page; do not edit it.",
-        "Each row is of a commit since which results on its network have not changed, unless a note says otherwise.",
+        "Each row names its commits. Later ones change its figures by rounding alone, unless a note says otherwise:",
+        "another processor, or another order of sums, moves a run as another seed does.",
     ]
     lines = ["# Results", "", *intro, "", "## How it was measured", "", *HOW, ""]
     for network in dict.fromkeys(case.network for case in cases):
         own = [case for case in have if case.network == network]
         lines += [f"## {network.title}", "", *network.about, ""]
         lines += [*section(own, rows), ""] if own else ["Not measured yet.", ""]
-    missing = [f"- `{case.name}`" for case in cases if not present(case, known)]
+    missing = [f"- `{case.name}`{seeds}" for case in cases if (seeds := missing_seeds(case, known)) is not None]
     lines += ["## Not measured yet with this engine", "", *missing, ""] if missing else []
     pages = [
         f"- [{text}](benchmarks/{name}.md)" for name, text in OTHER.items() if (runs.RESULTS / f"{name}.md").exists()
@@ -187,6 +188,15 @@ def write_results(cases: Sequence[Case]) -> str:
     text = "\n".join(lines) + "\n"
     write_atomically(runs.RESULTS.parent / "results.md", text)
     return text
+
+
+def missing_seeds(case: Case, rows: Sequence[runs.Row]) -> str | None:
+    """Which seeds of a case have no row that the present code still gives, in words; None if all have one."""
+    have = {row["seed"] for row in present(case, rows)}
+    lacking = [seed for seed in case.seeds if seed not in have]
+    if not lacking:
+        return None
+    return "" if not have else f", seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
 
 
 def present(case: Case, rows: Sequence[runs.Row]) -> list[runs.Row]:

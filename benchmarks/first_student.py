@@ -35,6 +35,7 @@ HOW = [
     "- **First, end:** top-1 in percent of the first student and of the run, mean over seeds.",
     "- **Gain:** the second minus the first, mean over seeds ± standard deviation.",
     "- **Kept:** the student with which each run ends.",
+    "- **Commits:** of the first students, then of the runs.",
 ]
 
 
@@ -60,7 +61,7 @@ def measure(case: Case, seed: int, data: Path) -> runs.Row:
 def page(cases: Sequence[Case]) -> str:
     """Write and return the page on all runs that have both rows."""
     lines = [line for case in cases for line in compared(case)]
-    titles = ["case", "seeds", "float", "first", "end", "gain", "kept", "seconds of the first"]
+    titles = ["case", "seeds", "float", "first", "end", "gain", "kept", "seconds of the first", "commits"]
     commands = runs.fence(["python benchmarks/first_student.py --data-folder data"])
     return runs.write_page(NAME, "The first student and the whole run", HOW, runs.table(titles, lines), commands)
 
@@ -78,6 +79,7 @@ def compared(case: Case) -> Iterator[list[Any]]:
         *(f"{mean:.2f}" for mean in means), runs.gain(gains),
         ", ".join(dict.fromkeys(end[seed]["student_loss"]["selected"] for seed in seeds)),
         f"{statistics.mean(first[seed]['seconds'] for seed in seeds):.0f}",
+        ", ".join(dict.fromkeys(row["commit"] for rows in (first, end) for row in (rows[seed] for seed in seeds))),
     ]  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from acq.cli import app
 from acq.config import Config
 from acq.network.operators import ROLES, Role
-from acq.presets import PRESETS
+from acq.presets import ENOUGH, PRESETS
+from acq.quantization.formats import WIDE_BITS
 
 DOCS = Path(__file__).parent
 WIDTH = 100  # of help texts
@@ -45,7 +46,9 @@ def settings() -> str:
         *_sections(Config(), "", "General", Config.model_json_schema()),
         "## Presets\n\nA preset changes these defaults:",
         _table(("Preset", "Setting", "Value"), _preset_rows()),
-        "With at least 7 bits for weights and activations, `default` uses the values of `fast`.",
+        f"`fast` and `default` set `calibration.enough` to {ENOUGH} with at least {WIDE_BITS} bits of activations, "
+        "or activations in\nfloating point. "
+        "With as many bits of weights too, `default` has the steps and images of `fast`.",
     ]
     return "\n\n".join(parts) + "\n"
 

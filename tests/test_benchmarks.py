@@ -218,6 +218,8 @@ def test_the_expected_loss_of_the_package_is_that_of_the_committed_results(scrip
     assert len({each.student.network for each in results}) >= 9
     assert fit.covered(results) >= 90.0
     assert fit.covered(ends) >= 90.0
+    for bits, width in {"w8a8": 2, "w4a8": 2, "w4a4": 6}.items():
+        assert fit.median_width([each for each in results if each.student.bits == bits]) <= width
 
 
 def test_two_commits_are_compared_seed_by_seed(script: Script, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from acq.quantization.formats import FULL_BITS, WIDE_BITS, NumberFormat
 Preset = Literal["fast", "default", "best", "acq", "gdfq"]
 
 AS_GENERATED = ("acq", "gdfq")  # presets whose images are as the generator made them
-_ENOUGH = 0.05  # nats, with wide activations: students below it lose nothing, and those that lose have 0.1 and more
+ENOUGH = 0.05  # nats, with wide activations: students below it lose nothing, and those that lose have 0.1 and more
 # the setting of the papers (GDFQ, Xu et al. 2020): images as generated, and nothing else that helps
 _PAPER: dict[str, Any] = {
     "placement": "relu-only",
@@ -55,4 +55,4 @@ def preset_values(preset: str, bits: str) -> Mapping[str, Any]:
     if preset not in ("fast", "default") or (widths.activation or FULL_BITS) < WIDE_BITS:
         return {**PRESETS[preset], "preset": preset}
     lengths = PRESETS["fast" if widths.weight >= WIDE_BITS else preset]
-    return {**lengths, "preset": preset, "calibration": {"enough": _ENOUGH}}
+    return {**lengths, "preset": preset, "calibration": {"enough": ENOUGH}}

@@ -111,10 +111,11 @@ def test_runs_without_usable_figures_have_no_estimate(made: Selection, output: O
     [
         (plan("w3a3"), True), (plan("w4a8"), True), (plan("w2a4"), False), (plan("w4a2"), False), (plan("w8"), False),
         (plan("w4a8", second=2), False), (plan("wautoa8", second=3), True),
+        (replace(plan("w4a4"), placement="relu-only"), False),
     ],
 )  # fmt: skip
 def test_widths_that_no_run_judged_have_no_estimate(widths: Plan, known: bool) -> None:
-    """Two bits in any layer, and weights alone."""
+    """Two bits in any layer, weights alone, and the placement of papers."""
     assert (expected_loss(selection(0.5), CLASSES, widths) is not None) == known
 
 

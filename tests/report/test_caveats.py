@@ -74,6 +74,14 @@ def asked(**changes: Any) -> dict[str, Any]:
         (kept("first", 0.1, 0.2, 0.3), "from the teacher is 0.1, and that of the trained student is 0.3", True),
         (kept("first", 0.1, 0.2, None), "from the teacher is 0.1, and that of the calibrated student is 0.2", True),
         ({}, "one quantized layer at a time", True),
+        (
+            {"is_at_chance": True, "agreement": 1.25},
+            "The student is of no use. It agrees with the teacher on 1.2 % of the synthetic images, no more often than "
+            "one that always answers the same.",
+            True,
+        ),
+        ({"is_at_chance": False, "agreement": 1.25}, "of no use", False),
+        ({}, "of no use", False),
     ],
 )
 def test_caveats_on_figures_are_those_that_apply(values: dict[str, Any], words: str, there: bool) -> None:

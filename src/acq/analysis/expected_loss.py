@@ -89,7 +89,7 @@ def expected_loss(selection: Selection, output: Output, plan: Plan) -> ExpectedL
 
         - runs without a first student, such as those of the presets ``acq`` and ``gdfq``
         - outputs that are no classes
-        - 2 bits in any layer, and activations that are floats
+        - 2 bits in any layer, activations that are floats, and the placement ``relu-only``
         - other weights of the student's losses than usual, and networks without features, which have one loss less
     """
     loss, weights = selection.candidates[selection.selected].loss, selection.weights
@@ -97,6 +97,7 @@ def expected_loss(selection: Selection, output: Output, plan: Plan) -> ExpectedL
         FIRST in selection.candidates
         and output.kind == "class"
         and (plan.least_bits or 0) >= _LEAST_BITS
+        and plan.placement != "relu-only"
         and not weights["probabilities"]
         and math.isclose(weights["features"], _OF_FEATURES * sum(weights.values()))
     )

@@ -25,8 +25,8 @@ def caveats(summary: Mapping[str, Any], settings: Mapping[str, Any], plan: Plan)
         plan: The plan of the student.
     """
     return [
-        *_on_quality(summary), *_on_obedience(summary, settings), *_on_training(summary), *_on_plan(plan),
-        _ON_SENSITIVITY,
+        *_on_use(summary), *_on_quality(summary), *_on_obedience(summary, settings), *_on_training(summary),
+        *_on_plan(plan), _ON_SENSITIVITY,
     ]  # fmt: skip
 
 
@@ -47,11 +47,20 @@ _ON_SENSITIVITY = (
 )
 
 
+def _on_use(summary: Mapping[str, Any]) -> Iterator[str]:
+    """That the student is of no use; a finished run of an earlier version does not say it."""
+    if summary.get("is_at_chance"):
+        yield (
+            f"The student is of no use. It agrees with the teacher on {summary['agreement']:.1f} % of the synthetic "
+            "images, no more often than one that always answers the same. Give more --bits."
+        )
+
+
 def _on_quality(summary: Mapping[str, Any]) -> Iterator[str]:
     if accuracies(summary) is None:
         yield (
-            "No real images were given, so the accuracy is unknown. Agreement is measured on synthetic images. "
-            "It is usually higher there than on real images."
+            "No real images were given, so the accuracy is unknown. The expected loss, where there is one, is an "
+            "estimate. Agreement is measured on synthetic images. It is usually higher there than on real images."
         )
     else:
         yield "Intervals of accuracy cover the choice of test images. They do not cover the variation between seeds."

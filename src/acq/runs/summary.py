@@ -105,6 +105,7 @@ def quality_figures(
     divergences = {name: round(quality.divergence, 5) for name, quality in selection.candidates.items()}
     return {
         "agreement": round(selection.final.agreement, 2),
+        "is_at_chance": selection.is_at_chance(output),
         "student_loss": {**known, **losses, "selected": selection.selected},
         "student_divergence": {**known, **divergences},
         "expected_loss": _expected_figures(expected_loss(selection, output, plan)),

@@ -42,6 +42,11 @@ def as_it_is(model: onnx.ModelProto) -> None:
     pass
 
 
+def with_names(model: onnx.ModelProto) -> None:
+    """Metadata that a program reads, under keys of its own and of ``acq``."""
+    helper.set_model_props(model, {"names": "cat,dog", "bits": "32", "tail": "yes"})
+
+
 def turned(model: onnx.ModelProto) -> None:
     """Images with their channels last."""
     _before(model, helper.make_node("Transpose", ["pixels"], ["inner"], perm=[0, 3, 1, 2]))
@@ -132,6 +137,7 @@ CHANGES: dict[str, tuple[Callable[[onnx.ModelProto], None], bool, tuple[str, ...
     "one image": (as_it_is, False, ()),
     "channels last": (turned, True, ()),
     "bytes": (of_bytes, True, ()),
+    "metadata": (with_names, True, ()),
     "half": (in_half, True, ()),
     "cut": (with_places, True, ("raw",)),
     "cut beside": (beside, True, ("scores", "twice")),
@@ -175,6 +181,20 @@ def test_one_script_runs_both_files(name: str, tmp_path: Path, monkeypatch: pyte
         if name != "cut" or key == "best":
             assert value.shape == after[key].shape
             assert np.abs(value - after[key]).max() < 0.3 * np.abs(value).max()
+
+
+@pytest.mark.parametrize("name", ["metadata", "cut"])
+def test_metadata_stays(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind a cut. Where a key is one that ``acq`` writes or reads, it means what ``acq`` says."""
+    quick(monkeypatch)
+    file, outputs = file_of(name, tmp_path)
+    model = onnx.load(file)
+    with_names(model)
+    onnx.save(model, file)
+    run_of(file, outputs, tmp_path / "run")
+    found = {entry.key: entry.value for entry in onnx.load(tmp_path / "run" / MODEL).metadata_props}
+    assert (found["names"], found["bits"]) == ("cat,dog", "w8a8")
+    assert ("tail" in found) == (name == "cut")
 
 
 def test_python_makes_a_file_that_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

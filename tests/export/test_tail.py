@@ -46,6 +46,22 @@ def test_a_part_of_any_opset_is_put_behind(opset: int, tmp_path: Path) -> None:
     require_equal(tmp_path / "a.onnx", model.SerializeToString(), rest, images(3).numpy())
 
 
+def test_names_of_graphs_inside_a_part_are_its_own(tmp_path: Path) -> None:
+    """A loop's values may have names that the student's have too."""
+    true = helper.make_node("Identity", ["going"], ["v3"])
+    step = helper.make_node("Add", ["v2", "v1"], ["v4"])
+    values = [
+        helper.make_tensor_value_info(name, kind, None if kind == TensorProto.FLOAT else [])
+        for name, kind in (("count", TensorProto.INT64), ("going", TensorProto.BOOL), ("v2", 1), ("v3", 9), ("v4", 1))
+    ]
+    body = helper.make_graph([true, step], "body", values[:3], values[3:])
+    loop = helper.make_node("Loop", ["times", "", "scores"], ["y"], body=body)
+    model, rest = head(), tail(21, loop)
+    rest.graph.initializer.append(helper.make_tensor("times", TensorProto.INT64, [], [3]))
+    onnx.save(joined(model, rest), tmp_path / "a.onnx")
+    require_equal(tmp_path / "a.onnx", model.SerializeToString(), rest, images(3).numpy())
+
+
 def test_other_values_behind_the_student_are_found(tmp_path: Path) -> None:
     """Such as those of a file with another constant."""
     model, rest = head(), tail(21, node("Mul", "scores v1"), node("Softmax", "v2", axis=1))

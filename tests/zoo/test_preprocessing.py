@@ -36,6 +36,7 @@ def test_given_values_are_completed_by_known_ones(given: dict[str, Any], complet
         ({"input_size": (-3, 32, 32)}, "--input-size is -3"),
         ({"input_size": (1, 32, 32)}, "the normalisation of 1 channels is not known"),
         ({"input_size": SIZE, "mean": (0.5,) * 3}, "--std is missing"),
+        ({"input_size": SIZE, "mean": (0.0,) * 3, "std": (255.0,) * 3}, "--std is 255; .* divide mean and std by 255"),
         ({"input_size": SIZE, "std": (0.5,) * 3}, "--mean is missing"),
         ({"input_size": SIZE, "mean": (0.5,), "std": (0.5,) * 3}, "--mean is 0.5; give 3 values"),
         ({"input_size": SIZE, "mean": (0.5,) * 3, "std": (0.5,) * 2}, "--std is 0.5,0.5; give 3 values"),

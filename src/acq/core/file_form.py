@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 Layout = Literal["NCHW", "NHWC"]
@@ -24,6 +24,7 @@ class FileForm:
         batch: The number of images that it takes at once; None where that is free.
         outputs: The type of each output of the network, by its name.
         tail: SHA-256 of the model that the file has behind the network's outputs; empty where there is none.
+        metadata: What the file says of itself, such as names of classes; programs read it from the student's file too.
     """
 
     images: str
@@ -32,10 +33,11 @@ class FileForm:
     batch: int | None
     outputs: Mapping[str, Returned]
     tail: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """The JSON values that ``read`` takes."""
-        return {**asdict(self), "outputs": dict(self.outputs)}
+        return {**asdict(self), "outputs": dict(self.outputs), "metadata": dict(self.metadata)}
 
     @classmethod
     def read(cls, facts: Any) -> FileForm:
@@ -46,7 +48,7 @@ class FileForm:
         """
         try:
             form = cls(**facts)
-            texts = [form.images, form.tail, *form.outputs]
+            texts = [form.images, form.tail, *form.outputs, *form.metadata, *form.metadata.values()]
             known = all(isinstance(text, str) for text in texts) and form.images and form.outputs
             fits = form.layout in get_args(Layout) and form.kind in get_args(Kind)
             fits = fits and all(kind in get_args(Returned) for kind in form.outputs.values())

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from acq.core.file_form import FileForm
+from acq.files.screening import TAIL_FACT
 
 TYPES = {
     "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE,
@@ -43,7 +44,9 @@ def in_form(model: onnx.ModelProto, form: FileForm) -> None:
     kept = [*nodes, *graph.node, *(end for end in ends if end is not None)]
     del graph.node[:]
     graph.node.extend(kept)
-    _set_metadata(model, {"outputs": json.dumps(names), LAYOUT: form.layout})
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    own = {**known, "outputs": json.dumps(names), LAYOUT: form.layout}
+    helper.set_model_props(model, {key: text for key, text in form.metadata.items() if key != TAIL_FACT} | own)
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str], reserved: Collection[str] = ()) -> None:
@@ -95,8 +98,3 @@ def _exit(value: onnx.ValueInfoProto, form: FileForm) -> onnx.NodeProto | None:
         return None
     value.type.tensor_type.elem_type = TYPES[kind]
     return helper.make_node("Cast", [f"{value.name}/student"], [value.name], to=TYPES[kind])
-
-
-def _set_metadata(model: onnx.ModelProto, changes: Mapping[str, str]) -> None:
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, {**known, **changes})

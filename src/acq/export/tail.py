@@ -14,7 +14,7 @@ from onnx import helper, version_converter
 from acq.errors import RequestError, first_line
 from acq.export.form import rename
 from acq.files.onnx_session import session_of
-from acq.files.screening import TAIL_FACT
+from acq.files.screening import TAIL_FACT, graphs_in
 
 _REST = "the part of the file behind --outputs"
 
@@ -32,8 +32,9 @@ def joined(model: onnx.ModelProto, tail: onnx.ModelProto) -> onnx.ModelProto:
     first, rest = onnx.ModelProto(), _of_version(tail, _version(model))
     first.CopyFrom(model if _version(rest) == _version(model) else _of_version(model, _version(rest)))
     own = {first.graph.input[0].name, *(value.name for value in first.graph.output)}
-    used = {name for node in rest.graph.node for name in (*node.input, *node.output)}
-    used |= {tensor.name for tensor in rest.graph.initializer}
+    used = {name for graph in graphs_in(rest.graph) for node in graph.node for name in (*node.input, *node.output)}
+    used |= {tensor.name for graph in graphs_in(rest.graph) for tensor in graph.initializer}
+    used |= {value.name for graph in graphs_in(rest.graph) for value in graph.input}
     rename(first.graph, {}, reserved=used - own)
     first.graph.node.extend(rest.graph.node)
     first.graph.initializer.extend(rest.graph.initializer)

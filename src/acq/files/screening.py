@@ -75,25 +75,40 @@ def screened_tail(content: bytes) -> bytes:
 
 
 def _unusable(model: onnx.ModelProto) -> Iterator[str]:
-    if model.functions or model.training_info or model.graph.sparse_initializer:
+    graphs = list(graphs_in(model.graph))
+    if model.functions or model.training_info or any(graph.sparse_initializer for graph in graphs):
         yield "has functions, training information or sparse constants"
-    if any(entry.domain not in ("", "ai.onnx") for entry in [*model.opset_import, *_nodes(model.graph)]):
+    nodes = [node for graph in graphs for node in graph.node]
+    if any(node.domain not in ("", "ai.onnx") for node in nodes):
         yield "has operators outside the ONNX standard"
-    tensors = [*model.graph.initializer]
-    tensors += [part.t for node in _nodes(model.graph) for part in node.attribute if part.type == AttributeProto.TENSOR]
-    if any(_is_external(tensor) for tensor in tensors):
+    if any(map(is_external, tensors_in(model.graph))):
         yield "keeps constants in other files"
 
 
-def _nodes(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the graphs inside them."""
+def graphs_in(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.GraphProto]:
+    """A graph and the graphs inside its nodes.
+
+    Raises:
+        ValueError: They are nested too deeply.
+    """
     if depth > _DEEPEST:
         raise ValueError("graphs nested too deeply")
-    for node in graph.node:
-        yield node
-        for part in node.attribute:
-            for inner in (part.g, *part.graphs) if part.type == AttributeProto.GRAPH else part.graphs:
-                yield from _nodes(inner, depth + 1)
+    yield graph
+    for part in (part for node in graph.node for part in node.attribute):
+        for inner in (part.g, *part.graphs) if part.type == AttributeProto.GRAPH else part.graphs:
+            yield from graphs_in(inner, depth + 1)
+
+
+def tensors_in(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """The constants of a graph and of the graphs inside its nodes, also those that are attributes.
+
+    Raises:
+        ValueError: Graphs are nested too deeply.
+    """
+    for each in graphs_in(graph):
+        yield from each.initializer
+        for part in (part for node in each.node for part in node.attribute):
+            yield from ([part.t] if part.type == AttributeProto.TENSOR else part.tensors)
 
 
 def screened(file: Path) -> Screened:
@@ -139,7 +154,7 @@ def _foreign_parts(model: onnx.ModelProto) -> Iterator[str]:
         yield "has graphs or tensors inside its nodes"
     if model.graph.sparse_initializer:
         yield "has sparse constants"
-    if any(_is_external(tensor) for tensor in model.graph.initializer):
+    if any(is_external(tensor) for tensor in model.graph.initializer):
         yield "keeps constants in other files"
     if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
         yield "has text that is not UTF-8"
@@ -158,7 +173,8 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield value.name
 
 
-def _is_external(tensor: TensorProto) -> bool:
+def is_external(tensor: TensorProto) -> bool:
+    """Whether a constant says that its values are in another file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
 
 

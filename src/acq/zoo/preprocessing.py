@@ -10,6 +10,7 @@ from acq.core.values import Preprocessing
 from acq.errors import RequestError
 
 SMALLEST = 8  # pixels per side
+_WIDEST = 10  # standard deviation; with such a one all images are nearly constant
 
 
 def preprocessing_of(
@@ -69,5 +70,7 @@ def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: 
             raise RequestError(f"--{name} is {shown}; give finite values")
     if max(mean) > 1:
         raise RequestError(f"--mean is above 1 ({max(mean):g}); pixels are in [0, 1], divide mean and std by 255")
+    if max(std) > _WIDEST:
+        raise RequestError(f"--std is {max(std):g}; pixels are in [0, 1], divide mean and std by 255")
     if min(std) <= 0:
         raise RequestError(f"--std has {min(std):g}; give values above 0")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_files import exported, model_of
 from torch import Tensor, nn
 
-from acq.errors import RequestError
+from acq.errors import Note, RequestError
 from acq.network.trace import trace
 from acq.zoo import onnx as zoo_onnx
 from acq.zoo import resolve
@@ -191,7 +191,8 @@ def test_channels_may_come_last(turns: bool, tmp_path: Path) -> None:
 
 def test_a_size_that_the_file_leaves_free_is_given(tmp_path: Path) -> None:
     file = saved(simple(shape=("n", 3, "h", "w")), tmp_path)
-    assert resolve(file, input_size=SIZE).preprocessing.input_size == SIZE
+    with pytest.warns(Note, match="any height or width, and the student's file takes 16x16 alone"):
+        assert resolve(file, input_size=SIZE).preprocessing.input_size == SIZE
     with pytest.raises(RequestError, match=r"images of any size \(3,\?,\?\); give --input-size"):
         resolve(file)
     with pytest.raises(RequestError, match="--input-size is 1,16,16, but the file takes 3"):
@@ -209,7 +210,8 @@ def test_a_size_is_free_where_channels_come_last(tmp_path: Path) -> None:
         ],
         ("n", "h", "w_", 3), {"w": WEIGHT, "mean": np.full(3, 0.5, np.float32)},
     )  # fmt: skip
-    found = resolve(saved(model, tmp_path), input_size=SIZE)
+    with pytest.warns(Note, match="takes 16x16 alone"):
+        found = resolve(saved(model, tmp_path), input_size=SIZE)
     assert found.form is not None
     assert (found.form.layout, found.preprocessing.input_size) == ("NHWC", SIZE)
 
@@ -238,8 +240,111 @@ def test_a_cut_that_leaves_other_values_behind_is_refused(tmp_path: Path) -> Non
     model.graph.node.append(helper.make_node("Mul", ["y", "y2"], ["z"]))
     model.graph.node.insert(2, helper.make_node("Flatten", ["a"], ["y2"]))
     model.graph.output[0].name = "z"
-    with pytest.raises(RequestError, match=r"also takes 'a'.*, which comes before it"):
+    with pytest.raises(RequestError, match=r"also takes 'y2'; name that as --outputs too"):
         resolve(saved(model, tmp_path), outputs=["y"])
+    assert resolve(saved(model, tmp_path), outputs=["y", "y2"]).tail is not None
+
+
+def test_another_head_behind_the_cut_is_named(tmp_path: Path) -> None:
+    """Not the values inside the network that it comes from. The advice can be followed."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Reshape", ["b", "boxes_shape"], ["boxes"]),
+        helper.make_node("Sigmoid", ["a"], ["c"]),
+        helper.make_node("Reshape", ["c", "scores_shape"], ["scores"]),
+        helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["y"]),
+    ]
+    weights = np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32)
+    shapes = {"boxes_shape": np.array([0, 2, 4]), "scores_shape": np.array([0, 4, 2])}
+    file = saved(model_of(nodes, ("n", *SIZE), {"w": weights, **shapes}), tmp_path)
+    with pytest.raises(RequestError, match=r"NonMaxSuppression .*--outputs 'boxes'"):
+        resolve(file)
+    with pytest.raises(RequestError, match=r"also takes 'scores'; name that"):
+        resolve(file, outputs=["boxes"])
+    assert resolve(file, outputs=["boxes", "scores"]).tail is not None
+
+
+def branching(condition: str, *before: onnx.NodeProto) -> onnx.ModelProto:
+    """A file whose last node is control flow over ``a``."""
+    made = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    branches = {
+        name: helper.make_graph([helper.make_node(kind, ["a"], ["b"])], name, [], [made])
+        for name, kind in (("then_branch", "Relu"), ("else_branch", "Neg"))
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        *before,
+        helper.make_node("If", [condition], ["b"], name="fork", **branches),
+        helper.make_node("Flatten", ["b"], ["y"]),
+    ]
+    return model_of(nodes, ("n", *SIZE), {"w": WEIGHT, "yes": np.array(True)})
+
+
+@pytest.mark.parametrize(
+    ("condition", "before"),
+    [
+        ("yes", ()),
+        ("long", (helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Greater", ["s", "s"], ["long"]))),
+    ],
+)
+def test_the_way_out_of_control_flow_names_what_images_decide(
+    condition: str, before: tuple[onnx.NodeProto, ...], tmp_path: Path
+) -> None:
+    """And no condition, which is a constant or a size. The advice can be followed."""
+    file = saved(branching(condition, *before), tmp_path)
+    with pytest.raises(RequestError, match=r"If \(node 'fork'\) is control flow.*; cut .*--outputs 'a'$"):
+        resolve(file)
+    assert resolve(file, outputs=["a"]).model is not None
+
+
+def test_an_operator_of_another_domain_that_reads_the_images_cannot_be_cut_off(tmp_path: Path) -> None:
+    """So the message does not name the images."""
+    model = simple()
+    model.graph.node[0].domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(RequestError, match="nothing before it can be named as --outputs, so export"):
+        resolve(saved(model, tmp_path))
+
+
+def test_a_domain_without_operators_hinders_no_cut(tmp_path: Path) -> None:
+    """Tools leave such entries behind."""
+    model = simple()
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert resolve(saved(model, tmp_path)).tail is None
+    tail = resolve(saved(model, tmp_path), outputs=["a"]).tail
+    assert tail is not None
+    assert [entry.domain for entry in onnx.load_model_from_string(tail).opset_import] == [""]
+
+
+def test_constants_of_graphs_inside_nodes_are_in_no_other_file(tmp_path: Path) -> None:
+    """One from the same folder comes into the file; one from elsewhere is refused before an engine opens it."""
+    model = branching("yes")
+    inner = model.graph.node[1].attribute[0].g
+    inner.node[0].CopyFrom(helper.make_node("Add", ["a", "t"], ["b"]))
+    values = np.arange(5, dtype=np.float32)[None, :, None, None]
+    inner.initializer.append(numpy_helper.from_array(values, "t"))
+    (tensor,) = inner.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.append(onnx.StringStringEntryProto(key="location", value="t.bin"))
+    (tmp_path / "t.bin").write_bytes(values.tobytes())
+    tail = resolve(saved(model, tmp_path), outputs=["a"]).tail
+    assert tail is not None
+    assert values.tobytes() in tail
+    tensor.external_data[0].value = "../t.bin"
+    with pytest.raises(RequestError, match="only files in the folder"):
+        resolve(saved(model, tmp_path), outputs=["a"])
+
+
+def test_too_much_metadata_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    """It would go into a run folder."""
+    model = simple()
+    helper.set_model_props(model, {"names": "x" * (1 << 20)})
+    with pytest.warns(UserWarning, match="the file has 1,048,581 characters of metadata, too many"):
+        form = resolve(saved(model, tmp_path)).form
+    assert form is not None
+    assert form.metadata == {}
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:

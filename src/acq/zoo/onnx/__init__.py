@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
 from acq.core.file_form import FileForm, Returned
 from acq.core.values import Preprocessing
-from acq.errors import RequestError, first_line, listed
+from acq.errors import Note, RequestError, first_line, listed
 from acq.files.screening import screened_tail
 from acq.synthesis.scenes import normalised_scenes
 from acq.zoo.onnx import operators
@@ -31,6 +32,7 @@ from acq.zoo.onnx.trial import tried
 
 __all__ = ["Imported", "from_file", "operators"]
 
+_MOST_SAID = 1 << 20  # characters of metadata; class names take some thousands
 Complete = Callable[[tuple[int, ...], bool], Preprocessing]
 
 
@@ -87,6 +89,13 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     image = _as_taken(torch.empty(1, *known.input_size, device="meta"), entrance.layout == "NHWC")[0]
     graph = by_image(graph, entrance.batch, image.shape)
     network = _network(graph, entrance, known.input_size)
+    if None in entrance.size[1:]:
+        _, height, width = known.input_size
+        warnings.warn(
+            f"the file takes images of any height or width, and the student's file takes {height}x{width} alone",
+            Note,
+            stacklevel=4,
+        )
     types = list(half_types(part))
     if types:
         warnings.warn(f"the file has weights of {listed(types)}; they become float32", HalfWarning, stacklevel=4)
@@ -98,8 +107,19 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
     tail = tail_of(model, entrance.name, kinds)
     content = None if tail is None else screened_tail(tail.SerializeToString())
     digest = "" if content is None else hashlib.sha256(content).hexdigest()
-    form = FileForm(entrance.name, entrance.layout, entrance.kind, entrance.batch, kinds, digest)
+    said = _metadata(model)
+    form = FileForm(entrance.name, entrance.layout, entrance.kind, entrance.batch, kinds, digest, said)
     return Imported(network.eval(), known, form, content)
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """What a file says of itself; nothing, with a warning, where that is too much to keep in a run folder."""
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    size = sum(len(text) for entry in said.items() for text in entry)
+    if size > _MOST_SAID:
+        warnings.warn(f"the file has {size:,} characters of metadata, too many for the student's file", stacklevel=5)
+        return {}
+    return said
 
 
 def _network(graph: Graph, entrance: Entrance, size: tuple[int, int, int]) -> OnnxNetwork:

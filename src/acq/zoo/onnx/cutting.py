@@ -9,7 +9,8 @@ import onnx
 from onnx import helper
 
 from acq.errors import RequestError, listed, nearest
-from acq.zoo.onnx.graph import needed
+from acq.files.screening import graphs_in
+from acq.zoo.onnx.graph import needed, of_the_images, read_by
 
 
 def exits_of(model: onnx.ModelProto, outputs: Sequence[str]) -> tuple[str, ...]:
@@ -67,19 +68,22 @@ def tail_of(model: onnx.ModelProto, entry: str, kinds: Mapping[str, str]) -> onn
     known = {tensor.name for tensor in model.graph.initializer} | {entry, *exits}
     nodes = _behind(model, own, set(exits))
     made = {name for node in nodes for name in node.output}
-    free = {name for node in nodes for name in _read_by(node) if name} - made
-    computed = _of_the_images(model, entry) & {name for node in needed(model, exits) for name in node.output}
+    free = {name for node in nodes for name in read_by(node) if name} - made
+    computed = of_the_images(model, entry) & {name for node in needed(model, exits) for name in node.output}
     passed = set(own) & set(exits)
     missing = sorted(((free | (set(own) - made)) - known) | (computed & made - set(exits)))
     if missing:
         raise RequestError(
-            f"what is behind --outputs also takes {listed(map(repr, missing))}, which comes before it; "
+            f"what is behind --outputs also takes {listed(map(repr, _also(model, entry, exits) or missing))}; "
             "name that as --outputs too, or cut elsewhere"
         )
     found = onnx.ModelProto()
     found.CopyFrom(model)
     del found.graph.node[:], found.graph.initializer[:], found.graph.input[:], found.graph.value_info[:]
+    del found.opset_import[:]
     found.graph.node.extend(nodes)
+    used = {node.domain for graph in graphs_in(found.graph) for node in graph.node} | {"", "ai.onnx"}
+    found.opset_import.extend(version for version in model.opset_import if version.domain in used)
     found.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in free)
     images = next(value for value in model.graph.input if value.name == entry)
     types = {name: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for name, kind in kinds.items()}
@@ -89,13 +93,14 @@ def tail_of(model: onnx.ModelProto, entry: str, kinds: Mapping[str, str]) -> onn
     return found
 
 
-def _of_the_images(model: onnx.ModelProto, entry: str) -> set[str]:
-    """The values that follow from pixels, and not from the size of the images alone."""
-    found = {entry}
+def _also(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> list[str]:
+    """Values beside ``exits`` that the nodes behind them read and that images decide, such as another head's."""
+    behind, read = set(exits), set()
     for node in model.graph.node:
-        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(node.input):
-            found.update(node.output)
-    return found
+        if not behind.isdisjoint(read_by(node)):
+            behind.update(node.output)
+            read.update(read_by(node))
+    return sorted((read & of_the_images(model, entry)) - behind - {entry})
 
 
 def _behind(model: onnx.ModelProto, own: tuple[str, ...], exits: set[str]) -> list[onnx.NodeProto]:
@@ -104,15 +109,5 @@ def _behind(model: onnx.ModelProto, own: tuple[str, ...], exits: set[str]) -> li
     for node in reversed(model.graph.node):
         if not wanted.isdisjoint(node.output):
             found.append(node)
-            wanted.update(set(_read_by(node)) - exits)
+            wanted.update(set(read_by(node)) - exits)
     return found[::-1]
-
-
-def _read_by(node: onnx.NodeProto) -> list[str]:
-    """What a node and the graphs inside it read; control flow behind the cut stays as it is."""
-    names, inner = list(node.input), [part.g for part in node.attribute if part.type == onnx.AttributeProto.GRAPH]
-    for graph in inner:
-        made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-        made |= {name for each in graph.node for name in each.output}
-        names += [name for each in graph.node for name in _read_by(each) if name not in made]
-    return names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,14 +57,15 @@ def graph_of(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> Grap
         RequestError: A node's operator or a constant's type cannot be read.
     """
     protos, opset = needed(model, exits), _opset(model)
+    cuts = of_the_images(model, entry) - {entry}
     for proto in protos:
-        require_readable(proto)
+        require_readable(proto, cuts)
     used = {name for proto in protos for name in proto.input}
     stored = (tensor for tensor in model.graph.initializer if tensor.name in used)
     constants = {tensor.name: _array(tensor, tensor.name) for tensor in stored}
     nodes: list[Node] = []
     for proto in protos:
-        node = _node(proto, opset)
+        node = _node(proto, opset, cuts)
         if node.kind == "Constant":
             constants[node.outputs[0]] = _constant(node)
         else:
@@ -82,13 +83,36 @@ def needed(model: onnx.ModelProto, exits: tuple[str, ...]) -> list[onnx.NodeProt
     return found[::-1]
 
 
-def require_readable(proto: onnx.NodeProto) -> None:
+def of_the_images(model: onnx.ModelProto, entry: str) -> set[str]:
+    """The values that follow from pixels, and not from the size of the images alone."""
+    found = {entry}
+    for node in model.graph.node:
+        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(read_by(node)):
+            found.update(node.output)
+    return found
+
+
+def read_by(node: onnx.NodeProto) -> list[str]:
+    """What a node and the graphs inside it read from outside."""
+    names, inner = list(node.input), [part.g for part in node.attribute if part.type == AttributeProto.GRAPH]
+    for graph in inner:
+        made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+        made |= {name for each in graph.node for name in each.output}
+        names += [name for each in graph.node for name in read_by(each) if name not in made]
+    return names
+
+
+def require_readable(proto: onnx.NodeProto, cuts: Collection[str] = ()) -> None:
     """Refuse a node whose operator is not read.
+
+    Args:
+        proto: The node.
+        cuts: Names of values at which the graph can be cut.
 
     Raises:
         RequestError: It is not; the message has the way out.
     """
-    node = _bare(proto, 0)
+    node = _bare(proto, 0, cuts)
     kind, name, cut = node.kind, label(node), way_out(node)
     if kind in _CONTROL or any(part.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for part in proto.attribute):
         raise RequestError(f"{name} is control flow, which has no fixed graph; {cut}")
@@ -112,14 +136,15 @@ def _opset(model: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
-def _node(proto: onnx.NodeProto, opset: int) -> Node:
-    node = _bare(proto, opset)
+def _node(proto: onnx.NodeProto, opset: int, cuts: Collection[str]) -> Node:
+    node = _bare(proto, opset, cuts)
     return replace(node, attributes={part.name: _attribute(node, part) for part in proto.attribute})
 
 
-def _bare(proto: onnx.NodeProto, opset: int) -> Node:
+def _bare(proto: onnx.NodeProto, opset: int, cuts: Collection[str]) -> Node:
     """A node without its attributes."""
-    return Node(proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), {}, opset)
+    cut = next((name for name in read_by(proto) if name in cuts), "")
+    return Node(proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), {}, opset, cut)
 
 
 def _attribute(node: Node, part: AttributeProto) -> Any:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import TensorProto
 
 from acq.errors import RequestError, first_line
 from acq.files.limits import GIB, format_bytes, read_bytes
+from acq.files.screening import graphs_in, tensors_in
 
 _MOST = 2 * GIB  # of a file, which is protobuf's own limit, and of all its constants
 _INSTEAD = "give a smaller file"
@@ -37,7 +38,7 @@ def read_model(file: Path) -> onnx.ModelProto:
         raise RequestError(f"{file} is no ONNX file ({first_line(error)}); export the network again") from error
     if not model.graph.node or not model.graph.output:
         raise RequestError(f"{file} has no graph with nodes and outputs; export the network again")
-    if model.functions or model.training_info or model.graph.sparse_initializer:
+    if model.functions or model.training_info or any(graph.sparse_initializer for graph in graphs_in(model.graph)):
         raise RequestError(f"{file} has functions, training information or sparse constants; export it without them")
     if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
         raise RequestError(f"{file} has names that are not UTF-8; export the network again")
@@ -46,19 +47,21 @@ def read_model(file: Path) -> onnx.ModelProto:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Names of operators, values and attributes."""
+    """Names of operators, values and attributes, and metadata."""
     for node in model.graph.node:
         yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
         yield from (part.name for part in node.attribute)
     for value in (*model.graph.initializer, *model.graph.input, *model.graph.output):
         yield value.name
     yield from (entry.domain for entry in model.opset_import)
+    for said in model.metadata_props:
+        yield from (said.key, said.value)
 
 
 def _take_in(model: onnx.ModelProto, file: Path) -> None:
     """Read the constants that are in other files, and bound what all of them declare."""
     left = _MOST
-    for tensor in _tensors(model):
+    for tensor in tensors_in(model.graph):
         size = _declared(tensor)
         left -= size
         if left < 0:
@@ -67,13 +70,6 @@ def _take_in(model: onnx.ModelProto, file: Path) -> None:
             tensor.raw_data = _external(tensor, size, file)
             tensor.data_location = TensorProto.DEFAULT
             tensor.ClearField("external_data")
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    for part in (part for node in model.graph.node for part in node.attribute):
-        if part.type == AttributeProto.TENSOR:
-            yield part.t
 
 
 def _declared(tensor: TensorProto) -> int:

@@ -38,5 +38,6 @@ def label(node: Node) -> str:
 
 def way_out(node: Node) -> str:
     """How a node is left out."""
-    source = next(filter(None, node.inputs), "")
-    return f"cut the graph before it with --outputs {source[:_NAME_LENGTH]!r}" if source else "leave it out"
+    if node.cut:
+        return f"cut the graph before it with --outputs {node.cut[:_NAME_LENGTH]!r}"
+    return "nothing before it can be named as --outputs, so export the network without it"

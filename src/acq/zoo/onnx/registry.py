@@ -26,6 +26,7 @@ class Node:
         outputs: Names of values.
         attributes: Numbers, lists of numbers, texts and arrays.
         opset: The version of the standard whose meaning the operator has.
+        cut: The value that images decide and that the graph can be cut at to leave the node out; empty if none.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     opset: int
+    cut: str = ""
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or ``default`` where the node does not have it."""

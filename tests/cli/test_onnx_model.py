@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,24 @@ def test_a_graph_is_cut_before_what_is_not_read(file: str, folder: Path) -> None
     assert [value.name for value in onnx.load("run/model.onnx").graph.output] == ["places"]
     assert (folder / "run" / "tail.onnx").exists()
     assert "goes on behind the network's outputs" in refusal("evaluate", "run/model.onnx", *DATA)
+    assert acq("benchmark", "run", "--seconds", "0", "--json").json()["without_tail"]
+    assert acq("benchmark", "run", "--seconds", "0").text().splitlines()[-1].startswith("both files end at")
+
+
+def test_a_fixed_batch_is_the_only_one_that_is_measured(file: str) -> None:
+    """The lines and the JSON say so, and the report shows the latency."""
+    model = onnx.load(file)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, file)
+    assert acq(*quantize(network=[file, *KNOWN], export=True)).code == 0
+    found = acq("benchmark", "run", "--seconds", "0", "--json").json()
+    assert found["fixed_batch"] == 4
+    assert [(row["threads"], row["batch"]) for row in found["latencies"]] == [(1, 4), (2, 4)]
+    last = acq("benchmark", "run", "--seconds", "0").text().splitlines()[-1]
+    assert last == "the file takes 4 images at once, so no other batch is measured"
+    assert acq("report", "run").code == 0
+    assert "ms per 4 images" in html.unescape(Path("run/report.html").read_text())
 
 
 def test_a_graph_is_cut_at_two_values_that_both_decide(file: str, folder: Path) -> None:

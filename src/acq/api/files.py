@@ -100,7 +100,8 @@ def engine(file: str | Path) -> Engine:
 def benchmark(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
     """Latency, size and memory of a run's ONNX file beside the same network in floating point, on this machine.
 
-    The figures are written to ``RUN/latency.json``, which the report shows.
+    The figures are written to ``RUN/latency.json``, which the report shows. Where the network came from an ONNX file,
+    both files take what that file took. What ``--outputs`` cut off is in neither.
 
     Args:
         run: The run folder; ``RUN/model.onnx`` is written first if it is missing.
@@ -116,7 +117,8 @@ def benchmark(run: str | Path, *, seconds: float = 5.0) -> Benchmark:
     require_run(folder)
     if not (folder / MODEL).exists():
         export_run(folder)
-    found = measure(load(folder), folder / MODEL, seconds=seconds)
+    student, form = load(folder), exporting.form_in(folder, student_file.load_facts(folder))
+    found = measure(student, folder / MODEL, form=form, seconds=seconds)
     write_or_refuse(folder / LATENCY, json.dumps(asdict(found), indent=1) + "\n")
     return found
 

@@ -76,7 +76,11 @@ def benchmark(
     if as_json:
         print_json(found)
         return
-    latencies = found.pop("latencies")
+    latencies, fixed, without_tail = (found.pop(name) for name in ("latencies", "fixed_batch", "without_tail"))
     print_table(["", ""], [[name.replace("_", " "), str(value)] for name, value in found.items()], numbers_from=1)
     titles = ["threads", "batch", "float ms", "integer ms", "integer / float"]
     print_table(titles, [[f"{value:.3g}" for value in row.values()] for row in latencies], numbers_from=0)
+    if fixed is not None:
+        print_lines([f"the file takes {fixed} image{'' if fixed == 1 else 's'} at once, so no other batch is measured"])
+    if without_tail:
+        print_lines(["both files end at the network's outputs: what --outputs cut off is not measured"])

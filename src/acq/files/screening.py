@@ -41,15 +41,34 @@ class Screened:
 
 
 def is_own(file: Path) -> bool:
-    """Return whether an ONNX file says that ``acq export`` wrote it; False where it cannot be read."""
+    """Return whether an ONNX file says that ``acq export`` wrote it; False where it cannot be read.
+
+    Raises:
+        RequestError: It is larger than any ONNX file.
+    """
+    model = _parsed(file)
+    return model is not None and bool(model.producer_name == PRODUCER)
+
+
+def has_tail(file: Path) -> bool:
+    """Return whether an ONNX file says that it goes on behind the network's outputs; False where it cannot be read.
+
+    Raises:
+        RequestError: It is larger than any ONNX file.
+    """
+    model = _parsed(file)
+    return model is not None and any(entry.key == TAIL_FACT for entry in model.metadata_props)
+
+
+def _parsed(file: Path) -> onnx.ModelProto | None:
     if not file.is_file():
-        return False
+        return None
     try:
-        return bool(onnx.load_model_from_string(read_bytes(file, ONNX_BYTES, _INSTEAD)).producer_name == PRODUCER)
+        return onnx.load_model_from_string(read_bytes(file, ONNX_BYTES, _INSTEAD))
     except RequestError:
         raise
     except Exception:  # protobuf raises errors of native code
-        return False
+        return None
 
 
 def screened_tail(content: bytes) -> bytes:

@@ -124,11 +124,13 @@ def _change(points: float) -> str:
 
 
 def _latencies(latencies: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
-    """The latency of single images, if it was measured. The value is that of the first number of threads."""
-    rows = [row for row in latencies if row["batch"] == 1]
+    """The latency of the smallest batch that was measured. The value is that of the first number of threads."""
+    batch = min((row["batch"] for row in latencies), default=1)
+    rows = [row for row in latencies if row["batch"] == batch]
     if rows:
+        unit = "image" if batch == 1 else f"{batch} images"
         times = [
-            f"{row['float_ms']:.3g} → {row['integer_ms']:.3g} ms per image on {_threads(row['threads'])}"
+            f"{row['float_ms']:.3g} → {row['integer_ms']:.3g} ms per {unit} on {_threads(row['threads'])}"
             for row in rows
         ]
         yield Figure("Latency", f"{100 * rows[0]['latency_ratio']:.0f} %", f"of float on this CPU: {', '.join(times)}")

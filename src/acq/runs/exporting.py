@@ -54,7 +54,7 @@ def export_run(
     require_run(folder)
     student, facts = student_file.load(folder).eval(), student_file.load_facts(folder)
     origin = facts.get("origin", {}) | facts.get("config", {})
-    form = None if raw_images else _form(folder, facts)
+    form = None if raw_images else form_in(folder, facts)
     kept = ("model", "first_last_bits", "add_bits", "preset", "seed")
     made = export_onnx(
         student,
@@ -74,8 +74,16 @@ def export_run(
     return made
 
 
-def _form(folder: Path, facts: dict[str, Any]) -> FileForm | None:
-    """The form of the ONNX file that the network came from; None where it came from none."""
+def form_in(folder: Path, facts: dict[str, Any]) -> FileForm | None:
+    """The form of the ONNX file that a run's network came from; None where it came from none.
+
+    Args:
+        folder: The run folder.
+        facts: What was saved with its student.
+
+    Raises:
+        RequestError: The facts describe no form.
+    """
     known = facts.get("origin", {}).get("form")
     try:
         return None if known is None else FileForm.read(known)

@@ -30,8 +30,8 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
     """Train a student on ``count`` real images, drawn by the seed, and measure it on others."""
     prepared = prepare(Request.of(network, config, {}))
     training, context, known = prepared.training, prepared.training.context, network.preprocessing
-    size, output = known.input_size, context.teacher.output
-    images = read(real, input_size=size, output=output).images[:]
+    output = context.teacher.output
+    images = read(real, preprocessing=known, output=output).images[:]
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))[:count]
     pixels = from_bytes(images[chosen.numpy()], known).to(context.rng.device, memory_format=torch.channels_last)
     batch = context.teach(pixels)
@@ -39,7 +39,7 @@ def measure(network: zoo.Network, config: Config, real: Path, count: int, data: 
     training.current = "calibration"
     for _ in training.run():
         pass
-    labelled = read(data, input_size=size, output=output)
+    labelled = read(data, preprocessing=known, output=output)
     cost = cost_figures(training)
     return {
         "model": network.name,

@@ -91,7 +91,7 @@ def real_row(network: Network, data: Path) -> Row:
     found = network.resolved(data)
     known = found.preprocessing
     teacher = Teacher(trace(found.model, known.input_size))
-    labelled = read(data / network.data, input_size=known.input_size, output=teacher.output, limit=IMAGES)
+    labelled = read(data / network.data, preprocessing=known, output=teacher.output, limit=IMAGES)
     images, label = from_bytes(labelled.images[:], known), torch.from_numpy(labelled.labels)
     figures = attention_figures(teacher, images, label, known)
     common = {"network": network.name, "variant": REAL, "engine": network.engine, "bits": None, "seed": 0}

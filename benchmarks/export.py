@@ -57,7 +57,7 @@ def measure(run: Path, data: Path, seconds: float) -> Row:
     latency, known = api.benchmark(run, seconds=seconds), student.preprocessing
     if known is None:
         raise SystemExit(f"error: the normalisation of the images of {run} is not known; quantize again")
-    images = read(data, input_size=known.input_size, output=student.output).images[:]
+    images = read(data, preprocessing=known, output=student.output).images[:]
     parity = check(made.path, student, from_bytes(images, known))
     kernels = [(parity.integer, parity.layers)]
     kernels += [(parity.openvino.integer, parity.openvino.layers)] if parity.openvino else []

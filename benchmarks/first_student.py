@@ -49,7 +49,7 @@ def measure(case: Case, seed: int, data: Path) -> runs.Row:
     context.student.load_state_dict(context.candidates[FIRST])
     convert_to_integers(context.student)
     output, known = context.teacher.output, network.preprocessing
-    labelled = read(data / case.network.data, input_size=known.input_size, output=output)
+    labelled = read(data / case.network.data, preprocessing=known, output=output)
     found = accuracy_figures(context.teacher, context.student.eval(), known, labelled)
     names = ("teacher_top1", "top1", "test_images")
     return {

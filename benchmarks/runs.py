@@ -52,7 +52,7 @@ def quantized(
         for record in training.run():
             if (record.phase, record.step) == ("images", record.steps):
                 shared = key, training.state()
-        labelled = read(data, input_size=network.preprocessing.input_size, output=context.teacher.output)
+        labelled = read(data, preprocessing=network.preprocessing, output=context.teacher.output)
         figures, _ = measure(training, prepared.graph, labelled)
         yield {
             "model": network.name,

@@ -129,7 +129,7 @@ def measure(network: Network, data: Path, folder: Path) -> Iterator[Row]:
     context, ours = training.context, folder / "acq.onnx"
     api.export_onnx(context.student.eval(), ours)
     seconds = time.perf_counter() - clock
-    test = read(data / network.data, input_size=known.input_size, output=context.teacher.output)
+    test = read(data / network.data, preprocessing=known, output=context.teacher.output)
     subject = Subject(
         folder / "float.onnx", known, context.teacher.output, test, _images(context.dataset.images, test, known)
     )

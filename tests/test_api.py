@@ -73,9 +73,25 @@ def test_preprocessing_is_given_or_that_of_imagenet() -> None:
     assert quantize(mean=[0.5] * 3, std=[0.25] * 3, input_size=[3, 16, 16]).student.preprocessing == KNOWN
 
 
+def test_pictures_of_any_size_are_measured(tmp_path: Path) -> None:
+    """Student and network take them as ``resize`` says; a network that was found has its own."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 24, 20, 3), np.uint8)
+    np.savez(tmp_path / "large.npz", images=images, labels=np.arange(8) % 5)
+    with pytest.warns(Note, match="8 of 8 images have another size than 16x16: .* resized to 17 pixels"):
+        result = quantize(data=tmp_path / "large.npz", resize=17)
+    known = acq.Preprocessing(SIZE, KNOWN.mean, KNOWN.std, acq.Framing(17))
+    assert result.student.preprocessing == known
+    with pytest.warns(Note, match="resized to 17 pixels"):
+        top1 = acq.evaluate(result.student, tmp_path / "large.npz")
+    assert top1 == result.summary["top1"]
+    with pytest.raises(acq.RequestError, match=r"give input_size, mean, std and resize to acq\.zoo\.resolve"):
+        acq.quantize(acq.zoo.resolve("resnet20-cifar10"), resize=40)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"resize": 15}, "--resize is 15"),
         ({"input_size": (3, 16)}, "--input-size"),
         ({"input_size": ("3", "16", "16")}, "--input-size"),
         ({"input_size": (1, 16, 16), "mean": None, "std": None}, "1 channels"),

@@ -136,8 +136,11 @@ def student_part(name: str, made: Callable[[], Student] | None = None) -> Callab
     return prepare
 
 
+EIGHT = Preprocessing((3, 8, 8), (0.5,) * 3, (0.2,) * 3)
+
+
 def read_image_file(path: Path) -> object:
-    return read(path.parents[1], input_size=(3, 8, 8), output=Output.of("class", 2)).images[:]
+    return read(path.parents[1], preprocessing=EIGHT, output=Output.of("class", 2)).images[:]
 
 
 def small_network() -> nn.Module:
@@ -176,7 +179,7 @@ def read_graph(path: Path) -> object:
 
 
 READERS = {
-    "npz": Reader("a.npz", npz, lambda path: read(path, input_size=(3, 8, 8), output=Output.of("class", 3))),
+    "npz": Reader("a.npz", npz, lambda path: read(path, preprocessing=EIGHT, output=Output.of("class", 3))),
     "image file": Reader("0/a.png", image_file, read_image_file),
     "settings": Reader("a.yaml", lambda _: YAML, lambda path: Config.create("default", read_settings(path))),
     "pickle": Reader("a.pth", torch_file, load_state),

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from acq.core.values import Preprocessing
 from acq.files.images import read
 from acq.network.operators import VOCABULARY, operator_of
 from acq.network.structure import structure_of
@@ -140,7 +141,8 @@ def test_a_recipe_writes_weights_figures_and_test_images(
     network = small()
     network.load_state_dict(load_file(out / "weights.safetensors"))
     figures = json.loads((out / "training.json").read_text())
-    labelled = read(test, input_size=(3, 32, 32), output=structure_of(trace(network, (3, 32, 32))).answer.output)
+    output = structure_of(trace(network, (3, 32, 32))).answer.output
+    labelled = read(test, preprocessing=Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3), output=output)
     hits = script("cifar10").hits(network, labelled.images, labelled.labels)
     assert figures["top1"] == round(100 * hits.mean(), 2)
     assert (figures["epochs"], figures["batch"], figures["bfloat16"], len(hits)) == (2, 16, not more, 8)

@@ -2,13 +2,14 @@
 
 from acq.api import benchmark, compare, evaluate, export_onnx, export_run, inspect, load, quantize, write_report
 from acq.config import Config
-from acq.core.values import Preprocessing, Record
+from acq.core.values import Framing, Preprocessing, Record
 from acq.errors import Interrupted, RequestError, RunError
 from acq.quantization.student import Student
 from acq.recipe import Result
 
 __all__ = [
     "Config",
+    "Framing",
     "Interrupted",
     "Preprocessing",
     "Record",

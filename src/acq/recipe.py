@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +29,7 @@ from acq.quantization.student import Student
 from acq.runs.names import TAIL
 from acq.runs.rehearsal import Rehearsal, rehearse
 from acq.runs.session import Session
+from acq.runs.student_format import PreprocessingEntry
 from acq.runs.summary import measure
 from acq.synthesis.condition import ConditionSampler, usual_answers
 from acq.synthesis.generators import make_generator
@@ -153,11 +154,11 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     teacher, main = training.context.teacher, session.processes.is_main
     if main:
         session.require(request.rehearsal_of(training.context.student, export=session.exports))
-    labelled = None if data is None or not main else read(data, input_size=known.input_size, output=teacher.output)
+    labelled = None if data is None or not main else read(data, preprocessing=known, output=teacher.output)
     record = {
         "origin": dict(request.origin),
         "teacher": weights_hash(teacher),
-        "preprocessing": {key: list(value) for key, value in asdict(known).items()},
+        "preprocessing": PreprocessingEntry.of(known).model_dump(mode="json", exclude_none=True),
         "config": config.model_dump(mode="json"),
     }
     with session.opened(record, training) as run:

@@ -33,12 +33,13 @@ def traps(folder: Path) -> Path:
     (folder / "wrong.yaml").write_text("generatr:\n  steps: 3\n")
     images = np.zeros((10, 16, 16, 3), np.uint8)
     np.savez(folder / "labels.npz", images=images, labels=np.arange(10))
-    np.savez(folder / "large.npz", images=np.zeros((5, 32, 32, 3), np.uint8), labels=np.arange(5))
+    np.savez(folder / "grey.npz", images=np.zeros((5, 32, 32, 1), np.uint8), labels=np.arange(5))
+    np.savez(folder / "cells.npz", images=np.zeros((5, 32, 32, 3), np.uint8), labels=np.zeros((5, 32, 32), int))
     for index in range(7):
         (folder / "many" / f"class{index}").mkdir(parents=True)
     for index in range(5):
         (folder / "pictures" / f"{index}").mkdir(parents=True)
-        Image.new("RGB", (20, 16)).save(folder / "pictures" / f"{index}" / "a.png")
+        Image.fromarray(np.zeros((16, 20), np.uint16)).save(folder / "pictures" / f"{index}" / "a.png")
     return folder
 
 
@@ -123,8 +124,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no data": (quantize("--data", "none.npz"), "no data at none.npz"),
     "data of another kind": (quantize("--data", "tinynet.py"), "tinynet.py"),
     "labels out of range": (quantize("--data", "labels.npz"), "labels in labels.npz go from 0 to 9"),
-    "images of another size": (quantize("--data", "large.npz"), "[N, 16, 16, 3]"),
-    "image files of another size": (quantize("--data", "pictures"), "resize it"),
+    "images of other channels": (quantize("--data", "grey.npz"), "[5, 32, 32, 1] but the network takes [N, 16, 16, 3]"),
+    "image files of 16 bits": (quantize("--data", "pictures"), "more than 8 bits per channel; save it with 8"),
+    "images of another size whose labels have places": (
+        quantize(*WITHOUT_GENERATOR, "--data", "cells.npz", network=of("cells")), "their labels have places"
+    ),
+    "pictures below the network's size": (quantize("--resize", "15"), "--resize is 15 but the network takes 16x16"),
+    "a crop of another size": (quantize("--crop", "20"), "--crop is 20 but the network takes 16x16"),
+    "a resized side in words": (quantize("--resize", "big"), "--resize"),
     "more folders than classes": (quantize("--data", "many"), "5 classes"),
     "a sample that there is not": (quantize("--data", "sample"), "no sample"),
 }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from helpers import SIZE, images, student_of
 from onnx import TensorProto, helper
 
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
 from acq.export.engine import Engine
 from acq.export.graph import onnx_model
@@ -38,14 +38,48 @@ def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("mean", "0.5"), ("std", "0.2,0.2,0.2,0.2"), ("input_size", "3,16"), ("counted", "many")]
+    ("key", "value"),
+    [
+        ("mean", "0.5"),
+        ("std", "0.2,0.2,0.2,0.2"),
+        ("input_size", "3,16"),
+        ("counted", "many"),
+        ("resize", "15"),
+        ("resize", "-16"),
+        ("resize", "18.5"),
+        ("interpolation", "nearest"),
+        ("interpolation", ""),
+    ],
 )
 def test_wrong_metadata_are_refused(key: str, value: str, tmp_path: Path) -> None:
     """They are checked before they are used."""
     student = student_of("residual").eval()
-    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3)
+    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3, Framing(18))
     model = onnx_model(student)
     next(entry for entry in model.metadata_props if entry.key == key).value = value
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(RequestError, match="was not written by acq export"):
+        Engine(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("framing", [None, Framing(16), Framing(18, "bicubic")])
+def test_a_file_says_how_pictures_are_framed(framing: Framing | None, tmp_path: Path) -> None:
+    """As the student does. Files from before framing say nothing of it."""
+    student = student_of("residual").eval()
+    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3, framing)
+    model = onnx_model(student)
+    keys = {entry.key for entry in model.metadata_props}
+    assert keys >= {"resize", "interpolation"} if framing else not keys & {"resize", "interpolation"}
+    onnx.save(model, tmp_path / "model.onnx")
+    assert Engine(tmp_path / "model.onnx").preprocessing == student.preprocessing
+
+
+def test_a_resize_without_interpolation_is_refused(tmp_path: Path) -> None:
+    """One entry of two is no framing."""
+    student = student_of("residual").eval()
+    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.2,) * 3, Framing(18))
+    model = onnx_model(student)
+    model.metadata_props.remove(next(entry for entry in model.metadata_props if entry.key == "interpolation"))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(RequestError, match="was not written by acq export"):
         Engine(tmp_path / "model.onnx")

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from helpers import NETWORKS, SIZE, images, student_of
 
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
 from acq.export.check import Parity, check
 from acq.export.graph import onnx_model
@@ -113,6 +113,16 @@ def test_the_file_describes_itself() -> None:
         (
             Preprocessing(SIZE, (0.5, 0.25, 0.125), (1.0, 2.0, 4.0)),
             {"input_size": "3,16,16", "mean": "0.5,0.25,0.125", "std": "1.0,2.0,4.0"},
+        ),
+        (
+            Preprocessing(SIZE, (0.5,) * 3, (1.0,) * 3, Framing(18, "bicubic")),
+            {
+                "input_size": "3,16,16",
+                "mean": "0.5,0.5,0.5",
+                "std": "1.0,1.0,1.0",
+                "resize": "18",
+                "interpolation": "bicubic",
+            },
         ),
     ):
         student.preprocessing = preprocessing

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.image_files import BrokenImageError, open_image, read_class_folders
 
-SIZE = (3, 8, 10)
+COLOUR = Preprocessing((3, 8, 10), (0.5,) * 3, (0.5,) * 3)
+GREY = Preprocessing((1, 8, 10), (0.5,), (0.5,))
 
 
 def folder_of(path: Path, counts: dict[str, int], mode: str = "RGB") -> dict[str, np.ndarray]:
@@ -34,7 +37,8 @@ def folder_of(path: Path, counts: dict[str, int], mode: str = "RGB") -> dict[str
 def test_images_come_in_class_order_and_in_turns(tmp_path: Path) -> None:
     """Sorted names are the classes, each class gives one image per turn, and pixels are unchanged."""
     made = folder_of(tmp_path, {"cat": 1, "ant": 3, "bee": 2})
-    images, labels = read_class_folders(tmp_path, SIZE, 3)
+    images, labels, others = read_class_folders(tmp_path, COLOUR, 3)
+    assert others == 0
     assert labels.dtype == np.int64
     assert labels.tolist() == [0, 1, 2, 0, 1, 0]
     names = ["ant/0", "bee/0", "cat/0", "ant/1", "bee/1", "ant/2"]
@@ -48,8 +52,8 @@ def test_a_limit_keeps_the_first_images_and_covers_classes_evenly(
     """A limited folder is the beginning of the whole, and no class is more than one image ahead."""
     path = tmp_path_factory.mktemp("folder")
     folder_of(path, {"a": 3, "b": 3, "c": 3})
-    part, labels = read_class_folders(path, SIZE, 3, limit)
-    whole, _ = read_class_folders(path, SIZE, 3)
+    part, labels, _ = read_class_folders(path, COLOUR, 3, limit)
+    whole, _, _ = read_class_folders(path, COLOUR, 3)
     assert np.array_equal(part[:], whole[:limit])
     counts = np.bincount(labels, minlength=3)
     assert counts.max() - counts.min() <= 1
@@ -58,19 +62,19 @@ def test_a_limit_keeps_the_first_images_and_covers_classes_evenly(
 def test_names_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:
     """Class 10 comes after class 2."""
     folder_of(tmp_path, {str(i): 1 for i in range(11)})
-    images, _ = read_class_folders(tmp_path, SIZE, 11)
+    images, _, _ = read_class_folders(tmp_path, COLOUR, 11)
     assert [path.parent.name for path in images.paths] == [str(i) for i in range(11)]
 
 
 def test_fewer_folders_than_classes_are_named_by_index(tmp_path: Path) -> None:
     """Numbers are the labels; other names, and numbers beyond the classes, are refused."""
     folder_of(tmp_path / "numbered", {"007": 1, "3": 1})
-    assert read_class_folders(tmp_path / "numbered", SIZE, 10)[1].tolist() == [3, 7]
+    assert read_class_folders(tmp_path / "numbered", COLOUR, 10)[1].tolist() == [3, 7]
     folder_of(tmp_path / "named", {"dog": 1, "cat": 1})
     with pytest.raises(RequestError, match="2 sub-folders but the network has 10"):
-        read_class_folders(tmp_path / "named", SIZE, 10)
+        read_class_folders(tmp_path / "named", COLOUR, 10)
     with pytest.raises(RequestError, match="class index, 0 to 4"):
-        read_class_folders(tmp_path / "numbered", SIZE, 5)
+        read_class_folders(tmp_path / "numbered", COLOUR, 5)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
@@ -78,17 +82,12 @@ def test_fewer_folders_than_classes_are_named_by_index(tmp_path: Path) -> None:
 def test_every_mode_is_converted_to_the_network_s_channels(tmp_path: Path, mode: str, channels: int) -> None:
     """Grey, palette and transparent files give one channel or three."""
     folder_of(tmp_path, {"a": 1, "b": 1}, mode)
-    images, _ = read_class_folders(tmp_path, (channels, 8, 10), 2)
+    images, _, _ = read_class_folders(tmp_path, GREY if channels == 1 else COLOUR, 2)
     assert images[:].shape == (2, 8, 10, channels)
 
 
 def empty(path: Path) -> None:
     (path / "a").mkdir()
-
-
-def wrong_size(path: Path) -> None:
-    empty(path)
-    Image.new("RGB", (8, 8)).save(path / "a" / "small.jpg")
 
 
 def deep(path: Path) -> None:
@@ -106,7 +105,6 @@ def no_image(path: Path) -> None:
     [
         (lambda p: None, "no sub-folders"),
         (empty, "no images in the sub-folders"),
-        (wrong_size, r"small\.jpg has 8x8 pixels but the network takes 8x10"),
         (deep, r"deep\.png has more than 8 bits"),
         (no_image, r"all 1 image files .*text\.PNG is a broken image"),
         (lambda p: folder_of(p, {"a": 1, "b": 1}), "2 sub-folders but the network has 1 class"),
@@ -116,14 +114,14 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path, make: Callable[[P
     """Each misfit gives one line before the evaluation begins."""
     make(tmp_path)
     with pytest.raises(RequestError, match=fact) as caught:
-        read_class_folders(tmp_path, SIZE, 1)
+        read_class_folders(tmp_path, COLOUR, 1)
     assert "\n" not in str(caught.value)
 
 
 def test_other_channels_need_an_npz(tmp_path: Path) -> None:
     """Image files have one channel or three."""
     with pytest.raises(RequestError, match=r"takes 2 channels .* give a \.npz"):
-        read_class_folders(tmp_path, (2, 8, 10), 3)
+        read_class_folders(tmp_path, replace(COLOUR, input_size=(2, 8, 10)), 3)
 
 
 def test_broken_images_are_named_counted_and_left_out(tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_broken_images_are_named_counted_and_left_out(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-150])
     (tmp_path / "b" / "1.png").write_text("no image")
     with pytest.warns(UserWarning, match=r"2 of 5 image files in .* are broken and left out: 0\.png, 1\.png"):
-        images, labels = read_class_folders(tmp_path, SIZE, 2)
+        images, labels, _ = read_class_folders(tmp_path, COLOUR, 2)
     assert labels.tolist() == [1, 0, 1]
     assert images[:].shape == (3, 8, 10, 3)
 
@@ -144,7 +142,7 @@ def test_a_warning_names_five_files_at_most(tmp_path: Path) -> None:
     for i in range(6):
         (tmp_path / "a" / f"{i}.png").write_text("no image")
     with pytest.warns(UserWarning, match=r"6 of 7 .*: 0\.png, 1\.png, 2\.png, 3\.png, 4\.png, \.\.\.$"):
-        read_class_folders(tmp_path, SIZE, 1)
+        read_class_folders(tmp_path, COLOUR, 1)
 
 
 def bomb(side: int) -> bytes:
@@ -168,7 +166,18 @@ def test_bombs_and_other_formats_are_not_decoded(tmp_path: Path, content: bytes)
     with pytest.raises((OSError, ValueError)), open_image(tmp_path / "a" / "1.png"):
         pass
     with pytest.warns(UserWarning, match=r"1 of 2 image files .*1\.png"):
-        assert len(read_class_folders(tmp_path, SIZE, 1)[0]) == 1
+        assert len(read_class_folders(tmp_path, COLOUR, 1)[0]) == 1
+
+
+def test_pictures_of_other_sizes_are_framed_and_counted(tmp_path: Path) -> None:
+    """Those of the network's size stay as they are."""
+    made = folder_of(tmp_path, {"a": 2})
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(tmp_path / "a" / "big.jpg")
+    images, _, others = read_class_folders(tmp_path, COLOUR, 1)
+    assert others == 1
+    assert np.array_equal(images[:2], np.stack([made["a/0"], made["a/1"]]))
+    assert images[:].shape == (3, 8, 10, 3)
+    assert np.ptp(images[2:][0], axis=(0, 1)).tolist() == [0, 0, 0]
 
 
 def test_a_file_that_the_system_refuses_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,13 +189,13 @@ def test_a_file_that_the_system_refuses_is_not_left_out(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Image, "open", refused)
     with pytest.raises(RequestError, match=r"0\.png cannot be read \(Permission denied\)"):
-        read_class_folders(tmp_path, SIZE, 1)
+        read_class_folders(tmp_path, COLOUR, 1)
 
 
 def test_a_file_that_breaks_later_is_named(tmp_path: Path) -> None:
     """Files are decoded again when they are sliced."""
     folder_of(tmp_path, {"a": 1})
-    images, _ = read_class_folders(tmp_path, SIZE, 1)
+    images, _, _ = read_class_folders(tmp_path, COLOUR, 1)
     file = tmp_path / "a" / "0.png"
     file.write_bytes(file.read_bytes()[:-150])
     with pytest.raises(BrokenImageError, match=r"0\.png is a broken image"):
@@ -196,7 +205,7 @@ def test_a_file_that_breaks_later_is_named(tmp_path: Path) -> None:
 def test_only_the_slice_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice of two images opens two files."""
     folder_of(tmp_path, {"a": 5})
-    images, _ = read_class_folders(tmp_path, SIZE, 1)
+    images, _, _ = read_class_folders(tmp_path, COLOUR, 1)
     opened: list[Path] = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda path, **how: opened.append(path) or real(path, **how))

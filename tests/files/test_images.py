@@ -13,8 +13,9 @@ from PIL import Image
 from acq.core.outputs import Output
 from acq.core.pixels import from_bytes
 from acq.core.values import Preprocessing
-from acq.errors import RequestError
+from acq.errors import Note, RequestError
 from acq.files.arrays import CIFAR_RECORD
+from acq.files.framing import FramedImages
 from acq.files.images import LabelledImages, batches, read
 
 THREE = Output.of("class", 3)
@@ -53,10 +54,10 @@ def cifar_folder(path: Path) -> tuple[Path, Any]:
 def test_every_form_gives_images_and_labels(tmp_path: Path, make: Any) -> None:
     """uint8 [N, H, W, C] and int64 [N]; a limit keeps the first."""
     path, size = make(tmp_path)
-    data = read(path, input_size=size, output=THREE)
+    data = read(path, preprocessing=Preprocessing(size, (0.5,) * 3, (0.2,) * 3), output=THREE)
     assert (data.images[:].shape, data.images[:].dtype) == ((3, *size[1:], 3), np.uint8)
     assert (data.labels.tolist(), data.labels.dtype) == ([0, 1, 2], np.int64)
-    first = read(path, input_size=size, output=THREE, limit=2)
+    first = read(path, preprocessing=Preprocessing(size, (0.5,) * 3, (0.2,) * 3), output=THREE, limit=2)
     assert len(first) == 2
     assert np.array_equal(first.images[:], data.images[:2])
 
@@ -66,7 +67,8 @@ def test_every_form_gives_images_and_labels(tmp_path: Path, make: Any) -> None:
     [
         (pixels(2), np.arange(3), "2 images and 3 labels"),
         (pixels(0), np.arange(0), "no images"),
-        (pixels(2, 8, 8, 3), np.arange(2), r"\[2, 8, 8, 3\] .*\[N, 8, 10, 3\]"),
+        (pixels(2, 8, 10, 1), np.arange(2), r"\[2, 8, 10, 1\] .*\[N, 8, 10, 3\]"),
+        (pixels(2, 8, 0, 3), np.arange(2), r"\[2, 8, 0, 3\] .*\[N, 8, 10, 3\]"),
         (pixels(2, 3, 8, 10), np.arange(2), r"\[2, 3, 8, 10\]"),
         (pixels(2, 8, 10), np.arange(2), r"\[2, 8, 10\]"),
         (np.uint8(3), np.arange(2), r"are \[\] "),
@@ -80,7 +82,7 @@ def test_data_that_does_not_fit_the_network_is_refused(
     """One line names the file, the fact and the way out."""
     np.savez(tmp_path / "d.npz", images=images, labels=labels)
     with pytest.raises(RequestError, match=fact) as caught:
-        read(tmp_path / "d.npz", input_size=COLOUR.input_size, output=THREE)
+        read(tmp_path / "d.npz", preprocessing=COLOUR, output=THREE)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -90,13 +92,13 @@ def test_other_paths_say_what_to_give(tmp_path: Path, name: str, fact: str) -> N
     """A missing path and an unknown kind of file."""
     (tmp_path / "d.npy").touch()
     with pytest.raises(RequestError, match=rf"{fact}.*; give a \.npz file, a folder"):
-        read(tmp_path / name, input_size=COLOUR.input_size, output=THREE)
+        read(tmp_path / name, preprocessing=COLOUR, output=THREE)
 
 
 def test_a_limit_is_at_least_one(tmp_path: Path) -> None:
     """An evaluation without images is refused."""
     with pytest.raises(RequestError, match="at least 1"):
-        read(tmp_path, input_size=COLOUR.input_size, output=THREE, limit=0)
+        read(tmp_path, preprocessing=COLOUR, output=THREE, limit=0)
 
 
 @given(st.integers(1, 12))
@@ -121,7 +123,7 @@ def test_batches_cover_the_data_once_and_in_order(size: int) -> None:
 def test_labels_of_yes_and_no_are_read(labels: np.ndarray, output: Output, tmp_path: Path) -> None:
     """A row per image, or one number where there is one label."""
     np.savez(tmp_path / "d.npz", images=pixels(3), labels=labels)
-    data = read(tmp_path / "d.npz", input_size=(3, 8, 10), output=output)
+    data = read(tmp_path / "d.npz", preprocessing=COLOUR, output=output)
     assert np.array_equal(data.labels, labels.astype(int))
     ((_, found),) = batches(data, COLOUR)
     assert torch.equal(found, torch.from_numpy(labels.astype(int)))
@@ -132,10 +134,10 @@ def test_two_folders_answer_no_and_yes(tmp_path: Path) -> None:
     for name, image in zip(("ham", "spam"), pixels(2), strict=True):
         (tmp_path / name).mkdir()
         Image.fromarray(image).save(tmp_path / name / "0.png")
-    data = read(tmp_path, input_size=(3, 8, 10), output=Output.of("multilabel", 1))
+    data = read(tmp_path, preprocessing=COLOUR, output=Output.of("multilabel", 1))
     assert data.labels.tolist() == [0, 1]
     with pytest.raises(RequestError, match=r"4 labels, yes or no each; give a \.npz file .*\[N, 4\]"):
-        read(tmp_path, input_size=(3, 8, 10), output=Output.of("multilabel", 4))
+        read(tmp_path, preprocessing=COLOUR, output=Output.of("multilabel", 4))
 
 
 @pytest.mark.parametrize(
@@ -155,4 +157,29 @@ def test_labels_of_another_shape_are_refused(labels: np.ndarray, output: Output,
     """The line has the shape, or the values, and what is wanted."""
     np.savez(tmp_path / "d.npz", images=pixels(3), labels=labels)
     with pytest.raises(RequestError, match=fact):
-        read(tmp_path / "d.npz", input_size=(3, 8, 10), output=output)
+        read(tmp_path / "d.npz", preprocessing=COLOUR, output=output)
+
+
+@pytest.mark.parametrize("form", ["npz", "folders"])
+def test_pictures_of_another_size_are_framed_with_a_note(tmp_path: Path, form: str) -> None:
+    """In an array as in files, the same pixels."""
+    images = pixels(2, 20, 30, 3)
+    if form == "npz":
+        np.savez(tmp_path / "d.npz", images=images, labels=np.arange(2))
+    else:
+        for label, image in enumerate(images):
+            (tmp_path / f"{label}").mkdir()
+            Image.fromarray(image).save(tmp_path / f"{label}" / "0.png")
+    path = tmp_path / "d.npz" if form == "npz" else tmp_path
+    with pytest.warns(
+        Note, match=r"2 of 2 images have another size than 8x10: the shorter side is resized to 9 pixels"
+    ):
+        data = read(path, preprocessing=COLOUR, output=Output.of("class", 2))
+    assert np.array_equal(data.images[:], FramedImages(images, COLOUR)[:])
+
+
+def test_labels_with_places_need_images_of_the_network_s_size(tmp_path: Path) -> None:
+    """A crop would move the pixels away from their labels."""
+    np.savez(tmp_path / "d.npz", images=pixels(2, 20, 30, 3), labels=np.zeros((2, 20, 30), int))
+    with pytest.raises(RequestError, match="are 20x30 and their labels have places"):
+        read(tmp_path / "d.npz", preprocessing=COLOUR, output=Output.of("map", 3, 8, 10))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -231,6 +232,16 @@ def test_a_run_folder_becomes_a_page(with_student: Path) -> None:
     assert all(f" {name} " in text for name in ("stem.0", "middle.0.block.0", "head.fc"))
     assert "acq quantize resnet20-cifar10 --preset fast --bits w4a4" in text
     assert "--set seed=3" in text
+
+
+def test_a_run_with_framing_is_made_again_with_it(with_student: Path) -> None:
+    """The option has the resized side."""
+    facts = json.loads((with_student / QUANTIZATION).read_text())["facts"]
+    assert "--resize" not in Page(write_report(with_student).read_text()).text
+    facts["preprocessing"]["framing"] = {"resize": 18, "interpolation": "bilinear"}
+    change(with_student, QUANTIZATION, facts=facts)
+    text = Page(write_report(with_student).read_text()).text
+    assert "--input-size 3,16,16 --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --resize 18" in text
 
 
 @pytest.mark.parametrize("facts", [{}, {"origin": 3}, {"origin": {}, "config": {"bits": []}, "preprocessing": {}}])

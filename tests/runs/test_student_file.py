@@ -12,7 +12,7 @@ import torch
 from helpers import NETWORKS, SIZE, images, student_of
 from torch import nn
 
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
 from acq.network.names import name_of
 from acq.network.trace import trace
@@ -82,6 +82,24 @@ def test_facts_and_normalisation_travel_with_the_student(tmp_path: Path) -> None
     save(student, tmp_path, FACTS)
     assert exists(tmp_path)
     assert load_facts(tmp_path) == FACTS
+    assert load(tmp_path).preprocessing == student.preprocessing
+
+
+@pytest.mark.parametrize("framing", [Framing(16), Framing(20, "bicubic")])
+def test_framing_travels_with_the_student(framing: Framing, tmp_path: Path) -> None:
+    """So pictures of any size are measured as the network's were."""
+    student = student_of("residual")
+    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3, framing)
+    save(student, tmp_path, FACTS)
+    assert load(tmp_path).preprocessing == student.preprocessing
+
+
+def test_a_document_from_before_framing_is_read(tmp_path: Path) -> None:
+    """It has no such key."""
+    student = student_of("residual")
+    student.preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3)
+    save(student, tmp_path, FACTS)
+    change(tmp_path, lambda document: document["preprocessing"].pop("framing"))
     assert load(tmp_path).preprocessing == student.preprocessing
 
 
@@ -162,6 +180,11 @@ def fields(**fields: Any) -> Edit:
     return lambda document: document.update(fields)
 
 
+def framed(**framing: Any) -> Edit:
+    known = {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3}
+    return fields(preprocessing={**known, "framing": {"resize": 18, "interpolation": "bilinear", **framing}})
+
+
 def node_fields(index: int, **fields: Any) -> Edit:
     return lambda document: document["nodes"][index].update(fields)
 
@@ -192,6 +215,11 @@ def entry_fields(section: str, **fields: Any) -> Edit:
         (node_fields(3, args=[{"file": "x"}]), "damaged"),
         (node_fields(3, name="image"), "two nodes are called 'image'"),
         (node_fields(2, target="forward"), "does not describe"),
+        (framed(resize=15), "pictures are resized below the network's size"),
+        (framed(resize=-16), "pictures are resized below the network's size"),
+        (framed(resize=18.5), "preprocessing.framing.resize"),
+        (framed(interpolation="nearest"), "preprocessing.framing.interpolation"),
+        (framed(crop=16), "preprocessing.framing.crop"),
     ],
 )
 def test_tampered_documents_are_refused(edit: Edit, words: str, folder: Path) -> None:

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -50,28 +49,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
-
-
-def libraries(monkeypatch: pytest.MonkeyPatch, cfg: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Stand-ins for torchvision and timm; returns the keyword arguments of their calls."""
-    calls: list[dict[str, Any]] = []
-
-    def make(**arguments: Any) -> nn.Module:
-        calls.append(arguments)
-        model = nn.Linear(2, 2)
-        model.pretrained_cfg = cfg
-        return model
-
-    models = ModuleType("torchvision.models")
-    models.list_models = lambda: ["resnet18", "resnet50"]  # type: ignore[attr-defined]
-    models.get_model = make  # type: ignore[attr-defined]
-    timm = ModuleType("timm")
-    timm.list_models = lambda: ["resnet18", "vgg11"]  # type: ignore[attr-defined]
-    timm.create_model = make  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
-    monkeypatch.setitem(sys.modules, "torchvision.models", models)
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    return calls
 
 
 def test_a_callable_of_the_current_folder_is_called(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,86 +160,3 @@ def test_torchscript_is_no_network(folder: Path) -> None:
     (folder / "wrapped.py").write_text(WRAPPED)
     with pytest.raises(RequestError, match=r"^the network is a TorchScript program"):
         resolve("wrapped:scripted", input_size=SIZE)
-
-
-def test_torchvision_and_timm_load_their_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do so without a checkpoint; the user's arguments take precedence."""
-    calls = libraries(monkeypatch)
-    resolve("torchvision:resnet18", input_size=SIZE)
-    resolve("torchvision:resnet18", input_size=SIZE, arguments={"weights": None, "num_classes": 5})
-    resolve("timm:vgg11", input_size=SIZE)
-    resolve("timm:resnet18.a1_in1k", input_size=SIZE)
-    assert calls == [
-        {"name": "resnet18", "weights": "DEFAULT"},
-        {"name": "resnet18", "weights": None, "num_classes": 5},
-        {"model_name": "vgg11", "pretrained": True},
-        {"model_name": "resnet18.a1_in1k", "pretrained": True},
-    ]
-
-
-def test_a_checkpoint_replaces_a_library_s_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The library's own weights are not downloaded."""
-    calls = libraries(monkeypatch)
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
-    for model in ("torchvision:resnet18", "timm:vgg11"):
-        resolve(model, input_size=SIZE, checkpoint=tmp_path / "w.pt")
-    assert [call.get("weights", call.get("pretrained")) for call in calls] == [None, False]
-
-
-def test_timm_s_weights_set_the_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their input size, mean and std are used, but not for other weights."""
-    libraries(monkeypatch, {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3})
-    network = resolve("timm:vgg11")
-    assert network.preprocessing.input_size == (3, 64, 64)
-    assert network.preprocessing.mean == (0.5,) * 3
-    assert network.preprocessing_given
-    with pytest.raises(RequestError, match="--input-size"):
-        resolve("timm:vgg11", arguments={"pretrained": False})
-
-
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_an_unknown_network_of_a_library_gives_a_hint(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    """The name is checked before anything is built."""
-    libraries(monkeypatch)
-    with pytest.raises(RequestError, match=r"did you mean 'resnet18'"):
-        resolve(f"{library}:resnet81", input_size=SIZE)
-
-
-class Finder:
-    """Makes the import of a package raise, like a package that was built for another torch."""
-
-    def __init__(self, package: str, error: Exception) -> None:
-        self.package, self.error = package, error
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name.split(".")[0] == self.package:
-            raise self.error
-
-
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-@pytest.mark.parametrize(
-    ("make", "fact"),
-    [
-        (
-            lambda name: ModuleNotFoundError(f"No module named '{name}'", name=name),
-            "is not installed; install it with pip install",
-        ),
-        (
-            lambda name: ModuleNotFoundError("No module named 'yaml'", name="yaml"),
-            "cannot be imported: .*'yaml'",
-        ),
-        (
-            lambda name: RuntimeError("operator torchvision::nms does not exist"),
-            "cannot be imported: RuntimeError",
-        ),
-    ],
-)
-def test_a_library_that_cannot_be_imported_gives_one_line(
-    monkeypatch: pytest.MonkeyPatch, library: str, make: Callable[[str], Exception], fact: str
-) -> None:
-    """It is absent, incomplete or built for another torch."""
-    for name in [name for name in sys.modules if name.split(".")[0] == library]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Finder(library, make(library)), *sys.meta_path])
-    with pytest.raises(RequestError, match=fact):
-        resolve(f"{library}:resnet18", input_size=SIZE)

@@ -71,7 +71,7 @@ def test_an_absent_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
 def test_the_public_resnet20_keeps_its_accuracy(shared: Callable[[str], Path]) -> None:
     """The public checkpoint in the built-in network has 91.5 % top-1 on the first 1,000 test images."""
     network = resolve("resnet20-cifar10", checkpoint=shared("resnet20-cifar10.safetensors"))
-    data = read(shared("cifar10-test.npz"), input_size=network.preprocessing.input_size, output=TEN, limit=1000)
+    data = read(shared("cifar10-test.npz"), preprocessing=network.preprocessing, output=TEN, limit=1000)
     assert accuracy(network.model, batches(data, network.preprocessing), TEN) == pytest.approx(91.5, abs=0.11)
 
 
@@ -80,7 +80,7 @@ def test_the_bundled_weights_classify_the_bundled_sample() -> None:
     sample = sample_of("resnet20-cifar10")
     assert sample is not None
     network = resolve("resnet20-cifar10")
-    data = read(sample, input_size=network.preprocessing.input_size, output=TEN)
+    data = read(sample, preprocessing=network.preprocessing, output=TEN)
     assert len(data) == 1000
     assert accuracy(network.model, batches(data, network.preprocessing), TEN) >= 90
 

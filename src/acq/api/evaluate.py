@@ -60,7 +60,7 @@ class Target:
             data: An ``.npz`` file or a folder of classes.
             limit: Evaluate only the first images.
         """
-        images = read(data, input_size=self.preprocessing.input_size, output=self.output, limit=limit)
+        images = read(data, preprocessing=self.preprocessing, output=self.output, limit=limit)
         return accuracy(self.network, batches(images, self.preprocessing), self.output, self.device), len(images)
 
 
@@ -138,9 +138,10 @@ def target(
     if preprocessing is not None:
         options |= {name: getattr(preprocessing, name) for name in ("input_size", "mean", "std")}
     named = resolve(str(network), outputs=names_of(outputs), **options)
-    graph = trace(named.model, named.preprocessing.input_size, outputs, output_kinds)
-    check_normalisation(Teacher(graph), named.preprocessing, given=named.preprocessing_given)
-    return _of_graph(graph, named.preprocessing, str(network), place)
+    known = named.preprocessing if preprocessing is None else preprocessing
+    graph = trace(named.model, known.input_size, outputs, output_kinds)
+    check_normalisation(Teacher(graph), known, given=named.preprocessing_given)
+    return _of_graph(graph, known, str(network), place)
 
 
 def _is_own(file: Path) -> bool:

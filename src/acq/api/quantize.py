@@ -26,6 +26,7 @@ def quantize(
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    resize: int | None = None,
     bits: str | None = None,
     out: str | Path | None = None,
     preset: str = "default",
@@ -52,6 +53,8 @@ def quantize(
         mean: Of its normalisation of pixels in [0, 1], per channel; with batch norms and three channels it may be left
             out, and is then ImageNet's.
         std: As ``mean``.
+        resize: The shorter side that pictures in ``data`` of another size get before the crop to their centre; by
+            default 8/7 of the network's.
         bits: Such as ``"w4a4"``, the default.
         out: The run folder; nothing is written without it.
         preset: ``fast``, ``default``, ``best``, ``acq`` or ``gdfq``.
@@ -78,7 +81,7 @@ def quantize(
         RequestError: The request cannot be carried out; nothing was written.
     """
     request = _request(
-        model, input_size, mean, std, preset, settings,
+        model, input_size, mean, std, resize, preset, settings,
         bits=bits, outputs=outputs, output_kind=output_kind, seed=seed, device=device,
     )  # fmt: skip
     with watching(Console(stderr=True)) if progress else nullcontext() as bars:
@@ -123,7 +126,7 @@ def inspect(
         RequestError: The network cannot be quantized.
     """
     request = _request(
-        model, input_size, mean, std, preset, settings,
+        model, input_size, mean, std, None, preset, settings,
         bits=bits, outputs=outputs, output_kind=output_kind, device="cpu",
     )  # fmt: skip
     return prepare(request).training.context.student.plan
@@ -134,16 +137,18 @@ def _request(
     input_size: Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    resize: int | None,
     preset: str,
     settings: Mapping[str, Any] | None,
     **given: Any,
 ) -> Request:
     config = Config.create(preset, settings or {}, {key: value for key, value in given.items() if value is not None})
     if isinstance(model, Network):
-        if (input_size, mean, std) != (None, None, None):
+        if any(given is not None for given in (input_size, mean, std, resize)):
             raise RequestError(
-                f"{model.name} was found with its images; give input_size, mean and std to acq.zoo.resolve"
+                f"{model.name} was found with its images; give input_size, mean, std and resize to acq.zoo.resolve"
             )
         return Request.of(model, config, {"model": model.name})
     origin = {"model": f"{type(model).__module__}:{type(model).__qualname__}"}
-    return Request(model, preprocessing_of(input_size, mean, std), config, origin, normalisation_given=mean is not None)
+    known = preprocessing_of(input_size, mean, std, resize=resize)
+    return Request(model, known, config, origin, normalisation_given=mean is not None)

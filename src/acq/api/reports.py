@@ -88,6 +88,7 @@ def _command(facts: Mapping[str, Any], run: Path, traits: Traits) -> str:
         parts += [f"--{option}", value if isinstance(value, str) else json.dumps(value)] if value else []
     for option, name in (("input-size", "input_size"), ("mean", "mean"), ("std", "std")):
         parts += [f"--{option}", ",".join(map(str, known[name]))]
+    parts += ["--resize", str(known["framing"]["resize"])] if "framing" in known else []
     for key, value in differences(config, usual).items():
         parts += ["--set", f"{key}={json.dumps(value)}"]
     return shlex.join([*parts, "--out", str(run)])

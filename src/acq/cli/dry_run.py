@@ -32,7 +32,7 @@ def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, e
     rehearsal = request.rehearsal_of(context.student, export=export)
     rehearsal.require_file()
     if data is not None:
-        read(data, input_size=request.preprocessing.input_size, output=context.teacher.output)
+        read(data, preprocessing=request.preprocessing, output=context.teacher.output)
     seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}
     plan, config = context.student.plan, prepared.config
     if as_json:

@@ -27,6 +27,8 @@ def evaluate(
     input_size: o.InputSize = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    resize: o.Resize = None,
+    crop: o.Crop = None,
     outputs: o.Outputs = None,
     output_kind: o.OutputKind = None,
     device: o.DeviceName = None,
@@ -42,7 +44,7 @@ def evaluate(
         outputs=outputs,
         output_kinds=kinds_of(output_kind),
         device=device or "auto",
-        **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std),
+        **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop),
     )
     percent, count = found.accuracy(data_path(data, found.model), limit)
     measured = ACCURACIES[found.output.kind]  # images were not read for an output without one

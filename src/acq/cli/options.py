@@ -49,6 +49,18 @@ Std = Annotated[
     str | None,
     typer.Option(metavar="A,B,C", help="standard deviation per channel", rich_help_panel=NETWORK),
 ]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="shorter side of pictures in --data before their centre is cropped, where they have another size",
+        rich_help_panel=NETWORK,
+    ),
+]
+Crop = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="side of that crop, which is the network's own", rich_help_panel=NETWORK),
+]
 Outputs = Annotated[
     str | None,
     typer.Option(

@@ -39,6 +39,7 @@ def quantize(
     model: o.Model, out: o.Out = None,
     checkpoint: o.Checkpoint = None, checkpoint_key: o.CheckpointKey = None, model_args: o.ModelArgs = None,
     input_size: o.InputSize = None, mean: o.Mean = None, std: o.Std = None,
+    resize: o.Resize = None, crop: o.Crop = None,
     outputs: o.Outputs = None, output_kind: o.OutputKind = None,
     bits: o.Bits = None, budget: o.Budget = None, first_last_bits: o.FirstLastBits = None, add_bits: o.AddBits = None,
     exclude: o.Exclude = None, placement: o.Placement = None,
@@ -60,7 +61,7 @@ def quantize(
         preset, config, set_, exclude, bits=bits, budget=budget, first_last_bits=first_last_bits, add_bits=add_bits,
         placement=placement, device=device, seed=seed, outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
-    options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std)
+    options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop)
     network = network_of(model, options, settings.outputs)
     folder = out or free_folder(model, settings.bits)
     origin = {

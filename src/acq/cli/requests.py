@@ -27,6 +27,8 @@ def network_options(
     input_size: str | None,
     mean: str | None,
     std: str | None,
+    resize: int | None = None,
+    crop: int | None = None,
 ) -> dict[str, Any]:
     """The options of a network as ``acq.zoo.resolve`` takes them; None where not given."""
     return {
@@ -36,6 +38,8 @@ def network_options(
         "input_size": _numbers(input_size, "--input-size", int),
         "mean": _numbers(mean, "--mean", float),
         "std": _numbers(std, "--std", float),
+        "resize": resize,
+        "crop": crop,
     }
 
 

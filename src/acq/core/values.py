@@ -13,6 +13,19 @@ from acq.core.outputs import Output
 
 
 @dataclass(frozen=True)
+class Framing:
+    """How a picture of another size than the network's becomes one of its size: resized, then cropped to its centre.
+
+    Attributes:
+        resize: Pixels of the shorter side before the crop.
+        interpolation: ``bilinear`` or ``bicubic``, with antialias, as Pillow computes them.
+    """
+
+    resize: int
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How pixels in [0, 1] become network input: ``(pixels - mean) / std``, one mean and one std per channel.
 
@@ -20,11 +33,13 @@ class Preprocessing:
         input_size: Channels, height and width.
         mean: One value per channel.
         std: One value per channel, above 0.
+        framing: Of pictures that have another size; None if it is not known.
     """
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    framing: Framing | None = None
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from acq.core.pixels import to_bytes
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError, first_line
 from acq.export.answers import FileAnswer
 from acq.export.form import LAYOUT
 from acq.export.graph import RAW
+from acq.files.framing import INTERPOLATIONS
 from acq.files.onnx_session import session_of
 from acq.files.screening import screened
 
@@ -123,4 +124,7 @@ def _preprocessing(known: dict[str, str]) -> Preprocessing:
     mean, std = (tuple(map(float, known[name].split(","))) for name in ("mean", "std"))
     if (len(mean), len(std)) != (channels, channels):
         raise ValueError("the numbers of means, deviations and channels differ")
-    return Preprocessing((channels, height, width), mean, std)
+    framing = Framing(int(known["resize"]), known["interpolation"]) if "resize" in known else None
+    if framing is not None and (framing.resize < min(height, width) or framing.interpolation not in INTERPOLATIONS):
+        raise ValueError("pictures cannot be resized so")
+    return Preprocessing((channels, height, width), mean, std, framing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -225,12 +226,15 @@ def _padded_for_convolutions(student: Student) -> set[fx.Node]:
 
 def _metadata(student: Student, raw_images: bool) -> dict[str, Any]:
     format, known = student.plan.format, student.preprocessing
-    found = {
+    found: dict[str, Any] = {
         "bits": format.name,
         "placement": student.plan.placement,
         "images": RAW if raw_images else NORMALISED,
     }
-    return found if known is None else {**found, "input_size": known.input_size, "mean": known.mean, "std": known.std}
+    if known is not None:
+        found |= {"input_size": known.input_size, "mean": known.mean, "std": known.std}
+        found |= {} if known.framing is None else asdict(known.framing)
+    return found
 
 
 def _text(value: Any) -> str:

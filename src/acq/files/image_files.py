@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from acq.core.pixels import Bytes
+from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
+from acq.files.framing import framed
 from acq.files.limits import PIXELS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # by content; some other formats of Pillow start external programs
 _NAMED_FILES = 5  # broken files that a warning names
-
-Size = tuple[int, int, int]
 
 
 class BrokenImageError(RequestError):
@@ -37,38 +37,39 @@ class ImageFiles:
 
     Attributes:
         paths: One file per image.
-        input_size: Channels, height and width that every image must have; files are converted to the channels.
+        preprocessing: Of the network, whose channels and size every image gets.
     """
 
     paths: tuple[Path, ...]
-    input_size: Size
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: slice, /) -> Bytes:
-        return np.stack([_decode(path, self.input_size) for path in self.paths[index]])
+        return np.stack([_decode(path, self.preprocessing)[0] for path in self.paths[index]])
 
 
 def read_class_folders(
-    path: Path, input_size: Size, classes: int, limit: int | None = None
-) -> tuple[ImageFiles, NDArray[np.int64]]:
+    path: Path, preprocessing: Preprocessing, classes: int, limit: int | None = None
+) -> tuple[ImageFiles, NDArray[np.int64], int]:
     """Find the image files of a folder with one sub-folder per class, and decode each once to check it.
 
     Args:
         path: The folder.
-        input_size: Channels (1 or 3), height and width of the network's input.
+        preprocessing: Of the network, which takes 1 or 3 channels.
         classes: Number of classes of the network.
         limit: Keep only the first images, before broken files are left out.
 
     Returns:
-        The images in turns over the classes, and their labels int64 [N].
+        The images in turns over the classes, their labels int64 [N], and how many have another size than the network's.
 
     Raises:
-        RequestError: The folders do not fit the classes, an image has another size, or no file can be decoded.
+        RequestError: The folders do not fit the classes, or no file can be decoded.
     """
-    if input_size[0] not in (1, 3):
-        raise RequestError(f"the network takes {input_size[0]} channels but image files have 1 or 3; give a .npz file")
+    channels = preprocessing.input_size[0]
+    if channels not in (1, 3):
+        raise RequestError(f"the network takes {channels} channels but image files have 1 or 3; give a .npz file")
     groups = [
         [(file, label) for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
         for folder, label in _class_folders(path, classes)
@@ -76,8 +77,8 @@ def read_class_folders(
     turns = [entry for turn in zip_longest(*groups) for entry in turn if entry is not None][:limit]
     if not turns:
         raise RequestError(f"no images in the sub-folders of {path}; give files that end in {', '.join(SUFFIXES)}")
-    files, labels = zip(*_decodable(path, turns, input_size), strict=True)
-    return ImageFiles(files, input_size), np.array(labels, dtype=np.int64)
+    files, labels, framed = zip(*_decodable(path, turns, preprocessing), strict=True)
+    return ImageFiles(files, preprocessing), np.array(labels, dtype=np.int64), sum(framed)
 
 
 @contextmanager
@@ -117,14 +118,18 @@ def _class_folders(path: Path, classes: int) -> list[tuple[Path, int]]:
     return [(folder, int(folder.name)) for folder in folders]
 
 
-def _decodable(path: Path, entries: list[tuple[Path, int]], input_size: Size) -> list[tuple[Path, int]]:
-    """The entries whose files can be decoded: broken files are reported now, not in the middle of the evaluation."""
-    whole: list[tuple[Path, int]] = []
+def _decodable(
+    path: Path, entries: list[tuple[Path, int]], preprocessing: Preprocessing
+) -> list[tuple[Path, int, bool]]:
+    """The entries whose files can be decoded, and whether each has another size than the network's.
+
+    Broken files are reported now, not in the middle of the evaluation.
+    """
+    whole: list[tuple[Path, int, bool]] = []
     broken: dict[Path, BrokenImageError] = {}
     for file, label in entries:
         try:
-            _decode(file, input_size)
-            whole.append((file, label))
+            whole.append((file, label, _decode(file, preprocessing)[1]))
         except BrokenImageError as error:
             broken[file] = error
     if not whole:
@@ -138,30 +143,23 @@ def _decodable(path: Path, entries: list[tuple[Path, int]], input_size: Size) ->
     return whole
 
 
-def _decode(path: Path, input_size: Size) -> Bytes:
-    """One file's pixels [H, W, C].
+def _decode(path: Path, preprocessing: Preprocessing) -> tuple[Bytes, bool]:
+    """One file's pixels [H, W, C], and whether it had another size.
 
     Raises:
         BrokenImageError: The content cannot be decoded.
-        RequestError: The system refuses the file, or the image has another size or more than 8 bits per channel.
+        RequestError: The system refuses the file, or the image has more than 8 bits per channel.
     """
+    channels, *size = preprocessing.input_size
     try:
         with open_image(path) as image:
-            _check_image(path, input_size, image)
-            pixels = np.asarray(image.convert("L" if input_size[0] == 1 else "RGB"))
+            if image.mode.startswith(("I", "F")):
+                raise RequestError(f"{path} has more than 8 bits per channel; save it with 8")
+            shown = image.convert("L" if channels == 1 else "RGB")
+            other = [shown.height, shown.width] != size
+            pixels = np.asarray(framed(shown, preprocessing) if other else shown)
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # from the system, so the image may be whole
             raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
         raise BrokenImageError(f"{path} is a broken image ({first_line(error)}); replace it") from error
-    return pixels.reshape(*input_size[1:], input_size[0])
-
-
-def _check_image(path: Path, input_size: Size, image: Image.Image) -> None:
-    width, height = image.size
-    if (height, width) != input_size[1:]:
-        raise RequestError(
-            f"{path} has {height}x{width} pixels but the network takes {input_size[1]}x{input_size[2]}; "
-            "resize it or give --input-size"
-        )
-    if image.mode.startswith(("I", "F")):
-        raise RequestError(f"{path} has more than 8 bits per channel; save it with 8")
+    return pixels.reshape(*size, channels), other

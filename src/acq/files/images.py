@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from acq.core.outputs import Output
 from acq.core.pixels import Bytes, from_bytes
 from acq.core.scores import IGNORED, Scores
 from acq.core.values import Preprocessing
-from acq.errors import RequestError
+from acq.errors import Note, RequestError
 from acq.files.arrays import is_cifar_folder, read_cifar, read_npz
+from acq.files.framing import FramedImages, told
 from acq.files.image_files import read_class_folders
 from acq.files.limits import images_at_once
 
@@ -52,8 +54,11 @@ class LabelledImages:
         return len(self.labels)
 
 
-def read(path: Path, *, input_size: tuple[int, int, int], output: Output, limit: int | None = None) -> LabelledImages:
+def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int | None = None) -> LabelledImages:
     """Read labelled images and check that they fit a network.
+
+    Images of another size than the network's are resized and cropped to their centre (``acq.files.framing``), unless
+    their labels have places. A note says so.
 
     Three forms are read:
 
@@ -73,7 +78,7 @@ def read(path: Path, *, input_size: tuple[int, int, int], output: Output, limit:
 
     Args:
         path: The file or folder.
-        input_size: Channels, height and width of the network's input.
+        preprocessing: Of the network's images.
         output: How the network's logits decide.
         limit: Keep only the first images.
 
@@ -85,16 +90,32 @@ def read(path: Path, *, input_size: tuple[int, int, int], output: Output, limit:
     if not path.exists():
         raise RequestError(f"no data at {path}; give {FORMS}")
     if path.is_dir() and not is_cifar_folder(path):
-        return LabelledImages(*read_class_folders(path, input_size, _folders(path, output), limit))
+        files, known_labels, others = read_class_folders(path, preprocessing, _folders(path, output), limit)
+        _tell(preprocessing, others, len(files))
+        return LabelledImages(files, known_labels)
     if path.is_dir() or path.suffix == ".bin":
         images, labels = read_cifar(path)
     elif path.suffix == ".npz":
-        images, labels = read_npz(path, input_size[0])
+        images, labels = read_npz(path, preprocessing.input_size[0])
     else:
         raise RequestError(f"{path} is not a form of data that acq reads; give {FORMS}")
-    _check_shapes(path, images, labels, input_size)
+    _check_shapes(path, images, labels, preprocessing)
     _check_labels(path, labels, output)
-    return LabelledImages(images[:limit], labels[:limit].astype(np.int64))
+    images, labels = images[:limit], labels[:limit].astype(np.int64)
+    if images.shape[1:3] == preprocessing.input_size[1:]:
+        return LabelledImages(images, labels)
+    if output.parts[0].places:
+        raise RequestError(
+            f"images in {path} are {images.shape[1]}x{images.shape[2]} and their labels have places, so they are not "
+            f"cropped; give images of {'x'.join(map(str, preprocessing.input_size[1:]))}, or give --input-size"
+        )
+    _tell(preprocessing, len(images), len(images))
+    return LabelledImages(FramedImages(images, preprocessing), labels)
+
+
+def _tell(preprocessing: Preprocessing, others: int, images: int) -> None:
+    if others:
+        warnings.warn(told(preprocessing, others, images), Note, stacklevel=3)  # the caller of read
 
 
 def batches(
@@ -119,16 +140,17 @@ def batches(
         yield from_bytes(data.images[part], preprocessing), torch.from_numpy(data.labels[part].copy())
 
 
-def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], input_size: tuple[int, int, int]) -> None:
-    channels, height, width = input_size
+def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], preprocessing: Preprocessing) -> None:
+    channels, height, width = preprocessing.input_size
     if images.ndim and len(images) != len(labels):
         raise RequestError(f"{path} has {len(images)} images and {len(labels)} labels; give one label per image")
     if not len(labels):
         raise RequestError(f"{path} has no images; give at least one")
-    if images.shape[1:] != (height, width, channels):
-        found, wanted = list(images.shape), f"[N, {height}, {width}, {channels}]"
+    is_picture = images.ndim == 4 and images.shape[3] == channels and channels in (1, 3) and min(images.shape) > 0
+    if not is_picture and images.shape[1:] != (height, width, channels):
         raise RequestError(
-            f"images in {path} are {found} but the network takes {wanted}; resize them or give --input-size"
+            f"images in {path} are {list(images.shape)} but the network takes [N, {height}, {width}, {channels}]; "
+            f"give images with {channels} channels at the end"
         )
 
 

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from acq.core.outputs import Output
-from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.files.atomic import write_atomically
 from acq.files.limits import DOCUMENT_BYTES, WEIGHTS_BYTES, read_bytes
@@ -72,7 +71,7 @@ def save(student: Student, folder: Path, facts: dict[str, Any]) -> None:
         layers={name: layer_entry(layer) for name, layer in student.layers()},
         quantizers=dict(quantizer_entries(student)),
         answer=AnswerEntry.of(student.answer),
-        preprocessing=None if known is None else PreprocessingEntry(**vars(known)),
+        preprocessing=None if known is None else PreprocessingEntry.of(known),
         facts=facts,
     )
     text = json.dumps(document.model_dump(), indent=1, allow_nan=False)
@@ -186,7 +185,7 @@ class _Loader:
         self.power_of_two_scales = document.plan.format.power_of_two_scales
         known = document.preprocessing
         self.made = Student(
-            fx.Graph(), document.plan, document.answer.answer(), Preprocessing(**dict(known)) if known else None
+            fx.Graph(), document.plan, document.answer.answer(), None if known is None else known.preprocessing()
         )
 
     def student(self) -> Student:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Literal, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import fx
 
 from acq.core.outputs import Answer, Output
 from acq.core.scores import Kind, Scores
 from acq.core.structures import checked
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
 from acq.network.names import name_of
 from acq.network.operators import VOCABULARY, operator_of
@@ -100,12 +102,36 @@ class AnswerEntry(_Strict):
         return found
 
 
+class FramingEntry(_Strict):
+    """How pictures of another size get the network's."""
+
+    resize: int
+    interpolation: Literal["bilinear", "bicubic"]
+
+
 class PreprocessingEntry(_Strict):
-    """How images are normalised."""
+    """How images are normalised, and how pictures get their size, where that is known."""
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    framing: FramingEntry | None = None
+
+    @model_validator(mode="after")
+    def _check_framing(self) -> Self:
+        if self.framing is not None and self.framing.resize < min(self.input_size[1:]):
+            raise ValueError("pictures are resized below the network's size")
+        return self
+
+    @classmethod
+    def of(cls, known: Preprocessing) -> Self:
+        """The entry of a preprocessing."""
+        return cls.model_validate(asdict(known))
+
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of an entry."""
+        framing = None if self.framing is None else Framing(**dict(self.framing))
+        return Preprocessing(self.input_size, self.mean, self.std, framing)
 
 
 class Document(_Strict):

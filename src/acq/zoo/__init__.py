@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def resolve(
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
     outputs: Sequence[str] = (),
 ) -> Network:
     """Build the network that ``model`` names, with its weights and preprocessing.
@@ -111,6 +114,9 @@ def resolve(
         input_size: Channels, height and width; by default what the weights are known to need.
         mean: Mean per channel, for pixels in [0, 1]; by default as known, or ImageNet's for three channels.
         std: Standard deviation per channel; as ``mean``.
+        resize: The shorter side that pictures of another size get before the crop to their centre; by default as known,
+            or 8/7 of the network's.
+        crop: The side of that crop, which must be the network's.
         outputs: Names of values of an ONNX file at which its graph is cut; others only choose what decides.
 
     Raises:
@@ -123,12 +129,12 @@ def resolve(
     if model.endswith(ONNX):
         if arguments or checkpoint is not None:
             raise RequestError(f"{model} has its own weights; leave out --checkpoint and --model-args")
-        return _from_onnx(model, input_size, mean, std, outputs)
+        return _from_onnx(model, input_size, mean, std, partial(preprocessing_of, resize=resize, crop=crop), outputs)
     entry, source = _entry(model), model.partition(":")[0]
-    if entry is None and source != "timm":
-        preprocessing_of(input_size, mean, std)
+    if entry is None and source not in ("timm", "torchvision"):
+        preprocessing_of(input_size, mean, std, resize=resize, crop=crop)
     module, known = _build(model, entry, arguments or {}, checkpoint)
-    preprocessing = preprocessing_of(input_size, mean, std, known)
+    preprocessing = preprocessing_of(input_size, mean, std, known, resize=resize, crop=crop)
     if checkpoint is not None:
         initialise(module, preprocessing.input_size)
         apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
@@ -141,6 +147,7 @@ def _from_onnx(
     input_size: Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    completed: Callable[..., Preprocessing],
     outputs: Sequence[str],
 ) -> Network:
     require_onnx()
@@ -151,7 +158,7 @@ def _from_onnx(
         if bytes_ and mean is not None:
             raise RequestError(f"{model} takes bytes and normalises them itself; leave out --mean and --std")
         given = (mean, std) if mean is not None or not bytes_ else ((0.0,) * channels, (1 / 255,) * channels)
-        return preprocessing_of(size, *given)
+        return completed(size, *given)
 
     found = from_file(Path(model), outputs, input_size, complete)
     is_known = mean is not None or found.form.kind == "uint8"
@@ -190,7 +197,7 @@ def _build(
         return module, entry.preprocessing
     source, _, name = model.partition(":")
     if source == "torchvision":
-        return from_torchvision(name, arguments, pretrained=checkpoint is None), None
+        return from_torchvision(name, arguments, pretrained=checkpoint is None)
     if source == "timm":
         return from_timm(name, arguments, pretrained=checkpoint is None)
     return from_callable(model, arguments), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import pkgutil
 import sys
@@ -14,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError, first_line, nearest
+from acq.files.framing import INTERPOLATIONS
 from acq.network.modules import as_module
 
 Arguments = Mapping[str, Any]
@@ -23,7 +25,7 @@ Arguments = Mapping[str, Any]
 _REFERENCE = "give package.module:callable"
 
 
-def from_torchvision(name: str, arguments: Arguments, pretrained: bool) -> nn.Module:
+def from_torchvision(name: str, arguments: Arguments, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
     """Build a torchvision classifier.
 
     Args:
@@ -31,13 +33,29 @@ def from_torchvision(name: str, arguments: Arguments, pretrained: bool) -> nn.Mo
         arguments: Keyword arguments; these take precedence over ``pretrained``.
         pretrained: Load the default weights.
 
+    Returns:
+        The classifier, and the preprocessing of its default weights or None with others.
+
     Raises:
         RequestError: torchvision cannot be imported, or does not build this network.
     """
     library = _library("torchvision.models", "torchvision")
     _check_known("torchvision", name, library.list_models())
-    weights = {"weights": "DEFAULT" if pretrained else None}
-    return build(f"torchvision:{name}", library.get_model, {"name": name, **weights, **arguments})
+    settings = {"name": name, "weights": "DEFAULT" if pretrained else None, **arguments}
+    model = build(f"torchvision:{name}", library.get_model, settings)
+    if settings["weights"] != "DEFAULT":
+        return model, None
+    return model, _preprocessing_of_torchvision(library.get_model_weights(name).DEFAULT.transforms())
+
+
+def _preprocessing_of_torchvision(transforms: Any) -> Preprocessing | None:
+    """Of its transforms for classifiers; those of segmenters, detectors and films have no crop, or one of two sides."""
+    crop, resize = (tuple(getattr(transforms, name, None) or ()) for name in ("crop_size", "resize_size"))
+    if len(crop) != 1 or len(resize) != 1:
+        return None
+    interpolation = transforms.interpolation.value
+    framing = Framing(resize[0], interpolation) if interpolation in INTERPOLATIONS else None
+    return Preprocessing((3, crop[0], crop[0]), tuple(transforms.mean), tuple(transforms.std), framing)
 
 
 def from_timm(name: str, arguments: Arguments, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
@@ -61,7 +79,18 @@ def from_timm(name: str, arguments: Arguments, pretrained: bool) -> tuple[nn.Mod
     facts = getattr(model, "pretrained_cfg", None)
     if not settings["pretrained"] or not isinstance(facts, Mapping):
         return model, None
-    return model, Preprocessing(tuple(facts["input_size"]), tuple(facts["mean"]), tuple(facts["std"]))
+    return model, Preprocessing(
+        tuple(facts["input_size"]), tuple(facts["mean"]), tuple(facts["std"]), _framing_of_timm(facts)
+    )
+
+
+def _framing_of_timm(facts: Mapping[str, Any]) -> Framing | None:
+    """Of timm's pictures for evaluation, with the documented arithmetic of its ``crop_pct``."""
+    interpolation, share = facts.get("interpolation"), facts.get("crop_pct")
+    is_crop = facts.get("crop_mode", "center") == "center" and share is not None and 0 < share <= 1
+    if interpolation not in INTERPOLATIONS or not is_crop:
+        return None
+    return Framing(math.floor(min(facts["input_size"][1:]) / share), interpolation)
 
 
 def from_callable(reference: str, arguments: Arguments) -> nn.Module:

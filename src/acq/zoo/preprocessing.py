@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from acq.core.normalisations import IMAGENET_MEAN, IMAGENET_STD, usual_normalisations
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
 
 SMALLEST = 8  # pixels per side
@@ -18,6 +19,9 @@ def preprocessing_of(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     known: Preprocessing | None = None,
+    *,
+    resize: int | None = None,
+    crop: int | None = None,
 ) -> Preprocessing:
     """Combine the given values with the known ones; without either, three channels are normalised as for ImageNet.
 
@@ -26,6 +30,8 @@ def preprocessing_of(
         mean: Mean per channel, for pixels in [0, 1].
         std: Standard deviation per channel, for pixels in [0, 1].
         known: The preprocessing that the weights need, if it is known.
+        resize: The shorter side that pictures of another size get before the crop.
+        crop: The side of the crop to the centre, which is that of the network.
 
     Raises:
         RequestError: A value is missing or cannot be right.
@@ -48,7 +54,10 @@ def preprocessing_of(
             )
         mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
     _check_normalisation(mean, std, channels)
-    return Preprocessing((channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))
+    return Preprocessing(
+        (channels, height, width), tuple(map(float, mean)), tuple(map(float, std)),
+        _framing((height, width), resize, crop, known),
+    )  # fmt: skip
 
 
 def require_both_or_neither(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -59,6 +68,22 @@ def require_both_or_neither(mean: Sequence[float] | None, std: Sequence[float] |
     """
     if (mean is None) != (std is None):
         raise RequestError(f"--{'std' if std is None else 'mean'} is missing; give --mean and --std together")
+
+
+def _framing(
+    size: tuple[int, int], resize: int | None, crop: int | None, known: Preprocessing | None
+) -> Framing | None:
+    """What is given, or else what is known of this size, in the known interpolation."""
+    if crop is not None and size != (crop, crop):
+        raise RequestError(
+            f"--crop is {crop} but the network takes {size[0]}x{size[1]}; leave it out, or give another --input-size"
+        )
+    if resize is not None and resize < min(size):
+        raise RequestError(f"--resize is {resize} but the network takes {size[0]}x{size[1]}; give at least {min(size)}")
+    framing = None if known is None else known.framing
+    if resize is not None:
+        return Framing(resize) if framing is None else replace(framing, resize=resize)
+    return framing if known is not None and size == known.input_size[1:] else None
 
 
 def _check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

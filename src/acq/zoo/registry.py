@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 
 from acq.core.normalisations import IMAGENET_MEAN, IMAGENET_STD
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
 from acq.zoo.resnet import resnet20
 
-CIFAR = Preprocessing((3, 32, 32), IMAGENET_MEAN, IMAGENET_STD)
-LITE0 = Preprocessing((3, 224, 224), (0.498,) * 3, (0.502,) * 3)
+CIFAR = Preprocessing((3, 32, 32), IMAGENET_MEAN, IMAGENET_STD, Framing(32))
+LITE0 = Preprocessing((3, 224, 224), (0.498,) * 3, (0.502,) * 3, Framing(256, "bicubic"))
 RESNET20 = Path(__file__).parent / "resnet20_cifar10"
 
 

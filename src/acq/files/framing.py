@@ -1,0 +1,87 @@
+"""Pictures of any size in the network's size: the arithmetic of torchvision's ``Resize`` and ``CenterCrop`` on Pillow.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image
+
+from acq.core.pixels import Bytes
+from acq.core.values import Framing, Preprocessing
+from acq.errors import RequestError
+from acq.files.limits import PIXELS
+
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+CROP_SHARE = 0.875  # of the resized side, where the network's own share is not known: 224 of 256 pixels
+
+
+def framing_of(preprocessing: Preprocessing) -> Framing:
+    """The framing that is known, or the usual one: a crop of 7/8 of the shorter side, bilinear."""
+    known = preprocessing.framing
+    return known if known is not None else Framing(round(min(preprocessing.input_size[1:]) / CROP_SHARE))
+
+
+def framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize a picture so that its shorter side has as many pixels as ``framing_of`` says, and cut out the centre.
+
+    A network of unequal sides takes the picture resized until both sides cover theirs with the same margin.
+
+    Args:
+        image: In grey or RGB.
+        preprocessing: Of the network.
+
+    Returns:
+        The picture in the network's size.
+
+    Raises:
+        RequestError: The picture is so narrow that it would become too large.
+    """
+    framing, (_, height, width) = framing_of(preprocessing), preprocessing.input_size
+    margin = Fraction(framing.resize, min(height, width))
+    factor = max(margin * height / image.height, margin * width / image.width)  # exact; sides are rounded down
+    tall, wide = int(factor * image.height), int(factor * image.width)
+    if tall * wide > PIXELS:
+        raise RequestError(
+            f"a picture of {image.height}x{image.width} pixels becomes one of {tall}x{wide} before the crop, "
+            f"above the limit of {PIXELS:,}; leave it out"
+        )
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
+    resized = image.resize((wide, tall), INTERPOLATIONS[framing.interpolation])
+    return resized.crop((left, top, left + width, top + height))
+
+
+@dataclass(frozen=True)
+class FramedImages:
+    """Images of one other size that get the network's when sliced.
+
+    Attributes:
+        images: uint8 [N, h, w, C], of 1 or 3 channels.
+        preprocessing: Of the network.
+    """
+
+    images: Bytes
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice, /) -> Bytes:
+        channels, height, width = self.preprocessing.input_size
+        pixels = self.images[index]
+        pictures = map(Image.fromarray, pixels[..., 0] if channels == 1 else pixels)
+        shown = np.stack([np.asarray(framed(picture, self.preprocessing)) for picture in pictures])
+        return shown.reshape(-1, height, width, channels)
+
+
+def told(preprocessing: Preprocessing, others: int, images: int) -> str:
+    """What is done with the ``others`` among ``images``, which have another size than the network's; for a note."""
+    framing, (_, height, width) = framing_of(preprocessing), preprocessing.input_size
+    return (
+        f"{others:,} of {images:,} images have another size than {height}x{width}: the shorter side is resized to "
+        f"{framing.resize} pixels ({framing.interpolation}), and the centre is taken; --resize changes that"
+    )

@@ -111,7 +111,39 @@ class Spatial(nn.Module):
         return self.answer(self.scores(F.relu(self.stem(x))))
 
 
+def levels(z: Tensor, *, last: int | None = None) -> Tensor:
+    """Boxes beside yes-or-no scores, joined per level, then over levels: [N, T, 5]."""
+    found = []
+    for level in (z, F.avg_pool2d(z, 2)):
+        joined = torch.cat([level[:, :2], level[:, 2:3].sigmoid(), level[:, 3:].sigmoid()], 1)
+        found.append((joined if last is None else joined[:, -last:]).flatten(2))
+    return torch.cat(found, 2).permute(0, 2, 1)
+
+
+def split_levels(z: Tensor) -> Tensor:
+    """The same of a sigmoid over all, of which the boxes are computed further."""
+    found = []
+    for level in (z, F.avg_pool2d(z, 2)):
+        box, scores = torch.split(level.permute(0, 2, 3, 1).contiguous().sigmoid(), [2, 3], 3)
+        found.append(torch.cat([(box * 2) ** 2, scores], 3).flatten(1, 2))
+    return torch.cat(found, 1)
+
+
+def decoded(z: Tensor) -> Tensor:
+    """The same, with the boxes computed further behind the join."""
+    joined = levels(z)
+    return torch.cat([(joined[..., :2] + 1) * 4, joined[..., 2:]], -1)
+
+
+def written(z: Tensor) -> Tensor:
+    """The same, with the boxes written into the scores."""
+    y = z.sigmoid().permute(0, 2, 3, 1).contiguous()
+    y[..., :2] = y[..., :2] * 2 - 0.5
+    return y.flatten(1, 2)
+
+
 H, W = SIZE[1:]
+STEPS = H * W + H * W // 4
 BY_SHAPE: dict[str, tuple[Callable[[Tensor], Any], Scores, Ending | None]] = {
     "map": (lambda z: z, Scores("map", (5, H, W)), None),
     "softmax of cells": (lambda z: z.softmax(1), Scores("map", (5, H, W)), "softmax"),
@@ -134,6 +166,49 @@ BY_SHAPE: dict[str, tuple[Callable[[Tensor], Any], Scores, Ending | None]] = {
     ),
     "branches joined": (lambda z: torch.cat([z[:, :2], z[:, 2:].relu()], 1), Scores("map", (5, H, W)), None),
     "softmax over columns": (lambda z: z.softmax(3), Scores("values", (5, H, W)), "softmax"),
+    "levels of heads": (levels, Scores("values", (STEPS, 5)), None),
+    "levels of split heads": (split_levels, Scores("values", (STEPS, 5)), None),
+    "levels decoded": (decoded, Scores("values", (STEPS, 5)), None),
+    "boxes written into scores": (written, Scores("values", (H * W, 5)), None),
+    "heads stacked": (
+        lambda z: torch.stack([z[:, :2], z[:, 2:4].sigmoid()], 1).flatten(3), Scores("values", (2, 2, H * W)), None,
+    ),
+    "heads split and joined": (
+        lambda z: torch.cat(torch.split(torch.cat([z[:, :2], z[:, 2:].softmax(1)], 1).flip(1), [1, 4], 1), 1),
+        Scores("values", (5, H, W)), None,
+    ),
+    "scores of levels": (lambda z: levels(z, last=3), Scores("sequence", (STEPS, 3)), None),
+    "scores of levels picked": (lambda z: levels(z)[:, 10:, 2:], Scores("sequence", (STEPS - 10, 3)), None),
+    "scores of levels split": (lambda z: torch.split(levels(z), [2, 3], 2)[1], Scores("sequence", (STEPS, 3)), None),
+    "branches joined twice": (
+        lambda z: torch.cat([torch.cat([z, z.relu()], 1), z], 1).flip(1), Scores("map", (15, H, W)), None,
+    ),
+    "classes last": (lambda z: z.permute(0, 2, 3, 1), Scores("values", (H, W, 5)), None),
+    "classes last, resized": (
+        lambda z: F.interpolate(z, scale_factor=2).transpose(1, 3), Scores("values", (2 * W, 2 * H, 5)), None,
+    ),
+    "classes last, computed further": (
+        lambda z: torch.cat([z, z], 1).movedim(1, -1) * 2 + 1, Scores("values", (H, W, 10)), None,
+    ),
+    "classes last, linear": (
+        lambda z: z.flatten(2).mT.matmul(torch.ones(5, 4)).reshape(-1, H, W, 4), Scores("values", (H, W, 4)), None,
+    ),
+    "classes last behind a softmax": (lambda z: z.softmax(1).permute(0, 2, 3, 1), Scores("values", (H, W, 5)), None),
+    "softmax over classes last": (lambda z: z.permute(0, 2, 3, 1).softmax(-1), Scores("values", (H, W, 5)), "softmax"),
+    "log-softmax over classes last": (
+        lambda z: z.permute(0, 2, 3, 1).log_softmax(3), Scores("values", (H, W, 5)), "log_softmax",
+    ),
+    "labels of cells last": (lambda z: z.permute(0, 2, 3, 1).sigmoid(), Scores("multilabel", (5 * H * W,)), "sigmoid"),
+    "classes last and first again": (
+        lambda z: z.permute(0, 2, 3, 1).matmul(torch.ones(5, 4)).permute(0, 3, 1, 2), Scores("map", (4, H, W)), None,
+    ),
+    "tokens as a map": (
+        lambda z: z.flatten(2).transpose(1, 2).softmax(2).mT.reshape(-1, 5, H, W), Scores("map", (5, H, W)), None,
+    ),
+    "numbers of classes": (lambda z: z.argmax(1).float(), Scores("values", (H, W)), None),
+    "numbers of classes last": (
+        lambda z: z.permute(0, 2, 3, 1).argmax(-1).float().unsqueeze(3), Scores("values", (H, W, 1)), None,
+    ),
 }  # fmt: skip
 
 
@@ -172,6 +247,14 @@ def test_several_tensors_count_together() -> None:
         ("class", lambda z: z, r"of kind class are \[N, K\], not \[N, 5, "),
         ("map", lambda z: z.mean((2, 3)), r"of kind map are \[N, K, H, W\], not \[N, 5\]"),
         ("sequence", lambda z: z, r"of kind sequence are \[N, T, K\]"),
+        ("map", lambda z: z.permute(0, 2, 3, 1), rf"on axis 3 of \[N, {H}, {W}, 5\].*\[N, K, H, W\]; transpose"),
+        ("map", lambda z: z.permute(0, 2, 3, 1).softmax(3), r"on axis 3 .*name the value before its transpose"),
+        ("map", lambda z: z.movedim(1, -1).log_softmax(-1), "on axis 3 "),
+        ("map", lambda z: z[:, :1].permute(0, 2, 3, 1).sigmoid(), "on axis 3 "),
+        ("map", lambda z: z.softmax(3), "on axis 3 "),
+        ("sequence", lambda z: z.mean(2).softmax(1), r"on axis 1 of \[N, 5, .*\[N, T, K\]; transpose"),
+        ("map", lambda z: z.permute(0, 2, 3, 1).argmax(-1).float(), "numbers of classes, no scores"),
+        ("sequence", lambda z: z.argmax(1).float(), "numbers of classes, no scores"),
     ],
 )
 def test_a_kind_of_another_shape_is_refused(kind: Kind, answer: Callable[[Tensor], Any], fact: str) -> None:

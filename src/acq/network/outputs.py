@@ -14,18 +14,13 @@ from acq.core.outputs import Answer, Output
 from acq.core.scores import Ending, Kind, Scores
 from acq.core.structures import TENSOR, names_in
 from acq.errors import RequestError
+from acq.network.axes import COPIES, SHAPES, TURNS, channel_axes
 from acq.network.constants import shape_of
+from acq.network.heads import ENDINGS, joins_heads
 from acq.network.names import name_of
 from acq.network.returned import RETURNED, Returned
 from acq.network.trace import aten
 
-_ENDINGS: dict[Any, Ending] = {
-    aten.sigmoid.default: "sigmoid",
-    aten.softmax.int: "softmax",
-    aten._softmax.default: "softmax",
-    aten.log_softmax.int: "log_softmax",
-    aten._log_softmax.default: "log_softmax",
-}
 _LENGTHS = (aten.sum.dim_IntList, aten.sqrt.default, aten.linalg_vector_norm.default)
 _NORM_STEPS = 4  # at most, from a length to its square root: a clamp and an expansion lie between
 _SHAPES: dict[Kind, str] = {
@@ -33,10 +28,11 @@ _SHAPES: dict[Kind, str] = {
     "values": "of any shape",
 }  # fmt: skip
 _FITTING = "leave --output-kind out, or give another"
-SHAPES = (
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.squeeze.default, aten.unsqueeze.default,
-)  # fmt: skip
+_BEFORE = "leave --output-kind out, or, in an ONNX file, name the value before the argmax as --outputs"
+_TURNED = (
+    "transpose the output in the network, name the value before its transpose as --outputs (ONNX files), or leave "
+    "--output-kind out"
+)
 
 
 def answer_of(graph: fx.GraphModule) -> Answer:
@@ -85,8 +81,8 @@ class End:
         ending: That softmax or sigmoid, if there is one.
         axis: The axis over which a softmax competes; None without one.
         shape: Of the tensor, -1 where it depends on the number of images.
-        named: Whether the values name anything: False behind a normalisation of vectors, as in embeddings, and where
-            heads that end differently are joined, as in detectors.
+        named: Whether the values name anything: False behind a normalisation of vectors, as in embeddings, where heads
+            that end differently are joined, as in detectors, and behind an argmax.
     """
 
     logits: fx.Node
@@ -101,9 +97,9 @@ def end_of(node: fx.Node) -> End:
     last = node
     while last.target in SHAPES and isinstance(last.args[0], fx.Node):
         last = last.args[0]
-    shape, ending = _shape(node), _ENDINGS.get(last.target)
+    shape, ending = _shape(node), ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
-        return End(node, None, None, shape, not (_is_embedding(last) or _joins_heads(last)))
+        return End(node, None, None, shape, not (_is_embedding(last) or joins_heads(node) or _argmax(node)))
     if ending == "sigmoid":
         return End(last.args[0], ending, None, shape, True)
     inner, axis = _shape(last), last.args[1]
@@ -138,16 +134,11 @@ def _is_embedding(node: fx.Node) -> bool:
     return False
 
 
-def _joins_heads(node: fx.Node) -> bool:
-    """Whether a node joins parts of which some end in a softmax or sigmoid and others do not, or in another."""
-    if node.target is not aten.cat.default:
-        return False
-    endings = set()
-    for part in node.all_input_nodes:
-        while part.target in (*SHAPES, aten.permute.default, aten.transpose.int):
-            part = part.all_input_nodes[0]
-        endings.add(_ENDINGS.get(part.target))
-    return len(endings) > 1
+def _argmax(node: fx.Node) -> bool:
+    """Whether a tensor has the numbers of classes, perhaps as floats, instead of their scores."""
+    while node.target in (*SHAPES, *COPIES, *TURNS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.target is aten.argmax.default
 
 
 def _returned(graph: fx.GraphModule) -> Returned:
@@ -158,18 +149,25 @@ def _returned(graph: fx.GraphModule) -> Returned:
 def _counted(graph: fx.GraphModule) -> list[tuple[fx.Node, Scores]]:
     """The node of the logits of each tensor that counts, and what they mean. Values are taken as they are returned."""
     known, nodes, found = _returned(graph), returned_nodes(graph.graph), []
+    channels = channel_axes(graph.graph)
     for place, kind in zip(known.places, known.kinds, strict=True):
         end = end_of(nodes[place])
-        scores = _scores(end, kind)
+        if kind not in (None, "values") and _argmax(nodes[place]):
+            raise RequestError(f"the network returns numbers of classes, no scores; {_BEFORE}")
+        scores = _scores(end, kind, channels.get(nodes[place]))
         found.append((nodes[place] if scores.kind == "values" else end.logits, scores))
     return found
 
 
-def _scores(end: End, kind: Kind | None) -> Scores:
-    """What the scores of a tensor mean: as the user says, or by shape and end."""
+def _scores(end: End, kind: Kind | None, channels: int | None) -> Scores:
+    """What the scores of a tensor mean: as the user says, or by shape, end, and the axis of the last layer's channels.
+
+    Raises:
+        RequestError: The kind that the user gave does not fit.
+    """
     sides = end.shape[1:]
     whole = math.prod(sides[1:]) == 1
-    found = kind or _kind(end, whole)
+    found = kind or _kind(end, whole, channels)
     if found == "class" and whole and (not sides or sides[0] == 1):
         raise RequestError("one score per image names no class; leave --output-kind out, or give multilabel or values")
     if found == "multilabel" and end.ending not in (None, "sigmoid"):
@@ -179,10 +177,15 @@ def _scores(end: End, kind: Kind | None) -> Scores:
     wanted = {"class": 1, "sequence": 2}.get(found)
     if (wanted and len(sides) != wanted) or (found == "map" and whole) or (found == "sequence" and sides[-1] < 2):
         raise RequestError(f"scores of kind {found} are {_SHAPES[found]}, not {_text(sides)}; {_FITTING}")
+    axis = _class_axis(end, channels) if found == "map" else end.axis
+    if axis not in (None, {"map": 1, "sequence": 2}.get(found, axis)):
+        raise RequestError(
+            f"classes are on axis {axis} of {_text(sides)}, and scores of kind {found} are {_SHAPES[found]}; {_TURNED}"
+        )
     return Scores(found, sides or (1,))
 
 
-def _kind(end: End, whole: bool) -> Kind:
+def _kind(end: End, whole: bool, channels: int | None) -> Kind:
     sides = end.shape[1:]
     if not end.named:
         return "values"
@@ -192,9 +195,16 @@ def _kind(end: End, whole: bool) -> Kind:
         return "sequence"
     if end.ending == "sigmoid" and sides[0] > 1:
         return "multilabel"
-    if end.axis not in (None, 1):
-        return "values"  # its classes are along neither the first axis nor the last of a sequence
-    return "sequence" if len(sides) == 2 and end.axis is None and end.ending is None else "map"
+    if end.axis is None and end.ending is None and len(sides) == 2:
+        return "sequence"
+    return "map" if _class_axis(end, channels) in (None, 1) else "values"  # elsewhere they are no map's classes
+
+
+def _class_axis(end: End, channels: int | None) -> int | None:
+    """The axis of the classes: that of the softmax, or of the last layer's channels; None where it is not known."""
+    if end.ending == "sigmoid" and end.shape[1] == 1:
+        return None  # each number says yes or no
+    return channels if end.axis is None else end.axis
 
 
 def _text(sides: Sequence[int]) -> str:

@@ -10,9 +10,10 @@ from torch import fx
 
 from acq.core.outputs import Answer, Traits
 from acq.network.affine import affine_of
+from acq.network.axes import SHAPES
 from acq.network.constants import shape_of
 from acq.network.features import Features, features_of
-from acq.network.outputs import SHAPES, answer_of, logits_of
+from acq.network.outputs import answer_of, logits_of
 from acq.network.trace import aten, is_depthwise
 
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)

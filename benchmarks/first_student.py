@@ -32,7 +32,7 @@ HOW = [
     "A run begins with a student that scenes calibrate and that is rounded layer by layer. It ends with the student",
     "that is nearest to the teacher on synthetic images. Here both meet real images, which no run sees.",
     "",
-    "- **First, end:** top-1 in percent of the first student and of the run, mean over seeds.",
+    "- **First, end:** top-1 in percent of the first student and of the run, mean over seeds ± standard deviation.",
     "- **Gain:** the second minus the first, mean over seeds ± standard deviation.",
     "- **Kept:** the student with which each run ends.",
     "- **Commits:** of the first students, then of the runs.",
@@ -73,10 +73,9 @@ def compared(case: Case) -> Iterator[list[Any]]:
     if not seeds:
         return
     gains = [end[seed]["top1"] - first[seed]["top1"] for seed in seeds]
-    means = [statistics.mean(rows[seed]["top1"] for seed in seeds) for rows in (first, end)]
     yield [
         f"`{case.name}`", ", ".join(map(str, seeds)), f"{first[seeds[0]]['teacher_top1']:.2f}",
-        *(f"{mean:.2f}" for mean in means), runs.gain(gains),
+        *(runs.top1([rows[seed] for seed in seeds]) for rows in (first, end)), runs.gain(gains),
         ", ".join(dict.fromkeys(end[seed]["student_loss"]["selected"] for seed in seeds)),
         f"{statistics.mean(first[seed]['seconds'] for seed in seeds):.0f}",
         ", ".join(dict.fromkeys(row["commit"] for rows in (first, end) for row in (rows[seed] for seed in seeds))),

@@ -603,9 +603,10 @@ def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
     for name in ("ablation", "export"):
         script(name).write(script("runs").load(name))
     script("first_student").page(script("cases").CASES)
+    script("static_quantization").page(script("runs").load("static_quantization"))
     pages = [
         ROOT / "docs" / "results.md",
-        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student")),
+        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student", "static_quantization")),
     ]
     for page in pages:
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -111,11 +110,11 @@ def by_nncf(file: Path, images: Tensor, out: Path) -> None:
     model = onnx.load(file)
     name = model.graph.input[0].name
     dataset = nncf.Dataset(list(images.split(1)), lambda image: {name: image.numpy()})
-    quantized = partial(nncf.quantize, dataset=dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+    how = {"preset": nncf.QuantizationPreset.MIXED, "subset_size": len(images)}
     try:
-        found = quantized(model, fast_bias_correction=False)
+        found = nncf.quantize(model, dataset, fast_bias_correction=False, **how)
     except KeyError:  # NNCF 3.4.0 does not find a node of EtinyNet
-        found = quantized(onnx.load(file), fast_bias_correction=True)
+        found = nncf.quantize(onnx.load(file), dataset, fast_bias_correction=True, **how)
     onnx.save(found, out)
 
 

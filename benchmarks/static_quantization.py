@@ -58,8 +58,8 @@ HOW = [
     "Calibration has 256 images, or 83 at 224 x 224 pixels. `noise` is standard normal, and `real` are the first test",
     "images. `finished` are those of the run of `acq`, repeated where it stopped after a few.",
     "All rows are of one machine, whose processor has VNNI instructions. It ran other programs, so seconds are upper",
-    "bounds. On a processor without them, where products of 8 bits saturate, an earlier measurement of EfficientNet-Lite0",
-    "gave 83.2 % for ONNX Runtime and 85.6 % for NNCF on real images, and 87.8 % for `acq`.",
+    "bounds. Without these instructions, products of 8 bits saturate. There EfficientNet-Lite0 had 83.2 % with ONNX",
+    "Runtime and 85.6 % with NNCF on real images, and 87.8 % with `acq` (an earlier commit).",
 ]
 
 

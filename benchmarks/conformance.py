@@ -67,6 +67,7 @@ OTHER = {
     "expected_loss": "The expected loss: the estimate of a run beside the measured loss",
     "first_student": "The first student and the whole run, on real images",
     "export": "Exported files: size, equality with the student, and latency",
+    "latency": "Latency of common architectures beside their floating-point files",
     "static_quantization": "ONNX Runtime and NNCF on the same images",
     "speed": "Speed: time per phase and step",
 }

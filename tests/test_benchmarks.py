@@ -604,9 +604,10 @@ def test_committed_pages_are_current(script: Script, tmp_path: Path) -> None:
         script(name).write(script("runs").load(name))
     script("first_student").page(script("cases").CASES)
     script("static_quantization").page(script("runs").load("static_quantization"))
+    script("latency").write(script("runs").load("latency"))
     pages = [
         ROOT / "docs" / "results.md",
-        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student", "static_quantization")),
+        *(RESULTS / f"{name}.md" for name in ("ablation", "export", "first_student", "latency", "static_quantization")),
     ]
     for page in pages:
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text(encoding="utf-8")

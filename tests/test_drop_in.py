@@ -44,7 +44,7 @@ def as_it_is(model: onnx.ModelProto) -> None:
 
 def with_names(model: onnx.ModelProto) -> None:
     """Metadata that a program reads, under keys of its own and of ``acq``."""
-    helper.set_model_props(model, {"names": "cat,dog", "bits": "32", "tail": "yes"})
+    helper.set_model_props(model, {"names": "cat,dog", "bits": "32", "tail": "yes", "resize": "[256,256]"})
 
 
 def turned(model: onnx.ModelProto) -> None:
@@ -195,6 +195,7 @@ def test_metadata_stays(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = {entry.key: entry.value for entry in onnx.load(tmp_path / "run" / MODEL).metadata_props}
     assert (found["names"], found["bits"]) == ("cat,dog", "w8a8")
     assert ("tail" in found) == (name == "cut")
+    assert "resize" not in found
 
 
 def test_python_makes_a_file_that_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

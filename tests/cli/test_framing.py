@@ -83,4 +83,6 @@ def test_run_and_file_frame_pictures_as_the_network(pictures: Path) -> None:
     usual = acq("evaluate", *NETWORK, *PICTURES, "--json").json()
     assert teacher["top1"] == figures["teacher_top1"] != usual["top1"]
     for name in found:
-        assert "has its own weights and sizes" in refusal("evaluate", name, *PICTURES, "--resize", "31")
+        (note,) = notes("evaluate", name, *PICTURES, "--resize", "40")
+        assert note.startswith(NOTE.format(40))
+        assert "--resize is 15 but the network takes 16x16" in refusal("evaluate", name, *PICTURES, "--resize", "15")

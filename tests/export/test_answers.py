@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import onnx
 import pytest
 import torch
 from answers import ANSWERS, Answering, answering
-from helpers import CLASSES, SIZE, images, settled, student_from
-from torch import nn
+from helpers import CLASSES, SIZE, conv, images, settled, student_from
+from torch import Tensor, nn
 
 from acq.core.outputs import Output
 from acq.core.scores import Scores
 from acq.core.structures import flattened
 from acq.export.answers import FileAnswer
+from acq.export.check import check
 from acq.export.engine import Engine
 from acq.export.graph import onnx_model
 from acq.export.onnx_file import export_onnx
@@ -87,3 +89,35 @@ def test_other_metadata_are_refused(change: dict[str, Any]) -> None:
     """Names that are no list, an output that is not there, and kinds that are not known."""
     with pytest.raises(ValueError):
         FileAnswer.read({**{key: str(value) for key, value in FACTS.facts().items()}, **change})
+
+
+class Ending(nn.Module):
+    """A small network whose last operator moves or joins values."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.end, self.conv, self.one, self.other = end, conv(3, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu().mean((2, 3))
+        return self.end(torch.stack([self.one(x), self.other(x)], 1))
+
+
+ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "cat": lambda z: torch.cat([z[:, 0], z[:, 1]], 1),
+    "slice": lambda z: z[:, 0, :4],
+    "select": lambda z: z[:, 1],
+    "split": lambda z: z[:, 0].split(3, 1)[1],
+    "chunk": lambda z: z[:, 0].chunk(2, 1)[0],
+    "softmax before a slice": lambda z: z[:, 0].softmax(1)[:, :4],
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_network_may_end_in_an_operator_that_moves_values(name: str, tmp_path: Path) -> None:
+    """Its file says how it decides, and decides like the student."""
+    student = student_from(trace(settled(Ending(ENDINGS[name])), SIZE), "w8a8")
+    convert_to_integers(student)
+    onnx.save(onnx_model(student.eval()), tmp_path / "model.onnx")
+    found = check(tmp_path / "model.onnx", student, images(16))
+    assert found.plain.agreement == 100

@@ -8,7 +8,7 @@ import pytest
 import torch
 from answers import ANSWERS, Answering, answering
 from helpers import CLASSES, SIZE, conv, images, settled
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acq.core.outputs import Output
@@ -31,14 +31,18 @@ def scores(name: str, x: Tensor) -> Tensor:
     return found
 
 
+def flat_logits(graph: fx.GraphModule, x: Tensor) -> Tensor:
+    return logits_from(graph, logits_of(graph), answer_of(graph).output, x)
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_logits_are_what_is_before_the_end(name: str) -> None:
     """A final softmax or sigmoid, a shape, a structure and other returned tensors leave the logits as they are."""
     graph, x = trace(answering(name), SIZE), images(3)
     with torch.no_grad():
-        torch.testing.assert_close(logits_from(graph, x), scores(name, x))
+        torch.testing.assert_close(flat_logits(graph, x), scores(name, x))
         torch.testing.assert_close(Teacher(graph)(x), scores(name, x))
-        assert logits_from(graph, x[:1]).shape[0] == 1
+        assert flat_logits(graph, x[:1]).shape[0] == 1
     assert answer_of(graph).output == FOUND.get(name, CLASSES)
 
 
@@ -223,7 +227,7 @@ def test_shape_and_end_say_what_scores_mean(name: str) -> None:
     (node,) = returned_nodes(graph.graph)
     assert end_of(node).ending == ending
     with torch.no_grad():
-        logits, wanted = logits_from(graph, x), found.flat([model(x)])
+        logits, wanted = flat_logits(graph, x), found.flat([model(x)])
         assert logits.shape == (3, scores.numbers)
         before = found.before(wanted, (None if scores.kind == "values" else ending,))
         torch.testing.assert_close(found.same(logits, before), torch.ones(3))
@@ -238,7 +242,7 @@ def test_several_tensors_count_together() -> None:
     assert answer.output.parts == (Scores("values", (5,)), Scores("map", (5, H, W)))
     assert str(answer).endswith("in box and cells, which decide; returned: cells, box, other")
     with torch.no_grad():
-        torch.testing.assert_close(logits_from(graph, x)[:, :5], model(x)["box"])
+        torch.testing.assert_close(flat_logits(graph, x)[:, :5], model(x)["box"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,13 @@ from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
 from acq.network.constants import device_of
-from acq.network.outputs import answer_of, logits_from
+from acq.network.outputs import answer_of, logits_from, logits_of
 from acq.network.teacher import Teacher
 from acq.network.trace import trace
 from acq.quantization.student import Student
 from acq.runs import student_file
 from acq.runs.folder import require_run
-from acq.zoo import resolve
+from acq.zoo import preprocessing_of, resolve
 
 if TYPE_CHECKING:
     from acq.export.engine import Engine
@@ -124,24 +124,34 @@ def target(
         return _of_graph(graph, preprocessing, "", device_of(network))
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx" and _is_own(path)
-    if (is_file or path.is_dir()) and any(
-        value is not None for value in (outputs, output_kinds or None, *options.values())
-    ):
+    framing = {name: options.get(name) for name in ("resize", "crop")}
+    others = [value for name, value in options.items() if name not in framing]
+    if (is_file or path.is_dir()) and any(value is not None for value in (outputs, output_kinds or None, *others)):
         kind = "a file of acq export" if is_file else "a run folder"
         raise RequestError(f"{network} is {kind}, which has its own weights and sizes; leave out the other options")
     if is_file:
-        return _of_file(engine(path), network, preprocessing, device)
+        return _framed(_of_file(engine(path), network, preprocessing, device), **framing)
     if path.is_dir():
         require_run(path)
         facts = student_file.load_facts(path)
-        return _of_student(load(path).to(place), str(facts.get("origin", {}).get("model")), preprocessing, place)
+        model = str(facts.get("origin", {}).get("model"))
+        return _framed(_of_student(load(path).to(place), model, preprocessing, place), **framing)
     if preprocessing is not None:
         options |= {name: getattr(preprocessing, name) for name in ("input_size", "mean", "std")}
     named = resolve(str(network), outputs=names_of(outputs), **options)
-    known = named.preprocessing if preprocessing is None else preprocessing
+    known = named.preprocessing
+    if preprocessing is not None and preprocessing.framing is not None:
+        known = replace(known, framing=preprocessing.framing)
     graph = trace(named.model, known.input_size, outputs, output_kinds)
     check_normalisation(Teacher(graph), known, given=named.preprocessing_given)
     return _of_graph(graph, known, str(network), place)
+
+
+def _framed(found: Target, resize: int | None, crop: int | None) -> Target:
+    """A target whose pictures of another size are framed as given, or else as it knows."""
+    known = found.preprocessing
+    changed = preprocessing_of(known.input_size, known.mean, known.std, known, resize=resize, crop=crop)
+    return replace(found, preprocessing=changed)
 
 
 def _is_own(file: Path) -> bool:
@@ -153,7 +163,8 @@ def _is_own(file: Path) -> bool:
 
 
 def _of_graph(graph: fx.GraphModule, known: Preprocessing, model: str, device: torch.device) -> Target:
-    return Target(partial(logits_from, graph.to(device)), known, answer_of(graph).output, model, device)
+    nodes, output = logits_of(graph), answer_of(graph).output
+    return Target(partial(logits_from, graph.to(device), nodes, output), known, output, model, device)
 
 
 def _of_student(student: Student, model: str, known: Preprocessing | None, device: torch.device) -> Target:

@@ -144,7 +144,7 @@ def _request(
 ) -> Request:
     config = Config.create(preset, settings or {}, {key: value for key, value in given.items() if value is not None})
     if isinstance(model, Network):
-        if any(given is not None for given in (input_size, mean, std, resize)):
+        if any(value is not None for value in (input_size, mean, std, resize)):
             raise RequestError(
                 f"{model.name} was found with its images; give input_size, mean, std and resize to acq.zoo.resolve"
             )

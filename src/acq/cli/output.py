@@ -116,7 +116,8 @@ def parity_lines(parity: Parity) -> list[str]:
     lines += [f"{name:<13}{failure}" for name, failure in parity.failures.items()]
     if parity.self_agreement is not None:
         alike = agreement_of(parity.kind, parity.self_agreement, "images with noise of 1e-5")
-        lines.append(f"{'student':<13}{verb.replace('the student', 'itself')} {alike}")
+        own = "returns its own values with" if is_cosine(parity.kind) else "decides like itself on"
+        lines.append(f"{'student':<13}{own} {alike}")
     return lines
 
 

@@ -37,7 +37,9 @@ class FileForm:
 
     def facts(self) -> dict[str, Any]:
         """The JSON values that ``read`` takes."""
-        return {**asdict(self), "outputs": dict(self.outputs), "metadata": dict(self.metadata)}
+        said = {"metadata": dict(self.metadata)} if self.metadata else {}
+        known = {name: value for name, value in asdict(self).items() if name != "metadata"}
+        return {**known, "outputs": dict(self.outputs), **said}
 
     @classmethod
     def read(cls, facts: Any) -> FileForm:

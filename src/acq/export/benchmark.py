@@ -99,7 +99,7 @@ def benchmark(
 
     Both engines take turns in one process, so that other load on the machine affects both. They get the same input per
     call, of the type, layout and batch that ``file`` declares. A file that goes on behind the network's outputs is not
-    measured itself: the student is written again up to these outputs, where the file in floating point ends too.
+    measured itself. The student is written again up to these outputs, and the file in floating point ends there too.
 
     Args:
         student: The student that ``file`` was exported from.

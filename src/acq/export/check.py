@@ -70,10 +70,10 @@ class Parity:
         plain: ONNX Runtime without graph optimisations: the file's own meaning, in floating point.
         engines: The comparison on each installed engine, by its name (``acq.export.engines``).
         failures: Why an engine cannot run the file, by its name.
-        self_agreement: How far the student agrees with itself if noise of 1e-5 is on the images, in the unit of
-            ``Match.agreement`` (this project's definition). Engines round the floats between quantizers differently, so
-            values at the border of two levels fall to either side, and the next layers amplify that. None where the
-            file agrees without that excuse.
+        self_agreement: How far the student agrees with itself if noise of 1e-5 of each value is on the images, in the
+            unit of ``Match.agreement`` (this project's definition). Engines round the floats between quantizers
+            differently. So values at the border of two levels fall to either side, and the next layers amplify that.
+            None where the file agrees without that excuse.
     """
 
     images: int

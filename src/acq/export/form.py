@@ -19,6 +19,10 @@ TYPES = {
 }  # fmt: skip
 _INTEGERS = (TensorProto.INT64, TensorProto.BOOL)  # that a student returns
 LAYOUT = "layout"  # key of the metadata
+_OWN_KEYS = {
+    "acq", "model", "preset", "seed", "bits", "first_last_bits", "add_bits", "placement", "images", "input_size",
+    "mean", "std", "resize", "interpolation", "outputs", "counted", LAYOUT, TAIL_FACT,
+}  # fmt: skip
 _TO_FRONT = [0, 3, 1, 2]
 
 
@@ -46,7 +50,8 @@ def in_form(model: onnx.ModelProto, form: FileForm) -> None:
     graph.node.extend(kept)
     known = {entry.key: entry.value for entry in model.metadata_props}
     own = {**known, "outputs": json.dumps(names), LAYOUT: form.layout}
-    helper.set_model_props(model, {key: text for key, text in form.metadata.items() if key != TAIL_FACT} | own)
+    said = {key: text for key, text in form.metadata.items() if key not in _OWN_KEYS}
+    helper.set_model_props(model, said | own)
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str], reserved: Collection[str] = ()) -> None:

@@ -95,7 +95,7 @@ def screened_tail(content: bytes) -> bytes:
 
 def _unusable(model: onnx.ModelProto) -> Iterator[str]:
     graphs = list(graphs_in(model.graph))
-    if model.functions or model.training_info or any(graph.sparse_initializer for graph in graphs):
+    if model.functions or model.training_info or any(map(has_sparse, graphs)):
         yield "has functions, training information or sparse constants"
     nodes = [node for graph in graphs for node in graph.node]
     if any(node.domain not in ("", "ai.onnx") for node in nodes):
@@ -108,21 +108,27 @@ def graphs_in(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.GraphProt
     """A graph and the graphs inside its nodes.
 
     Raises:
-        ValueError: They are nested too deeply.
+        RequestError: They are nested too deeply.
     """
     if depth > _DEEPEST:
-        raise ValueError("graphs nested too deeply")
+        raise RequestError("the file has graphs nested too deeply; export the network again")
     yield graph
     for part in (part for node in graph.node for part in node.attribute):
         for inner in (part.g, *part.graphs) if part.type == AttributeProto.GRAPH else part.graphs:
             yield from graphs_in(inner, depth + 1)
 
 
+def has_sparse(graph: onnx.GraphProto) -> bool:
+    """Whether a graph itself has sparse constants."""
+    sparse = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
+    return bool(graph.sparse_initializer) or any(part.type in sparse for node in graph.node for part in node.attribute)
+
+
 def tensors_in(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """The constants of a graph and of the graphs inside its nodes, also those that are attributes.
+    """The constants of a graph and of the graphs inside its nodes, also those that are attributes; no sparse ones.
 
     Raises:
-        ValueError: Graphs are nested too deeply.
+        RequestError: Graphs are nested too deeply.
     """
     for each in graphs_in(graph):
         yield from each.initializer

@@ -23,6 +23,7 @@ ENDINGS: dict[Any, Ending] = {
 _SPLITS = (aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default)
 _JOINS = (aten.cat.default, aten.concat.default)
 _MORE_MOVES = (*COPIES, aten.gather.default, aten.topk.default)
+_ALL = 1 << 31  # the end of a slice that takes the whole axis
 _Taken = dict[int, range]  # the indices of a value that are returned, by axis; of other axes all are
 _Part = tuple[fx.Node, _Taken]
 
@@ -91,6 +92,10 @@ def _replaced(node: fx.Node, taken: _Taken) -> list[_Part]:
     """What a slice was written into, and the slice, as far as something of them is taken."""
     given: Any = node.args
     axis, indices = _sliced(node, 2)
+    bounds: Any = (*given, *(None, None, 1)[max(len(given) - 3, 0) :])[3:]
+    start, end, step = bounds
+    if not start and step == 1 and (end is None or (isinstance(end, int) and end >= _ALL)):
+        return [(given[1], taken)]
     if indices is None or axis not in taken:
         return [(given[0], taken), (given[1], {})]
     common = len(_common(taken[axis], indices))

@@ -56,13 +56,17 @@ def logits_of(graph: fx.GraphModule) -> tuple[fx.Node, ...]:
     return tuple(logits for logits, _ in _counted(graph))
 
 
-def logits_from(graph: fx.GraphModule, images: Tensor) -> Tensor:
-    """The logits [N, L] of a traced network for normalised images [N, C, H, W]."""
-    counted = _counted(graph)
-    nodes = [logits for logits, _ in counted]
+def logits_from(graph: fx.GraphModule, nodes: Sequence[fx.Node], output: Output, images: Tensor) -> Tensor:
+    """The logits [N, L] of a traced network for normalised images [N, C, H, W].
+
+    Args:
+        graph: The network.
+        nodes: As ``logits_of`` finds them.
+        output: How they decide.
+        images: Normalised.
+    """
     interpreter = KeepingInterpreter(graph, graph.graph, nodes)
     interpreter.run(images)
-    output = Output(tuple(scores for _, scores in counted))
     return output.flat([interpreter.kept[node] for node in nodes])
 
 
@@ -81,37 +85,49 @@ class End:
         ending: That softmax or sigmoid, if there is one.
         axis: The axis over which a softmax competes; None without one.
         shape: Of the tensor, -1 where it depends on the number of images.
-        named: Whether the values name anything: False behind a normalisation of vectors, as in embeddings, where heads
-            that end differently are joined, as in detectors, and behind an argmax.
     """
 
     logits: fx.Node
     ending: Ending | None
     axis: int | None
     shape: tuple[int, ...]
-    named: bool
 
 
 def end_of(node: fx.Node) -> End:
-    """How a returned tensor comes about."""
-    last = node
-    while last.target in SHAPES and isinstance(last.args[0], fx.Node):
-        last = last.args[0]
+    """How a returned tensor of a traced network or of a student comes about."""
+    last = _before_shapes(node)
     shape, ending = _shape(node), ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
-        return End(node, None, None, shape, not (_is_embedding(last) or joins_heads(node) or _argmax(node)))
+        return End(node, None, None, shape)
     if ending == "sigmoid":
-        return End(last.args[0], ending, None, shape, True)
+        return End(last.args[0], ending, None, shape)
     inner, axis = _shape(last), last.args[1]
     if not isinstance(axis, int) or axis % len(inner) == 0:
-        return End(node, None, None, shape, True)  # it competes over the images
+        return End(node, None, None, shape)  # it competes over the images
     axis %= len(inner)
     if inner != shape:  # the axis of the returned tensor that has as many classes
         alike = [place for place, size in enumerate(shape) if place and size == inner[axis]]
         if len(alike) != 1:
-            return End(node, None, None, shape, True)
+            return End(node, None, None, shape)
         axis = alike[0]
-    return End(last.args[0], ending, axis, shape, True)
+    return End(last.args[0], ending, axis, shape)
+
+
+def _before_shapes(node: fx.Node) -> fx.Node:
+    """What a tensor was before operators that only change its shape."""
+    while node.target in SHAPES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _names_nothing(node: fx.Node) -> bool:
+    """Whether the values of a traced network's tensor name no classes.
+
+    So it is behind a normalisation of vectors, as in embeddings, where heads that end differently are joined, as in
+    detectors, and behind an argmax.
+    """
+    last = _before_shapes(node)
+    return last.target not in ENDINGS and (_is_embedding(last) or joins_heads(node) or _argmax(node))
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -154,7 +170,8 @@ def _counted(graph: fx.GraphModule) -> list[tuple[fx.Node, Scores]]:
         end = end_of(nodes[place])
         if kind not in (None, "values") and _argmax(nodes[place]):
             raise RequestError(f"the network returns numbers of classes, no scores; {_BEFORE}")
-        scores = _scores(end, kind, channels.get(nodes[place]))
+        known_kind = kind or ("values" if _names_nothing(nodes[place]) else None)
+        scores = _scores(end, known_kind, channels.get(nodes[place]))
         found.append((nodes[place] if scores.kind == "values" else end.logits, scores))
     return found
 
@@ -187,8 +204,6 @@ def _scores(end: End, kind: Kind | None, channels: int | None) -> Scores:
 
 def _kind(end: End, whole: bool, channels: int | None) -> Kind:
     sides = end.shape[1:]
-    if not end.named:
-        return "values"
     if whole:
         return "multilabel" if sides[:1] in ((), (1,)) or end.ending == "sigmoid" else "class"
     if end.axis == len(sides) and len(sides) == 2:

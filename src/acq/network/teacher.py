@@ -56,7 +56,7 @@ class Teacher(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, L] with running statistics; a student has the same method."""
-        return logits_from(self.graph, images)
+        return logits_from(self.graph, self.structure.logits, self.output, images)
 
     def read(
         self,

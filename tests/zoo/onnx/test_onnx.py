@@ -240,7 +240,7 @@ def test_a_cut_that_leaves_other_values_behind_is_refused(tmp_path: Path) -> Non
     model.graph.node.append(helper.make_node("Mul", ["y", "y2"], ["z"]))
     model.graph.node.insert(2, helper.make_node("Flatten", ["a"], ["y2"]))
     model.graph.output[0].name = "z"
-    with pytest.raises(RequestError, match=r"also takes 'y2'; name that as --outputs too"):
+    with pytest.raises(RequestError, match=r"also takes 'y2'; name what it takes as --outputs too"):
         resolve(saved(model, tmp_path), outputs=["y"])
     assert resolve(saved(model, tmp_path), outputs=["y", "y2"]).tail is not None
 
@@ -260,7 +260,7 @@ def test_another_head_behind_the_cut_is_named(tmp_path: Path) -> None:
     file = saved(model_of(nodes, ("n", *SIZE), {"w": weights, **shapes}), tmp_path)
     with pytest.raises(RequestError, match=r"NonMaxSuppression .*--outputs 'boxes'"):
         resolve(file)
-    with pytest.raises(RequestError, match=r"also takes 'scores'; name that"):
+    with pytest.raises(RequestError, match=r"also takes 'scores'; name what it takes"):
         resolve(file, outputs=["boxes"])
     assert resolve(file, outputs=["boxes", "scores"]).tail is not None
 

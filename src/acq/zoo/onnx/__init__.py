@@ -114,7 +114,8 @@ def _imported(file: Path, outputs: Sequence[str], input_size: Sequence[int] | No
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     """What a file says of itself; nothing, with a warning, where that is too much to keep in a run folder."""
-    said = {entry.key: entry.value for entry in model.metadata_props}
+    entries = [(entry.key, entry.value) for entry in model.metadata_props]
+    said = {key: text for key, text in entries if isinstance(key, str) and isinstance(text, str)}  # not UTF-8: bytes
     size = sum(len(text) for entry in said.items() for text in entry)
     if size > _MOST_SAID:
         warnings.warn(f"the file has {size:,} characters of metadata, too many for the student's file", stacklevel=5)

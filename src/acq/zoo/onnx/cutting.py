@@ -73,9 +73,10 @@ def tail_of(model: onnx.ModelProto, entry: str, kinds: Mapping[str, str]) -> onn
     passed = set(own) & set(exits)
     missing = sorted(((free | (set(own) - made)) - known) | (computed & made - set(exits)))
     if missing:
+        also = _also(nodes, of_the_images(model, entry) - {entry}, exits) or missing
         raise RequestError(
-            f"what is behind --outputs also takes {listed(map(repr, _also(model, entry, exits) or missing))}; "
-            "name that as --outputs too, or cut elsewhere"
+            f"what is behind --outputs also takes {listed(map(repr, also))}; "
+            "name what it takes as --outputs too, or cut elsewhere"
         )
     found = onnx.ModelProto()
     found.CopyFrom(model)
@@ -93,14 +94,14 @@ def tail_of(model: onnx.ModelProto, entry: str, kinds: Mapping[str, str]) -> onn
     return found
 
 
-def _also(model: onnx.ModelProto, entry: str, exits: tuple[str, ...]) -> list[str]:
+def _also(nodes: Sequence[onnx.NodeProto], of_images: set[str], exits: tuple[str, ...]) -> list[str]:
     """Values beside ``exits`` that the nodes behind them read and that images decide, such as another head's."""
-    behind, read = set(exits), set()
-    for node in model.graph.node:
+    behind, read = set(exits), set[str]()
+    for node in nodes:
         if not behind.isdisjoint(read_by(node)):
             behind.update(node.output)
             read.update(read_by(node))
-    return sorted((read & of_the_images(model, entry)) - behind - {entry})
+    return sorted((read & of_images) - behind)
 
 
 def _behind(model: onnx.ModelProto, own: tuple[str, ...], exits: set[str]) -> list[onnx.NodeProto]:

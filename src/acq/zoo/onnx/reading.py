@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from acq.errors import RequestError, first_line
 from acq.files.limits import GIB, format_bytes, read_bytes
-from acq.files.screening import graphs_in, tensors_in
+from acq.files.screening import graphs_in, has_sparse, tensors_in
 
 _MOST = 2 * GIB  # of a file, which is protobuf's own limit, and of all its constants
 _INSTEAD = "give a smaller file"
@@ -38,7 +38,7 @@ def read_model(file: Path) -> onnx.ModelProto:
         raise RequestError(f"{file} is no ONNX file ({first_line(error)}); export the network again") from error
     if not model.graph.node or not model.graph.output:
         raise RequestError(f"{file} has no graph with nodes and outputs; export the network again")
-    if model.functions or model.training_info or any(graph.sparse_initializer for graph in graphs_in(model.graph)):
+    if model.functions or model.training_info or any(map(has_sparse, graphs_in(model.graph))):
         raise RequestError(f"{file} has functions, training information or sparse constants; export it without them")
     if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
         raise RequestError(f"{file} has names that are not UTF-8; export the network again")
@@ -47,15 +47,13 @@ def read_model(file: Path) -> onnx.ModelProto:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Names of operators, values and attributes, and metadata."""
+    """Names of operators, values and attributes."""
     for node in model.graph.node:
         yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
         yield from (part.name for part in node.attribute)
     for value in (*model.graph.initializer, *model.graph.input, *model.graph.output):
         yield value.name
     yield from (entry.domain for entry in model.opset_import)
-    for said in model.metadata_props:
-        yield from (said.key, said.value)
 
 
 def _take_in(model: onnx.ModelProto, file: Path) -> None:

@@ -53,13 +53,14 @@ Resize = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="shorter side of pictures in --data before their centre is cropped, where they have another size",
+        help="shorter side of pictures in --data that have another size, before the crop (default as the network is "
+        "known to take them, or 8/7 of its side)",
         rich_help_panel=NETWORK,
     ),
 ]
 Crop = Annotated[
     int | None,
-    typer.Option(metavar="N", help="side of that crop, which is the network's own", rich_help_panel=NETWORK),
+    typer.Option(metavar="N", help="side of the crop, the network's (default)", rich_help_panel=NETWORK),
 ]
 Outputs = Annotated[
     str | None,

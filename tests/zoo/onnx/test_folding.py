@@ -54,7 +54,10 @@ def test_its_running_statistics_are_known() -> None:
 @pytest.mark.parametrize("shape", [(1, 4, 9), (1, 4, 2, 2)])
 def test_a_norm_of_images_in_training_mode_is_refused(shape: tuple[int, ...]) -> None:
     """Its answer for an image would depend on the others."""
-    with pytest.raises(RequestError, match=r"BatchNormalization.*is in training mode; cut the graph before it"):
+    with pytest.raises(
+        RequestError,
+        match=r"BatchNormalization.*is in training mode; nothing before it can be named",
+    ):
         folded(graph_of(normalised("x", shape), "x", ("y",)))
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import runs
 import torch
 from cases import CASES, Case
+from other_tools import other_tools
 
 from acq.analysis.expected_loss import FITTED, relative_error
 from acq.core.outputs import Traits
@@ -176,6 +177,7 @@ def write_results(cases: Sequence[Case]) -> str:
         own = [case for case in have if case.network == network]
         lines += [f"## {network.title}", "", *network.about, ""]
         lines += [*section(own, rows), ""] if own else ["Not measured yet.", ""]
+        lines += other_tools(network)
     missing = [f"- `{case.name}`{seeds}" for case in cases if (seeds := missing_seeds(case, known)) is not None]
     lines += ["## Not measured yet with this engine", "", *missing, ""] if missing else []
     pages = [

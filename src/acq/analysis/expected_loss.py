@@ -63,7 +63,7 @@ class Law:
         return min(_ALL, self.factor * error**2)
 
 
-FITTED = Law(factor=115, spread=2.26)
+FITTED = Law(factor=115, spread=2.24)
 
 
 def relative_error(loss: float, weights: Mapping[str, float]) -> float:

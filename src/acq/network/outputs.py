@@ -95,7 +95,7 @@ class End:
 
 def end_of(node: fx.Node) -> End:
     """How a returned tensor of a traced network or of a student comes about."""
-    last = _before_shapes(node)
+    last = _before(node, SHAPES)
     shape, ending = _shape(node), ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
         return End(node, None, None, shape)
@@ -113,9 +113,9 @@ def end_of(node: fx.Node) -> End:
     return End(last.args[0], ending, axis, shape)
 
 
-def _before_shapes(node: fx.Node) -> fx.Node:
-    """What a tensor was before operators that only change its shape."""
-    while node.target in SHAPES and isinstance(node.args[0], fx.Node):
+def _before(node: fx.Node, moves: Sequence[Any]) -> fx.Node:
+    """What a tensor was before operators that only move its values."""
+    while node.target in moves and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
@@ -126,7 +126,7 @@ def _names_nothing(node: fx.Node) -> bool:
     So it is behind a normalisation of vectors, as in embeddings, where heads that end differently are joined, as in
     detectors, and behind an argmax.
     """
-    last = _before_shapes(node)
+    last = _before(node, SHAPES)
     return last.target not in ENDINGS and (_is_embedding(last) or joins_heads(node) or _argmax(node))
 
 
@@ -152,9 +152,7 @@ def _is_embedding(node: fx.Node) -> bool:
 
 def _argmax(node: fx.Node) -> bool:
     """Whether a tensor has the numbers of classes, perhaps as floats, instead of their scores."""
-    while node.target in (*SHAPES, *COPIES, *TURNS) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node.target is aten.argmax.default
+    return _before(node, (*SHAPES, *COPIES, *TURNS)).target is aten.argmax.default
 
 
 def _returned(graph: fx.GraphModule) -> Returned:

@@ -69,11 +69,12 @@ def tail_of(model: onnx.ModelProto, entry: str, kinds: Mapping[str, str]) -> onn
     nodes = _behind(model, own, set(exits))
     made = {name for node in nodes for name in node.output}
     free = {name for node in nodes for name in read_by(node) if name} - made
-    computed = of_the_images(model, entry) & {name for node in needed(model, exits) for name in node.output}
+    of_images = of_the_images(model, entry)
+    computed = of_images & {name for node in needed(model, exits) for name in node.output}
     passed = set(own) & set(exits)
     missing = sorted(((free | (set(own) - made)) - known) | (computed & made - set(exits)))
     if missing:
-        also = _also(nodes, of_the_images(model, entry) - {entry}, exits) or missing
+        also = _also(nodes, of_images - {entry}, exits) or missing
         raise RequestError(
             f"what is behind --outputs also takes {listed(map(repr, also))}; "
             "name what it takes as --outputs too, or cut elsewhere"

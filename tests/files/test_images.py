@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from acq.core.outputs import Output
 from acq.core.pixels import from_bytes
-from acq.core.values import Preprocessing
+from acq.core.values import Framing, Preprocessing
 from acq.errors import Note, RequestError
 from acq.files.arrays import CIFAR_RECORD
 from acq.files.framing import FramedImages
@@ -176,6 +177,20 @@ def test_pictures_of_another_size_are_framed_with_a_note(tmp_path: Path, form: s
     ):
         data = read(path, preprocessing=COLOUR, output=Output.of("class", 2))
     assert np.array_equal(data.images[:], FramedImages(images, COLOUR)[:])
+
+
+@pytest.mark.parametrize(
+    ("framing", "fact"),
+    [
+        (Framing(7), "pictures are resized below the network's size; give a framing of at least 8 pixels"),
+        (Framing(9, "lanczos"), "the interpolation is 'lanczos'; give .* in one of bilinear, bicubic"),
+    ],
+)
+def test_a_framing_by_hand_is_checked(framing: Framing, fact: str, tmp_path: Path) -> None:
+    """Nothing is resized by it."""
+    np.savez(tmp_path / "d.npz", images=pixels(2, 20, 30, 3), labels=np.arange(2))
+    with pytest.raises(RequestError, match=fact):
+        read(tmp_path / "d.npz", preprocessing=replace(COLOUR, framing=framing), output=Output.of("class", 2))
 
 
 def test_labels_with_places_need_images_of_the_network_s_size(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from acq.analysis.normalisation import check_normalisation
 from acq.api.files import engine, load
@@ -23,7 +22,6 @@ from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.images import batches, read
 from acq.network.constants import device_of
-from acq.network.outputs import answer_of, logits_from, logits_of
 from acq.network.teacher import Teacher
 from acq.network.trace import trace
 from acq.quantization.student import Student
@@ -120,8 +118,8 @@ def target(
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
-        graph = trace(network, preprocessing.input_size, outputs, output_kinds)
-        return _of_graph(graph, preprocessing, "", device_of(network))
+        teacher = Teacher(trace(network, preprocessing.input_size, outputs, output_kinds))
+        return _of_teacher(teacher, preprocessing, "", device_of(network))
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx" and _is_own(path)
     framing = {name: options.get(name) for name in ("resize", "crop")}
@@ -142,9 +140,9 @@ def target(
     known = named.preprocessing
     if preprocessing is not None and preprocessing.framing is not None:
         known = replace(known, framing=preprocessing.framing)
-    graph = trace(named.model, known.input_size, outputs, output_kinds)
-    check_normalisation(Teacher(graph), known, given=named.preprocessing_given)
-    return _of_graph(graph, known, str(network), place)
+    teacher = Teacher(trace(named.model, known.input_size, outputs, output_kinds))
+    check_normalisation(teacher, known, given=named.preprocessing_given)
+    return _of_teacher(teacher, known, str(network), place)
 
 
 def _framed(found: Target, resize: int | None, crop: int | None) -> Target:
@@ -162,9 +160,8 @@ def _is_own(file: Path) -> bool:
     return is_own(file)
 
 
-def _of_graph(graph: fx.GraphModule, known: Preprocessing, model: str, device: torch.device) -> Target:
-    nodes, output = logits_of(graph), answer_of(graph).output
-    return Target(partial(logits_from, graph.to(device), nodes, output), known, output, model, device)
+def _of_teacher(teacher: Teacher, known: Preprocessing, model: str, device: torch.device) -> Target:
+    return Target(teacher.to(device).logits, known, teacher.output, model, device)
 
 
 def _of_student(student: Student, model: str, known: Preprocessing | None, device: torch.device) -> Target:

@@ -15,7 +15,7 @@ from acq.errors import RequestError, first_line
 from acq.export.answers import FileAnswer
 from acq.export.form import LAYOUT
 from acq.export.graph import RAW
-from acq.files.framing import INTERPOLATIONS
+from acq.files.framing import framing_fault
 from acq.files.onnx_session import session_of
 from acq.files.screening import screened
 
@@ -125,6 +125,7 @@ def _preprocessing(known: dict[str, str]) -> Preprocessing:
     if (len(mean), len(std)) != (channels, channels):
         raise ValueError("the numbers of means, deviations and channels differ")
     framing = Framing(int(known["resize"]), known["interpolation"]) if "resize" in known else None
-    if framing is not None and (framing.resize < min(height, width) or framing.interpolation not in INTERPOLATIONS):
-        raise ValueError("pictures cannot be resized so")
-    return Preprocessing((channels, height, width), mean, std, framing)
+    found = Preprocessing((channels, height, width), mean, std, framing)
+    if (fault := framing_fault(found)) is not None:
+        raise ValueError(fault)
+    return found

@@ -26,6 +26,16 @@ def framing_of(preprocessing: Preprocessing) -> Framing:
     return known if known is not None else Framing(round(min(preprocessing.input_size[1:]) / CROP_SHARE))
 
 
+def framing_fault(preprocessing: Preprocessing) -> str | None:
+    """What no picture can be framed by in a preprocessing; None if nothing is wrong."""
+    framing = preprocessing.framing
+    if framing is None:
+        return None
+    if framing.resize < min(preprocessing.input_size[1:]):
+        return "pictures are resized below the network's size"
+    return None if framing.interpolation in INTERPOLATIONS else f"the interpolation is {framing.interpolation!r}"
+
+
 def framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize a picture so that its shorter side has as many pixels as ``framing_of`` says, and cut out the centre.
 

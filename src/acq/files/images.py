@@ -22,7 +22,7 @@ from acq.core.scores import IGNORED, Scores
 from acq.core.values import Preprocessing
 from acq.errors import Note, RequestError
 from acq.files.arrays import is_cifar_folder, read_cifar, read_npz
-from acq.files.framing import FramedImages, told
+from acq.files.framing import INTERPOLATIONS, FramedImages, framing_fault, told
 from acq.files.image_files import read_class_folders
 from acq.files.limits import images_at_once
 
@@ -87,6 +87,9 @@ def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int
     """
     if limit is not None and limit < 1:
         raise RequestError(f"--limit is {limit}; give at least 1")
+    if (fault := framing_fault(preprocessing)) is not None:
+        least, known = min(preprocessing.input_size[1:]), ", ".join(INTERPOLATIONS)
+        raise RequestError(f"{fault}; give a framing of at least {least} pixels, in one of {known}")
     if not path.exists():
         raise RequestError(f"no data at {path}; give {FORMS}")
     if path.is_dir() and not is_cifar_folder(path):

@@ -91,11 +91,10 @@ def _joined(node: fx.Node, taken: _Taken) -> list[_Part]:
 def _replaced(node: fx.Node, taken: _Taken) -> list[_Part]:
     """What a slice was written into, and the slice, as far as something of them is taken."""
     given: Any = node.args
-    axis, indices = _sliced(node, 2)
-    bounds: Any = (*given, *(None, None, 1)[max(len(given) - 3, 0) :])[3:]
-    start, end, step = bounds
+    _, (start, end, step) = _bounds(node, 2)
     if not start and step == 1 and (end is None or (isinstance(end, int) and end >= _ALL)):
         return [(given[1], taken)]
+    axis, indices = _sliced(node, 2)
     if indices is None or axis not in taken:
         return [(given[0], taken), (given[1], {})]
     common = len(_common(taken[axis], indices))
@@ -125,15 +124,20 @@ def _sliced(node: fx.Node, place: int = 1) -> tuple[int, range | None]:
         node: The operator.
         place: Of the axis among its arguments.
     """
-    given: Any = (*node.args, *(0, None, None, 1)[max(len(node.args) - place, 0) :])
     whole: Any = shape_of(node.args[0])  # type: ignore[arg-type]
-    axis, *bounds = given[place:]
+    axis, bounds = _bounds(node, place)
     axis %= len(whole)
     if whole[axis] < 0 or any(isinstance(bound, fx.Node) for bound in bounds):
         return axis, None
     if node.target is aten.select.int:
         return axis, range(whole[axis])[bounds[0] :][:1]
     return axis, range(whole[axis])[slice(*bounds)]
+
+
+def _bounds(node: fx.Node, place: int) -> tuple[int, list[Any]]:
+    """The axis and start, end and step of a slice, as written; of a selection the axis and its index first."""
+    axis, *bounds = (*node.args, *(0, None, None, 1)[max(len(node.args) - place, 0) :])[place:]
+    return axis, bounds  # type: ignore[return-value]
 
 
 def _within(taken: _Taken, axis: int, indices: range | None) -> _Taken:

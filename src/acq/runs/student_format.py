@@ -21,6 +21,7 @@ from acq.core.scores import Kind, Scores
 from acq.core.structures import checked
 from acq.core.values import Framing, Preprocessing
 from acq.errors import RequestError
+from acq.files.framing import framing_fault
 from acq.network.names import name_of
 from acq.network.operators import VOCABULARY, operator_of
 from acq.quantization.layers import QuantConv2d, QuantLayer
@@ -119,8 +120,8 @@ class PreprocessingEntry(_Strict):
 
     @model_validator(mode="after")
     def _check_framing(self) -> Self:
-        if self.framing is not None and self.framing.resize < min(self.input_size[1:]):
-            raise ValueError("pictures are resized below the network's size")
+        if (fault := framing_fault(self.preprocessing())) is not None:
+            raise ValueError(fault)
         return self
 
     @classmethod

@@ -27,9 +27,9 @@ from cases import CASES, Case
 from other_tools import other_tools
 
 from acq.analysis.expected_loss import FITTED, relative_error
+from acq.core.accuracies import change_margin, margin
 from acq.core.outputs import Traits
 from acq.files.atomic import write_atomically
-from acq.report.headline import change_margin, margin
 from acq.training.distillation import StudentSettings
 from acq.training.selection import FIRST
 

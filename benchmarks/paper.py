@@ -132,7 +132,7 @@ def measure(wanted: runs.Row, images: Photographs, args: argparse.Namespace) -> 
 def top1(network: torch.nn.Module, images: Photographs, args: argparse.Namespace) -> float:
     """Top-1 in percent."""
     loader, device = DataLoader(images, args.batch, num_workers=args.workers), choose_device(args.device)
-    return round(accuracy(network.to(device), loader, Output.of("class", CLASSES), device), 2)
+    return round(accuracy(network.to(device), loader, Output.of("class", CLASSES), device).percent, 2)
 
 
 def page(rows: Sequence[runs.Row]) -> str:

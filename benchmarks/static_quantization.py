@@ -81,7 +81,7 @@ class Subject:
         def answers(images: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
-        return round(accuracy(answers, batches(self.test, self.known), self.output), 2)
+        return round(accuracy(answers, batches(self.test, self.known), self.output).percent, 2)
 
 
 class Reader(CalibrationDataReader):

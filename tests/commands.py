@@ -27,10 +27,11 @@ def layers(width, *rest):
 def head(width, classes=5):
     return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
 
-def network(width=4):
+def network(width=4, classes=5):
     print("building")
     torch.manual_seed(0)
-    return layers(width, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), *head(width))
+    last = head(width, classes)
+    return layers(width, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), *last)
 
 def without_norms():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head(4))

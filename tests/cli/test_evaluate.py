@@ -8,6 +8,8 @@ import pytest
 import torch
 from commands import NETWORK, SIZE, acq, of, refusal, weights
 
+from acq.core.accuracies import margin, plus_minus
+
 DATA = ["--data", "data.npz"]
 
 
@@ -16,13 +18,30 @@ def test_a_run_and_its_network_get_the_reported_accuracy(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     student, teacher = (acq("evaluate", *target, *DATA, "--json").json() for target in (["run"], NETWORK))
     assert (student["top1"], teacher["top1"]) == (summary["top1"], summary["teacher_top1"])
+    points = student.pop("margin")
     assert student == {"target": "run", "data": "data.npz", "test_images": 10, "top1": summary["top1"]}
+    assert points == pytest.approx(margin(summary["top1"], 10), rel=1e-5)
 
 
 def test_the_result_is_one_line_on_standard_output(run: Path) -> None:
     """Nothing is on standard error, so a result can be kept in a file."""
     top1 = json.loads((run / "summary.json").read_text())["top1"]
-    assert acq("evaluate", "run", *DATA).text() == f"top-1  {top1:.2f} %  (10 images)\n"
+    interval = plus_minus(margin(top1, 10))
+    assert acq("evaluate", "run", *DATA).text() == f"top-1  {top1:.2f} %{interval}  (10 images)\n"
+
+
+def test_top5_is_beside_top1_where_there_are_many_classes(folder: Path) -> None:
+    """Each with its interval. Of 20 classes, one of five guesses is right in a quarter of the images."""
+    network = [*NETWORK, "--model-args", '{"classes": 20}']
+    rng = np.random.default_rng(0)
+    np.savez("many.npz", images=rng.integers(0, 256, (40, 16, 16, 3), np.uint8), labels=np.arange(40) % 20)
+    found = acq("evaluate", *network, "--data", "many.npz", "--json").json()
+    top1, top5 = found["top1"], found["top5"]
+    assert found["margin"] == pytest.approx(margin(top1, 40), abs=0.01)
+    assert 0 < top1 < top5 < 100
+    line = acq("evaluate", *network, "--data", "many.npz").text()
+    shown = [f"top-{k}  {share:.2f} % ± {margin(share, 40):.1f}" for k, share in ((1, top1), (5, top5))]
+    assert line == f"{', '.join(shown)}  (40 images)\n"
 
 
 def test_a_limit_takes_the_first_images(run: Path) -> None:

@@ -78,6 +78,20 @@ def test_the_first_line_is_accuracy_where_it_is_known() -> None:
     assert finished_lines(judged) == [quality, expected, line, *others]
 
 
+def test_the_first_lines_have_the_interval_of_the_change_and_top5() -> None:
+    """Where images that changed were counted, and where there are at least 11 classes."""
+    figures = {
+        "output": {"kind": "class", "size": 20},
+        "bits": "w4a4", "top1": 90.9, "teacher_top1": 91.8, "top5": 99.1, "teacher_top5": 99.3, "test_images": 1000,
+        "images_lost": 12, "images_gained": 3, "float_bytes": 1_076_136, "quantized_bytes": 142_208, "seconds": 90.2,
+        "run": "runs/first", "report": None, "file": None,
+    }  # fmt: skip
+    assert finished_lines(figures)[:2] == [
+        "top-1      float 91.80 %  ->  w4a4 90.90 %  (-0.90 ± 0.8, 1,000 test images)",
+        "top-5      float 99.30 %  ->  w4a4 99.10 %",
+    ]
+
+
 def test_quiet_prints_nothing_but_results_in_json(folder: Path) -> None:
     """``--quiet`` leaves out progress, notes and lines; ``--json`` still has its object, and errors are told."""
     answer = acq(*quantize("--quiet", network=["tinynet:network", *SIZE]))  # no --mean, of which a note tells

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acq.core.evaluate import Comparison, accuracy, compared, eval_mode, evaluating
+from acq.core.evaluate import Comparison, Measured, accuracy, compared, eval_mode, evaluating
 from acq.core.outputs import Output
 from acq.errors import RequestError
 
@@ -32,14 +32,23 @@ def test_accuracy_is_the_share_of_right_guesses_in_percent() -> None:
     images, labels = scores([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])
     whole = accuracy(nn.Identity(), [(images, labels)], THREE)
     parts = accuracy(nn.Identity(), zip(images.split(3), labels.split(3), strict=True), THREE)
-    assert whole == parts == 75
+    assert whole == parts == Measured(75)
 
 
 def test_two_networks_are_compared_image_by_image() -> None:
     """The first is right on three of four. The second mixes up two classes: it loses two images and gains one."""
     batches = [(scores([0, 1]), torch.tensor([0, 1])), (scores([2, 2]), torch.tensor([2, 1]))]
     found = compared(nn.Identity(), lambda rows: rows[:, [0, 2, 1]], batches, THREE)
-    assert found == Comparison(before=75.0, after=50.0, lost=2, gained=1)
+    assert found == Comparison(before=Measured(75.0), after=Measured(50.0), lost=2, gained=1)
+
+
+@pytest.mark.parametrize(("classes", "top5"), [(10, None), (11, 75.0)])
+def test_from_11_classes_on_five_guesses_count_too(classes: int, top5: float | None) -> None:
+    """The right class is first, fifth, sixth and second."""
+    rows = torch.arange(float(classes)).expand(4, -1)
+    labels = classes - torch.tensor([1, 5, 6, 2])
+    batches = zip(rows.split(3), labels.split(3), strict=True)
+    assert accuracy(nn.Identity(), batches, Output.of("class", classes)) == Measured(25.0, top5)
 
 
 def test_images_with_several_answers_are_not_right_or_wrong() -> None:
@@ -47,7 +56,7 @@ def test_images_with_several_answers_are_not_right_or_wrong() -> None:
     labels = torch.tensor([[1, 0, 1], [0, 0, 1]])
     rows = 2.0 * labels - 1
     found = compared(nn.Identity(), torch.neg, [(rows, labels)], Output.of("multilabel", 3))
-    assert found == Comparison(before=100.0, after=0.0, lost=None, gained=None)
+    assert found == Comparison(before=Measured(100.0), after=Measured(0.0), lost=None, gained=None)
 
 
 def test_evaluation_leaves_the_module_as_it_was() -> None:

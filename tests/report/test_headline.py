@@ -3,9 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
-from acq.report.headline import Figure, change_margin, headline, margin
+from acq.report.headline import Figure, headline
 
 SUMMARY = {
     "output": {"kind": "class", "size": 5},
@@ -24,12 +23,6 @@ def named(name: str, latencies: Any = (), **values: Any) -> list[Figure]:
     return [figure for figure in headline(SUMMARY | values, latencies) if figure.name == name]
 
 
-@pytest.mark.parametrize(("percent", "count", "points"), [(90.0, 1000, 1.859), (50.0, 100, 9.8), (100.0, 10, 0.0)])
-def test_the_margin_is_that_of_the_normal_approximation(percent: float, count: int, points: float) -> None:
-    """1.96 sqrt(p (1 - p) / n), in percentage points."""
-    assert margin(percent, count) == pytest.approx(points, abs=1e-3)
-
-
 def test_accuracy_is_shown_before_and_after_with_its_interval() -> None:
     """With the number of images that it is measured on."""
     (figure,) = named("Top-1 accuracy")
@@ -37,14 +30,6 @@ def test_accuracy_is_shown_before_and_after_with_its_interval() -> None:
     assert figure.detail == (
         "float → w4a4, 1.50 points lower on 1,000 test images; 95 % interval: ±1.9 points of one accuracy"
     )
-
-
-@pytest.mark.parametrize(("lost", "gained", "points"), [(25, 10, 1.156), (0, 0, 0.0), (10, 25, 1.156), (0, 40, 1.215)])
-def test_the_margin_of_a_change_is_that_of_pairs(lost: int, gained: int, points: float) -> None:
-    """The standard error of the mean of n changes, each -1, 0 or 1, by definition."""
-    changes = torch.tensor([-1.0] * lost + [1.0] * gained + [0.0] * (1000 - lost - gained))
-    expected = 196 * changes.std(correction=0).item() / 1000**0.5
-    assert change_margin(lost, gained, 1000) == pytest.approx(expected, abs=1e-6) == pytest.approx(points, abs=1e-3)
 
 
 def test_the_change_of_the_accuracy_has_its_own_interval() -> None:
@@ -68,6 +53,14 @@ def test_an_unknown_accuracy_says_so() -> None:
     (figure,) = named("Top-1 accuracy", top1=None, teacher_top1=None, test_images=None)
     assert figure.value == "not measured"
     assert "--data" in figure.detail
+
+
+def test_top5_is_shown_where_it_was_measured() -> None:
+    """Networks with few classes have none."""
+    (figure,) = named("Top-5 accuracy", teacher_top5=98.25, top5=97.5)
+    assert figure.value == "98.25 → 97.50 %"
+    assert not named("Top-5 accuracy", teacher_top5=None, top5=None)
+    assert not named("Top-5 accuracy")
 
 
 def test_the_expected_loss_has_its_range_where_it_is_known() -> None:

@@ -72,7 +72,7 @@ def test_the_public_resnet20_keeps_its_accuracy(shared: Callable[[str], Path]) -
     """The public checkpoint in the built-in network has 91.5 % top-1 on the first 1,000 test images."""
     network = resolve("resnet20-cifar10", checkpoint=shared("resnet20-cifar10.safetensors"))
     data = read(shared("cifar10-test.npz"), preprocessing=network.preprocessing, output=TEN, limit=1000)
-    assert accuracy(network.model, batches(data, network.preprocessing), TEN) == pytest.approx(91.5, abs=0.11)
+    assert accuracy(network.model, batches(data, network.preprocessing), TEN).percent == pytest.approx(91.5, abs=0.11)
 
 
 def test_the_bundled_weights_classify_the_bundled_sample() -> None:
@@ -82,7 +82,7 @@ def test_the_bundled_weights_classify_the_bundled_sample() -> None:
     network = resolve("resnet20-cifar10")
     data = read(sample, preprocessing=network.preprocessing, output=TEN)
     assert len(data) == 1000
-    assert accuracy(network.model, batches(data, network.preprocessing), TEN) >= 90
+    assert accuracy(network.model, batches(data, network.preprocessing), TEN).percent >= 90
 
 
 def test_only_networks_with_a_sample_have_one() -> None:

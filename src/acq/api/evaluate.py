@@ -13,7 +13,7 @@ from torch import nn
 from acq.analysis.normalisation import check_normalisation
 from acq.api.files import engine, load
 from acq.core.device import choose_device
-from acq.core.evaluate import Classifier, accuracy
+from acq.core.evaluate import Classifier, Measured, accuracy
 from acq.core.extras import require_onnx
 from acq.core.outputs import Output
 from acq.core.scores import Kind
@@ -51,8 +51,8 @@ class Target:
     model: str
     device: torch.device
 
-    def accuracy(self, data: Path, limit: int | None = None) -> tuple[float, int]:
-        """Accuracy in percent on labelled images, and the number of images.
+    def accuracy(self, data: Path, limit: int | None = None) -> tuple[Measured, int]:
+        """Accuracy on labelled images, and the number of images.
 
         Args:
             data: An ``.npz`` file or a folder of classes.
@@ -88,7 +88,7 @@ def evaluate(
         RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
     """
     found = target(network, preprocessing=preprocessing, outputs=outputs, output_kinds=output_kinds, device=device)
-    return found.accuracy(Path(data), limit)[0]
+    return found.accuracy(Path(data), limit)[0].percent
 
 
 def target(

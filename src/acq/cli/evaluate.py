@@ -11,7 +11,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
 from acq.cli.requests import data_path, kinds_of, network_options
-from acq.core.accuracies import ACCURACIES
+from acq.core.accuracies import ACCURACIES, margin, plus_minus
 
 
 @command(
@@ -37,7 +37,8 @@ def evaluate(
 ) -> None:
     """Accuracy of a run's student, an exported file or a network on labelled images.
 
-    It is top-1 of classes, the share of right labels or steps, or mean IoU of a map.
+    It is top-1 of classes, the share of right labels or steps, or mean IoU of a map. Top-1 has a 95 % interval, and
+    top-5 beside it from 11 classes on.
     """
     found = api.target(
         target,
@@ -46,10 +47,16 @@ def evaluate(
         device=device or "auto",
         **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop),
     )
-    percent, count = found.accuracy(data_path(data, found.model), limit)
-    measured = ACCURACIES[found.output.kind]  # images were not read for an output without one
+    accuracy, count = found.accuracy(data_path(data, found.model), limit)
+    known = ACCURACIES[found.output.kind]  # images were not read for an output without one
+    shares = {known.key: (known.word, accuracy.percent)}
+    if accuracy.top5 is not None:
+        shares["top5"] = ("top-5", accuracy.top5)
+    is_class = known.key == "top1"
+    points = {key: margin(share, count) if is_class else None for key, (_, share) in shares.items()}
     if as_json:
-        print_json({"target": target, "data": data, "test_images": count, measured.key: round(percent, 2)})
+        figures = {key: round(share, 2) for key, (_, share) in shares.items()}
+        print_json({"target": target, "data": data, "test_images": count, **figures, "margin": points[known.key]})
     else:
-        meaning = "" if found.output.kind == "class" else f"{found.output}, "
-        print_lines([f"{measured.word}  {percent:.2f} %  ({meaning}{count:,} images)"])
+        shown = [f"{word}  {share:.2f} %{plus_minus(points[key])}" for key, (word, share) in shares.items()]
+        print_lines([f"{', '.join(shown)}  ({'' if is_class else f'{found.output}, '}{count:,} images)"])

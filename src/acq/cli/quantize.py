@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, parity_lines, print_json, print_lines, without_notes
 from acq.cli.requests import config_of, data_path, json_object, network_of, network_options
-from acq.core.accuracies import ACCURACIES
+from acq.core.accuracies import ACCURACIES, plus_minus
 from acq.core.device import choose_device
 from acq.core.outputs import agreement_of, is_cosine
 from acq.core.processes import joined, started_by_torchrun
@@ -24,7 +25,7 @@ from acq.recipe import quantize as run_recipe
 from acq.runs.folder import free_folder, require_free
 from acq.runs.progress import watching
 from acq.runs.session import Session
-from acq.runs.summary import STOPPED_IN, accuracies
+from acq.runs.summary import STOPPED_IN, accuracies, margin_of_change
 
 if TYPE_CHECKING:
     from acq.export.onnx_file import Exported
@@ -121,7 +122,8 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
     if measured is not None:
         float_, low = measured
         quality = f"{ACCURACIES[kind].word:<11}float {float_:.2f} %  ->  {bits} {low:.2f} %  "
-        quality += f"({low - float_:+.2f}, {figures['test_images']:,} test images)"
+        quality += f"({low - float_:+.2f}{plus_minus(margin_of_change(figures))}, "
+        quality += f"{figures['test_images']:,} test images)"
     else:
         verb = "agree with" if is_cosine(kind) else "agree on"
         like = agreement_of(kind, figures["agreement"], "augmented synthetic images")
@@ -134,11 +136,18 @@ def finished_lines(figures: dict[str, Any]) -> list[str]:
     stop, loss = figures.get("stopped"), figures.get("expected_loss")  # a finished run of an earlier version has none
     return [
         quality,
+        *_top5(figures),
         *([] if loss is None else [_expected(loss)]),
         *([] if stop is None else [f"stopped    {STOPPED_IN[stop['phase']]}: {stop['reason']}"]),
         f"size       {size} of weights and scales    time {in_minutes(figures['seconds'])}",
         file + report,
     ]
+
+
+def _top5(figures: dict[str, Any]) -> Iterator[str]:
+    """The line on top-5, where there are many classes."""
+    if (low := figures.get("top5")) is not None:
+        yield f"top-5      float {figures['teacher_top5']:.2f} %  ->  {figures['bits']} {low:.2f} %"
 
 
 def _expected(loss: dict[str, float]) -> str:

@@ -13,11 +13,25 @@ from acq.core.outputs import Output
 from acq.errors import RequestError
 
 Classifier = Callable[[Tensor], Tensor]
+_TOP, _LEAST_CLASSES = 5, 11  # with fewer classes, five of them are half
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How often a network is right.
+
+    Attributes:
+        percent: Its accuracy (``Scores.measured``): top-1 of classes, the mean over labels, mean IoU of a map.
+        top5: Images whose class is among its five most likely, in percent; None below 11 classes and for other outputs.
+    """
+
+    percent: float
+    top5: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The accuracies in percent of two networks on the same images (``accuracy``).
+    """The accuracies of two networks on the same images.
 
     Attributes:
         before: Of the first network.
@@ -26,8 +40,8 @@ class Comparison:
         gained: Images that the second alone gets right; None as above.
     """
 
-    before: float
-    after: float
+    before: Measured
+    after: Measured
     lost: int | None
     gained: int | None
 
@@ -37,8 +51,8 @@ def accuracy(
     batches: Iterable[tuple[Tensor, Tensor]],
     output: Output,
     device: torch.device | str = "cpu",
-) -> float:
-    """Accuracy in percent (``Scores.measured``): top-1 of classes, the mean over labels, mean IoU of a map.
+) -> Measured:
+    """Measure a network.
 
     Args:
         network: Images [n, C, H, W] to logits [n, L]. A module is evaluated in eval mode and then restored.
@@ -49,8 +63,10 @@ def accuracy(
     Raises:
         RequestError: There are no images, none of them has a label, or the output has no accuracy.
     """
-    tallies = [output.parts[0].tally(rows, labels) for (rows,), labels in _told([network], batches, output, device)]
-    return _measured(output, torch.stack(tallies).sum(0))
+    tally = _Tally(output)
+    for (rows,), labels in _told([network], batches, output, device):
+        tally.add(rows, labels)
+    return tally.measured()
 
 
 def compared(
@@ -61,21 +77,40 @@ def compared(
     device: torch.device | str = "cpu",
 ) -> Comparison:
     """Evaluate two networks on the same images. Arguments and errors are those of ``accuracy``."""
-    scores, tallies, lost, gained = output.parts[0], [], 0, 0
+    is_class, one, other, lost, gained = output.kind == "class", _Tally(output), _Tally(output), 0, 0
     for (first, second), labels in _told([before, after], batches, output, device):
-        tallies.append(torch.stack([scores.tally(rows, labels) for rows in (first, second)]))
-        if scores.kind == "class":
+        one.add(first, labels)
+        other.add(second, labels)
+        if is_class:
             right, still = first.argmax(1) == labels, second.argmax(1) == labels
             lost += int((right & ~still).sum())
             gained += int((still & ~right).sum())
-    one, other = (_measured(output, tally) for tally in torch.stack(tallies).sum(0))
-    return Comparison(one, other, lost, gained) if scores.kind == "class" else Comparison(one, other, None, None)
+    changes = (lost, gained) if is_class else (None, None)
+    return Comparison(one.measured(), other.measured(), *changes)
 
 
-def _measured(output: Output, tally: Tensor) -> float:
-    if not tally[1].sum():
-        raise RequestError("no label says what the images show, so there is nothing to evaluate; give labels")
-    return output.parts[0].measured(tally)
+class _Tally:
+    """Counts right answers, batch by batch."""
+
+    def __init__(self, output: Output) -> None:
+        self.scores = output.parts[0]
+        self.has_top5 = self.scores.kind == "class" and self.scores.size >= _LEAST_CLASSES
+        self.counts: Tensor | None = None
+        self.in_top5 = 0
+
+    def add(self, rows: Tensor, labels: Tensor) -> None:
+        """Count a batch: scores [N, L], and what the images show (``Scores.tally``)."""
+        counts = self.scores.tally(rows, labels)
+        self.counts = counts if self.counts is None else self.counts + counts
+        if self.has_top5:
+            self.in_top5 += int((rows.topk(_TOP).indices == labels.unsqueeze(1)).sum())
+
+    def measured(self) -> Measured:
+        """The accuracy on all images so far."""
+        if self.counts is None or not self.counts[1].sum():
+            raise RequestError("no label says what the images show, so there is nothing to evaluate; give labels")
+        top5 = 100 * self.in_top5 / self.counts[1].item() if self.has_top5 else None
+        return Measured(self.scores.measured(self.counts), top5)
 
 
 def _told(

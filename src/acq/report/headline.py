@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acq.core.accuracies import accuracy_of
+from acq.core.accuracies import accuracy_of, margin
 from acq.core.outputs import counted_in, is_cosine
 from acq.core.units import in_kilobytes, in_minutes
-from acq.runs.summary import accuracies
-
-_CONFIDENCE = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
+from acq.runs.summary import accuracies, margin_of_change
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ def headline(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]])
     """
     return [
         _accuracy(summary),
+        *_top5(summary),
         Figure(
             "Agreement",
             *_agreement(summary["output"]["kind"], summary["agreement"]),
@@ -58,33 +56,6 @@ def _agreement(kind: str, percent: float) -> tuple[str, str]:
     return f"{percent:.2f} %", f"of {counted_in(kind, images)} get the same {same} from student and teacher"
 
 
-def margin(percent: float, count: int) -> float:
-    """Half the 95 % confidence interval of an accuracy, in percentage points.
-
-    This is the normal approximation of the binomial distribution: ``1.96 sqrt(p (1 - p) / n)``.
-
-    Args:
-        percent: The accuracy p, from 0 to 100.
-        count: The number n of test images.
-    """
-    share = percent / 100
-    return 100 * _CONFIDENCE * math.sqrt(share * (1 - share) / count)
-
-
-def change_margin(lost: int, gained: int, count: int) -> float:
-    """Half the 95 % confidence interval of a change of accuracy, in percentage points.
-
-    Both accuracies are of the same images, so only images that one of them alone gets right count:
-    ``1.96 sqrt(lost + gained - (gained - lost)^2 / n) / n``, the normal approximation for pairs.
-
-    Args:
-        lost: Images that are right before and wrong after.
-        gained: Images that are wrong before and right after.
-        count: The number n of test images.
-    """
-    return 100 * _CONFIDENCE * math.sqrt(lost + gained - (gained - lost) ** 2 / count) / count
-
-
 def _accuracy(summary: Mapping[str, Any]) -> Figure:
     is_class, measured = summary["output"]["kind"] == "class", accuracies(summary)
     known = accuracy_of(summary["output"]["kind"])
@@ -94,8 +65,7 @@ def _accuracy(summary: Mapping[str, Any]) -> Figure:
         return Figure(known.title, "not measured", "give labelled real images with --data to measure it")
     (before, after), count = measured, summary["test_images"]
     detail = f"float → {summary['bits']}, {_change(after - before)} on {count:,} test images"
-    lost, gained = summary.get("images_lost"), summary.get("images_gained")  # earlier runs did not count them
-    of_change = 0.0 if lost is None or gained is None else change_margin(lost, gained, count)
+    of_change = margin_of_change(summary)
     of_one = margin(after, count) if is_class else 0.0  # labels of one image are not drawn by themselves
     # the approximations say nothing about 0 and 100 %, and about no change
     intervals = [
@@ -105,6 +75,13 @@ def _accuracy(summary: Mapping[str, Any]) -> Figure:
     ]
     detail += f"; 95 % interval{'s' * (len(intervals) > 1)}: {', '.join(intervals)}" if intervals else ""
     return Figure(known.title, f"{before:.2f} → {after:.2f} %", detail)
+
+
+def _top5(summary: Mapping[str, Any]) -> Iterator[Figure]:
+    """Top-5 of both networks, where it was measured."""
+    if (after := summary.get("top5")) is not None:
+        detail = "images whose class is among the five most likely"
+        yield Figure("Top-5 accuracy", f"{summary['teacher_top5']:.2f} → {after:.2f} %", detail)
 
 
 def _expected(summary: Mapping[str, Any]) -> Iterator[Figure]:

@@ -13,7 +13,7 @@ from torch import fx
 from acq.analysis.conditioning import Conditioning, GeneratorQuality, dataset_conditioning, generator_quality
 from acq.analysis.diagnostics import diagnose
 from acq.analysis.expected_loss import ExpectedLoss, expected_loss
-from acq.core.accuracies import ACCURACIES, accuracy_of
+from acq.core.accuracies import ACCURACIES, accuracy_of, change_margin
 from acq.core.evaluate import compared
 from acq.core.memory import peak_memory_mb
 from acq.core.outputs import Output
@@ -68,6 +68,12 @@ def accuracies(summary: Mapping[str, Any]) -> tuple[float, float] | None:
     known = accuracy_of(summary["output"]["kind"])
     before, after = (None, None) if known is None else (summary[f"teacher_{known.key}"], summary[known.key])
     return None if before is None or after is None else (before, after)
+
+
+def margin_of_change(summary: Mapping[str, Any]) -> float | None:
+    """Half the 95 % interval of the change of accuracy, in points; None where changed images are not counted."""
+    lost, gained = summary.get("images_lost"), summary.get("images_gained")  # earlier runs did not count them
+    return None if lost is None or gained is None else change_margin(lost, gained, summary["test_images"])
 
 
 def cost_figures(training: Training) -> dict[str, Any]:
@@ -146,21 +152,23 @@ def accuracy_figures(
 ) -> dict[str, Any]:
     """Accuracy in percent of teacher and student on labelled images: top-1, or the mean over labels; else None.
 
+    ``teacher_top5`` and ``top5`` are there from 11 classes on.
     ``images_lost`` and ``images_gained`` count the images that the teacher alone and the student alone classify right.
     """
     known = teacher.output.accuracy
     figures: dict[str, Any] = {
         "test_images": None if images is None else len(images),
         **{f"{whose}{each.key}": None for each in ACCURACIES.values() for whose in ("teacher_", "")},
-        "images_lost": None,
-        "images_gained": None,
+        **dict.fromkeys(("teacher_top5", "top5", "images_lost", "images_gained")),
     }
     if images is None or known is None:
         return figures
     shown = batches(images, preprocessing)
     found = compared(teacher, student.logits, shown, teacher.output, device_of(student))
-    measured = {f"teacher_{known.key}": round(found.before, 2), known.key: round(found.after, 2)}
-    return {**figures, **measured, "images_lost": found.lost, "images_gained": found.gained}
+    for whose, accuracy in (("teacher_", found.before), ("", found.after)):
+        figures[f"{whose}{known.key}"] = round(accuracy.percent, 2)
+        figures[f"{whose}top5"] = None if accuracy.top5 is None else round(accuracy.top5, 2)
+    return {**figures, "images_lost": found.lost, "images_gained": found.gained}
 
 
 def _rounded(figures: dict[str, float | None]) -> dict[str, float | None]:

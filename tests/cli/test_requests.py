@@ -118,6 +118,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a file for a folder": (quantize("--out", "data.npz"), "is a file"),
     "a folder below a file": (quantize("--out", "data.npz/run"), "--out"),
     "a dry run of nothing to resume": (quantize("--dry-run", "--resume"), "no run in run"),
+    "a dry run for an unknown engine": (
+        quantize("--dry-run", "--engines", "openvinno", export=True), "did you mean 'openvino'?",
+    ),
+    "a run for an unknown engine": (quantize("--engines", "openvinno", export=True), "did you mean 'openvino'?"),
     "a dry run without its data": (quantize("--dry-run", "--data", "none.npz"), "no data at none.npz"),
     "a dry run into a file": (quantize("--dry-run", "--out", "data.npz"), "is a file"),
     # labelled images

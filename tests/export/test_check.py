@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import images, student_of
 from onnx import numpy_helper
+from openvino import CompiledModel
 from torch import Tensor
 
 from acq.export.check import Match, Parity, chance_of, check
@@ -82,6 +83,21 @@ def test_the_bar_is_lower_by_what_the_student_misses(
     assert found.bar == bar
     assert found.agrees(Match(least + 0.05, 0, 1))
     assert not found.agrees(Match(least - 6, 0, 1))
+
+
+def test_an_engine_that_fails_at_run_time_is_listed(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's comparison stays."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(CompiledModel, "__call__", fail)
+    onnx.save(onnx_model(student), tmp_path / "model.onnx")
+    found = check(tmp_path / "model.onnx", student, images(8))
+    assert set(found.engines) == {"onnxruntime"}
+    assert "OpenVINO fails while it runs the file (no memory)" in found.failures["openvino"]
 
 
 def test_invalid_onnx_is_refused(student: Student, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -83,6 +84,16 @@ def test_a_file_that_disagrees_is_not_kept(
         export_onnx(student, path, images(8), engines=["openvino"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"earlier"
+
+
+def test_naming_the_reference_changes_nothing(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's own meaning is still checked, and it is no way out to leave ONNX Runtime out."""
+    wrong = replace(parity(100, 100, 1000), plain=Match(97.5, 60, 3))
+    monkeypatch.setattr(onnx_file, "check", lambda *_: wrong)
+    with pytest.raises(RequestError, match=r"on only 97\.5 % .*; evaluate or load the run folder instead"):
+        export_onnx(student, tmp_path / "model.onnx", images(8), engines=["onnxruntime"])
 
 
 def test_a_file_that_differs_on_another_engine_is_kept(

@@ -161,6 +161,20 @@ BY_SHAPE: dict[str, tuple[Callable[[Tensor], Any], Scores, Ending | None]] = {
     ),
     "steps behind their classes": (lambda z: z.mean(2).softmax(1), Scores("map", (5, W)), "softmax"),
     "vectors of length one": (lambda z: F.normalize(z.mean((2, 3))), Scores("values", (5,)), None),
+    "vectors over the sum of their sizes": (
+        lambda z: (v := z.mean((2, 3))) / v.abs().sum(1, keepdim=True), Scores("values", (5,)), None,
+    ),
+    "vectors over the root of their squares": (
+        lambda z: (v := z.mean((2, 3))) / (v * v).sum(1, keepdim=True).clamp_min(1e-6).pow(0.5),
+        Scores("values", (5,)), None,
+    ),
+    "softmax in pieces": (
+        lambda z: (e := z.mean((2, 3)).exp()) / e.sum(1, keepdim=True), Scores("class", (5,)), "softmax",
+    ),
+    "one sigmoid in pieces": (
+        lambda z: 1 / (1 + torch.exp(-z[:, :1].mean((2, 3)))), Scores("multilabel", (1,)), "sigmoid",
+    ),
+    "hard sigmoids": (lambda z: F.hardsigmoid(z.mean((2, 3))), Scores("multilabel", (5,)), "hardsigmoid"),
     "heads joined": (
         lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].permute(0, 2, 3, 1).softmax(3).permute(0, 3, 1, 2)], 1),
         Scores("values", (5, H, W)), None,

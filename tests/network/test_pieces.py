@@ -14,7 +14,7 @@ from acq.network.operators import operator_of
 from acq.network.pieces import join_pieces
 from acq.network.trace import trace
 
-CUBE = math.sqrt(2 / math.pi)
+CUBE, ONE = math.sqrt(2 / math.pi), torch.ones(())
 ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "hard sigmoid": ("hardsigmoid", lambda x: F.relu6(x + 3) / 6),
     "hard sigmoid by a sixth": ("hardsigmoid", lambda x: 0.16666667 * (3 + x).clamp(0, 6)),
@@ -25,6 +25,19 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "hard swish of a third": ("hardswish", lambda x: (x * 0.16666667) * (x + 3).clamp(0, 6)),
     "hard swish of a whole gate": ("hardswish", lambda x: F.hardsigmoid(x) * x),
     "hard swish of relu": ("hardswish", lambda x: x * (x + 3).relu().clamp_max(6) * (1 / 6)),
+    "sigmoid": ("sigmoid", lambda x: 1 / (1 + torch.exp(-x))),
+    "sigmoid as exporters write it": ("sigmoid", lambda x: torch.reciprocal(torch.exp(x * -1.0) + 1.0)),
+    "sigmoid of a quotient": ("sigmoid", lambda x: ONE / (1 + (-x).exp())),
+    "sigmoid of two exponentials": ("sigmoid", lambda x: (e := x.exp()) / (e + 1)),
+    "softmax": ("softmax", lambda x: (e := torch.exp(x)) / e.sum(1, keepdim=True)),
+    "softmax without overflow": (
+        "softmax",
+        lambda x: (e := torch.exp(x - x.amax(-1, keepdim=True))) / e.sum(-1, keepdim=True),
+    ),
+    "softmax less the first of two results": (
+        "softmax",
+        lambda x: (e := torch.exp(x - x.max(1, keepdim=True)[0])) * (1 / e.sum([1], keepdim=True)),
+    ),
     "silu": ("silu", lambda x: x * torch.sigmoid(x)),
     "silu from behind": ("silu", lambda x: x.sigmoid() * x),
     "mish": ("mish", lambda x: x * torch.tanh(F.softplus(x))),
@@ -67,6 +80,7 @@ def joined(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[list[str], 
     """The operators of a function whose pieces are joined, and its value then."""
     graph = make_fx(function)(x)
     graph.requires_grad_(False)
+    graph.graph.eliminate_dead_code()
     join_pieces(graph)
     graph.recompile()
     return [str(node.target).split(".")[1] for node in graph.graph.nodes if node.op == "call_function"], graph(x)

@@ -3,12 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from answers import ANSWERS, answering
 from helpers import CLASSES, SIZE, Head, conv, network, traced
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from acq.network.constants import shape_of
 from acq.network.names import name_of
 from acq.network.structure import NetworkStructure, structure_of
+from acq.network.teacher import Teacher
 from acq.network.trace import trace
 
 
@@ -154,6 +158,45 @@ def test_a_network_may_have_no_features_with_places(make: Callable[[], nn.Module
     found = structure_of(trace(make().eval(), SIZE))
     assert (found.features, found.head) == (None, None)
     assert not found.traits.spatial
+
+
+class Written(nn.Module):
+    """A head that is written by hand; ``logits`` makes them of pooled features [N, 8] and a matrix [8, 5]."""
+
+    def __init__(self, logits: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.weight, self.logits = conv(3, 8), nn.Parameter(torch.ones(8, 5)), logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.body(x).mean((2, 3)), self.weight)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        lambda x, w: x @ w,
+        lambda x, w: torch.addmm(torch.ones(5), x, w),
+        lambda x, w: x @ w + torch.arange(5.0),
+        lambda x, w: F.linear(x, w.t()) / 0.07,
+        lambda x, w: ((x @ w - 1) * torch.arange(1, 6.0)).softmax(1),
+    ],
+)
+def test_a_head_that_is_written_by_hand_is_found(logits: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """A product with a matrix, with a bias or a temperature behind it; its weight has a row per class."""
+    graph = trace(Written(logits).eval(), SIZE)
+    found = structure_of(graph)
+    assert found.head is not None
+    assert found.head is found.last_weight
+    assert shape_of(found.head) == (5, 8)
+    rows = Teacher(graph).answer_rows()
+    assert rows is not None
+    assert rows.shape == (5, 8)
+
+
+@pytest.mark.parametrize("logits", [lambda x, w: -(x @ w), lambda x, w: (x @ w) * torch.tensor([1.0, 1, 0, 1, 1])])
+def test_a_head_that_is_turned_round_is_none(logits: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Its weights do not say which features speak for a class."""
+    assert structure_of(trace(Written(logits).eval(), SIZE)).head is None
 
 
 @pytest.mark.parametrize("name", ANSWERS)

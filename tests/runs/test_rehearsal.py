@@ -48,6 +48,13 @@ def test_a_student_that_can_be_exported_passes(name: str) -> None:
     torch.testing.assert_close(student.state_dict(), before, equal_nan=True, rtol=0, atol=0)
 
 
+def test_an_engine_that_is_not_known_is_refused_before_the_run() -> None:
+    """A run would find it at its end alone."""
+    found = rehearse(untrained(traced("resnet")), KNOWN)
+    with pytest.raises(RequestError, match="engine 'openvinno' is not known, did you mean 'openvino'"):
+        found.require_file(["openvinno"])
+
+
 def test_what_stays_in_floating_point_is_told() -> None:
     """An operator that the planner does not know is computed in floating point by the file."""
     student = untrained(traced("unknown operator"))

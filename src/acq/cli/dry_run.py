@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,23 @@ _IMAGES = 64  # most images of the timed calibration
 _NEVER = 1e-30  # divergence that no student has, so that the timed run leaves out no phase
 
 
-def describe(request: Request, out: Path, data: Path | None, as_json: bool, *, export: bool = True) -> None:
-    """Print what ``acq quantize`` would do. Nothing is written."""
+def describe(
+    request: Request, out: Path, data: Path | None, as_json: bool, *, export: bool = True, engines: Sequence[str] = ()
+) -> None:
+    """Print what ``acq quantize`` would do. Nothing is written.
+
+    Args:
+        request: What is asked for.
+        out: The run folder.
+        data: Labelled images; None without any.
+        as_json: Whether to print one JSON object.
+        export: Whether the run writes a file.
+        engines: Names of engines that must run the file.
+    """
     prepared = prepare(request)
     context = prepared.training.context
     rehearsal = request.rehearsal_of(context.student, export=export)
-    rehearsal.require_file()
+    rehearsal.require_file(engines)
     if data is not None:
         read(data, preprocessing=request.preprocessing, output=context.teacher.output)
     seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}

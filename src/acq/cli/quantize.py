@@ -76,7 +76,7 @@ def quantize(
         if is_main:
             require_free(folder, resume=resume, overwrite=overwrite)
             with without_notes(quiet):
-                describe(request, folder, place, as_json, export=not no_export)
+                describe(request, folder, place, as_json, export=not no_export, engines=names_of(engines))
         return
     with (
         without_notes(quiet),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Kind = Literal["class", "multilabel", "map", "sequence", "values"]
-Ending = Literal["sigmoid", "softmax", "log_softmax"]
+Ending = Literal["sigmoid", "hardsigmoid", "softmax", "log_softmax"]
 Decision = Literal["one", "each", "none"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -118,6 +118,8 @@ class Scores:
         """
         if ending == "sigmoid":
             return torch.logit(rows)
+        if ending == "hardsigmoid":
+            return 6 * rows - 3
         return rows.log() if ending == "softmax" else rows
 
     def by_place(self, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
 from acq.export.check import Parity, check
 from acq.export.engine import Engine
-from acq.export.engines import ENGINES, require_engines
+from acq.export.engines import ENGINES, REFERENCE, require_engines
 from acq.export.form import in_form
 from acq.export.graph import onnx_model
 from acq.export.tail import joined, require_equal
@@ -72,6 +72,8 @@ def export_onnx(
             Or the decisions agree on too few images (``Parity.agrees``), on ONNX Runtime or an engine of ``engines``.
     """
     require_engines(engines)
+    if path.suffix != ".onnx" or path.is_dir():
+        raise RequestError(f"{path} is not the name of an ONNX file; give one that ends in .onnx as --out")
     if not len(images) or tuple(images.shape[1:]) != student.input_size:
         raise RequestError(
             f"images {tuple(images.shape)} cannot check the file; give at least one of {student.input_size}"
@@ -81,8 +83,6 @@ def export_onnx(
     if form is not None:
         in_form(model, form)
     content = model.SerializeToString()
-    if path.suffix != ".onnx" or path.is_dir():
-        raise RequestError(f"{path} is not the name of an ONNX file; give one that ends in .onnx as --out")
     try:
         with _write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +128,13 @@ def with_tail(file: Path, model: onnx.ModelProto, tail: bytes, images: Tensor) -
 
 
 def _require_agreement(parity: Parity, required: Sequence[str]) -> None:
-    matches = {"onnxruntime": [parity.plain, parity.optimised]}
-    matches |= {name: [parity.engines[name].match] for name in required if name in parity.engines}
+    others = [name for name in required if name != REFERENCE]
+    matches = {REFERENCE: [parity.plain, parity.optimised]}
+    matches |= {name: [parity.engines[name].match] for name in others if name in parity.engines}
     for name, found in matches.items():
         worst = min(found, key=lambda match: match.agreement)
         if not parity.agrees(worst):
-            way_out = "leave it out of --engines" if name in required else "evaluate or load the run folder instead"
+            way_out = "leave it out of --engines" if name in others else "evaluate or load the run folder instead"
             raise RequestError(
                 f"on {ENGINES[name].label} the ONNX file agrees with the student on only "
                 f"{agreement_of(parity.kind, worst.agreement, f'{parity.images} images')}, below {parity.bar}, "

@@ -15,6 +15,7 @@ _LAYERS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 _MOVEMENTS = {"Convert", "Reorder", "Reshape", "Transpose"}  # of weights
 _BYTES = {"u8", "i8"}
 _PLACE = "Exception from "
+_WITHOUT = "uninstall the extra openvino to check the file on ONNX Runtime only"
 _SPLIT = "/WithoutBiases"  # what OpenVINO appends to the name of a layer that it separates from its bias
 
 
@@ -45,10 +46,7 @@ class OpenVINO:
         try:
             self._compiled = core.compile_model(str(file), "CPU", settings)
         except RuntimeError as error:
-            raise RequestError(
-                f"OpenVINO cannot run the file ({_cause(error)}); "
-                "uninstall the extra openvino to check the file on ONNX Runtime only"
-            ) from error
+            raise RequestError(f"OpenVINO cannot run the file ({_cause(error)}); {_WITHOUT}") from error
         operators = self._compiled.get_runtime_model().get_ops()
         running = [operator.get_rt_info() for operator in operators]
         kinds = [(facts["layerType"].value, facts["runtimePrecision"].value) for facts in running]
@@ -63,8 +61,15 @@ class OpenVINO:
         self.integer = sum(is_layer and kind[1] in _BYTES for is_layer, kind in zip(weighted, kinds, strict=True))
 
     def run(self, inputs: np.ndarray) -> tuple[Tensor, ...]:
-        """All that the file returns for its input, in order."""
-        found = self._compiled(inputs)
+        """All that the file returns for its input, in order.
+
+        Raises:
+            RequestError: OpenVINO fails.
+        """
+        try:
+            found = self._compiled(inputs)
+        except RuntimeError as error:
+            raise RequestError(f"OpenVINO fails while it runs the file ({_cause(error)}); {_WITHOUT}") from error
         return tuple(torch.from_numpy(found[place].copy()) for place in range(len(self._compiled.outputs)))
 
 

@@ -11,16 +11,21 @@ from torch import Tensor, fx
 
 from acq.core.batchnorm import batch_norm_affine
 from acq.network.constants import constant, device_of, shape_of
-from acq.network.operators import BATCH_NORM, RELU, is_float, operator_of
+from acq.network.operators import (
+    BATCH_NORM,
+    DIFFERENCES,
+    PRODUCTS,
+    QUOTIENTS,
+    RELU,
+    REVERSED_DIFFERENCES,
+    SUMS,
+    is_float,
+    operator_of,
+)
 
 # f(k x) = k f(x) for each channel and k > 0
 HOMOGENEOUS = (RELU, "aten.leaky_relu.default", "aten.max_pool2d.default")
-_MULTIPLY = ("aten.mul.Tensor", "aten.mul.Scalar")
-_DIVIDE = ("aten.div.Tensor", "aten.div.Scalar")
-_ADD = ("aten.add.Tensor", "aten.add.Scalar")
-_SUBTRACT = ("aten.sub.Tensor", "aten.sub.Scalar")
-_SUBTRACT_FROM = ("aten.rsub.Scalar", "aten.rsub.Tensor")
-_FOUND = frozenset((BATCH_NORM, *_MULTIPLY, *_DIVIDE, *_ADD, *_SUBTRACT, *_SUBTRACT_FROM))
+_FOUND = frozenset((BATCH_NORM, *PRODUCTS, *QUOTIENTS, *SUMS, *DIFFERENCES, *REVERSED_DIFFERENCES))
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,12 @@ def _arithmetic(graph: fx.GraphModule, node: fx.Node, name: str) -> Affine | Non
     value, axis = found
     alpha: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
     one, zero = torch.ones_like(value), torch.zeros_like(value)
-    if name in _MULTIPLY:
+    if name in PRODUCTS:
         return Affine(source, value, zero, axis)
-    if name in _DIVIDE:
+    if name in QUOTIENTS:
         return Affine(source, 1 / value, zero, axis) if first else None
     # a + sign * b for addition and subtraction, sign * a + b for the reversed subtraction
-    signs = (1, alpha) if name in _ADD else (1, -alpha) if name in _SUBTRACT else (-alpha, 1)
+    signs = (1, alpha) if name in SUMS else (1, -alpha) if name in DIFFERENCES else (-alpha, 1)
     of_source, of_value = signs if first else signs[::-1]
     return Affine(source, of_source * one, of_value * value, axis)
 

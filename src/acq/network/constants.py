@@ -55,7 +55,7 @@ def replace_constant(graph: fx.GraphModule, user: fx.Node, place: int, value: Te
     module.register_buffer(leaf, value.detach().clone())
     with graph.graph.inserting_before(user):
         made = graph.graph.create_node("get_attr", f"{owner}.{leaf}".lstrip("."))
-    made.meta = dict(known.meta)
+    made.meta = {"val": value}
     user.args = (*user.args[:place], made, *user.args[place + 1 :])
 
 

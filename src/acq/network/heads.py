@@ -15,6 +15,7 @@ from acq.network.trace import aten
 
 ENDINGS: dict[Any, Ending] = {
     aten.sigmoid.default: "sigmoid",
+    aten.hardsigmoid.default: "hardsigmoid",
     aten.softmax.int: "softmax",
     aten._softmax.default: "softmax",
     aten.log_softmax.int: "log_softmax",

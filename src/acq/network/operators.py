@@ -37,6 +37,12 @@ HARDTANH = "aten.hardtanh.default"
 DIVIDE = "aten.div.Tensor"
 SUBTRACT = "aten.sub.Tensor"
 BATCH_NORM = "aten.batch_norm.default"
+# arithmetic with another tensor or with a number
+PRODUCTS = ("aten.mul.Tensor", "aten.mul.Scalar")
+QUOTIENTS = ("aten.div.Tensor", "aten.div.Scalar")
+SUMS = ("aten.add.Tensor", "aten.add.Scalar")
+DIFFERENCES = ("aten.sub.Tensor", "aten.sub.Scalar")
+REVERSED_DIFFERENCES = ("aten.rsub.Scalar", "aten.rsub.Tensor")
 PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
 ADAPTIVE = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default")
 GATED = ("aten.silu.default", "aten.hardswish.default")  # x * s(x) in one operator

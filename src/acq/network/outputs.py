@@ -21,7 +21,9 @@ from acq.network.names import name_of
 from acq.network.returned import RETURNED, Returned
 from acq.network.trace import aten
 
-_LENGTHS = (aten.sum.dim_IntList, aten.sqrt.default, aten.linalg_vector_norm.default)
+_LENGTHS = (aten.sqrt.default, aten.linalg_vector_norm.default)
+_SIZES = (aten.abs.default, aten.pow.Tensor_Scalar, aten.mul.Tensor, aten.square.default)  # whose sum is a length
+_EACH: tuple[Ending, ...] = ("sigmoid", "hardsigmoid")
 _NORM_STEPS = 4  # at most, from a length to its square root: a clamp and an expansion lie between
 _SHAPES: dict[Kind, str] = {
     "class": "[N, K]", "multilabel": "of any shape", "map": "[N, K, H, W]", "sequence": "[N, T, K]",
@@ -92,6 +94,11 @@ class End:
     axis: int | None
     shape: tuple[int, ...]
 
+    @property
+    def says_each(self) -> bool:
+        """Whether each number is the answer to a question of its own."""
+        return self.ending in _EACH
+
 
 def end_of(node: fx.Node) -> End:
     """How a returned tensor of a traced network or of a student comes about."""
@@ -99,7 +106,7 @@ def end_of(node: fx.Node) -> End:
     shape, ending = _shape(node), ENDINGS.get(last.target)
     if ending is None or not isinstance(last.args[0], fx.Node):
         return End(node, None, None, shape)
-    if ending == "sigmoid":
+    if ending in _EACH:
         return End(last.args[0], ending, None, shape)
     inner, axis = _shape(last), last.args[1]
     if not isinstance(axis, int) or axis % len(inner) == 0:
@@ -144,9 +151,10 @@ def _is_embedding(node: fx.Node) -> bool:
     for _ in range(_NORM_STEPS):
         if length is vector or not length.all_input_nodes:
             break
-        if length.target in _LENGTHS:
+        before = length.all_input_nodes[0]
+        if length.target in _LENGTHS or (length.target is aten.sum.dim_IntList and before.target in _SIZES):
             return True
-        length = length.all_input_nodes[0]
+        length = before
     return False
 
 
@@ -185,7 +193,7 @@ def _scores(end: End, kind: Kind | None, channels: int | None) -> Scores:
     found = kind or _kind(end, whole, channels)
     if found == "class" and whole and (not sides or sides[0] == 1):
         raise RequestError("one score per image names no class; leave --output-kind out, or give multilabel or values")
-    if found == "multilabel" and end.ending not in (None, "sigmoid"):
+    if found == "multilabel" and end.ending is not None and not end.says_each:
         raise RequestError("the network ends in a softmax, so its classes exclude each other; leave --output-kind out")
     if found == "multilabel" or (found == "class" and whole):
         return Scores(found, (math.prod(sides),))
@@ -203,10 +211,10 @@ def _scores(end: End, kind: Kind | None, channels: int | None) -> Scores:
 def _kind(end: End, whole: bool, channels: int | None) -> Kind:
     sides = end.shape[1:]
     if whole:
-        return "multilabel" if sides[:1] in ((), (1,)) or end.ending == "sigmoid" else "class"
+        return "multilabel" if sides[:1] in ((), (1,)) or end.says_each else "class"
     if end.axis == len(sides) and len(sides) == 2:
         return "sequence"
-    if end.ending == "sigmoid" and sides[0] > 1:
+    if end.says_each and sides[0] > 1:
         return "multilabel"
     if end.axis is None and end.ending is None and len(sides) == 2:
         return "sequence"
@@ -215,7 +223,7 @@ def _kind(end: End, whole: bool, channels: int | None) -> Kind:
 
 def _class_axis(end: End, channels: int | None) -> int | None:
     """The axis of the classes: that of the softmax, or of the last layer's channels; None where it is not known."""
-    if end.ending == "sigmoid" and end.shape[1] == 1:
+    if end.says_each and end.shape[1] == 1:
         return None  # each number says yes or no
     return channels if end.axis is None else end.axis
 

@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import fx
 
 from acq.network.constants import constant, constant_before, shape_of
-from acq.network.operators import operator_of, sole_user
-from acq.network.readings import Product, Reader, close, is_number, same_shape
+from acq.network.exponentials import exponential
+from acq.network.operators import SUMS, operator_of, sole_user
+from acq.network.readings import Product, Reader, Whole, close, is_number, same_shape
 
 aten = torch.ops.aten
 _SIXTH = {0: 0.5, 1: 1 / 6}  # the line of a hard sigmoid
 _ERF = {1: math.sqrt(0.5)}
 _TANH = {1: math.sqrt(2 / math.pi), 3: 0.044715 * math.sqrt(2 / math.pi)}
-_SUMS = ("aten.add.Tensor", "aten.add.Scalar")
 _DIFFERENCE, _QUOTIENT, _PRODUCT = "aten.sub.Tensor", "aten.div.Tensor", "aten.mul.Tensor"
 _ROOT, _ONE_BY_ROOT, _ONE_BY = "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default"
 _PAIR = 2
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A whole operator with its arguments."""
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 def join_pieces(graph: fx.GraphModule) -> None:
@@ -48,7 +38,7 @@ def join_pieces(graph: fx.GraphModule) -> None:
     for node in reversed(list(graph.graph.nodes)):  # a hard swish comes before the hard sigmoid in it
         if node in gone or node.op != "call_function" or not node.users:
             continue
-        whole = _activation(reader, node) or _layer_norm(reader, node)
+        whole = _activation(reader, node) or _layer_norm(reader, node) or exponential(reader, node)
         if whole is not None:
             with graph.graph.inserting_before(node):
                 made = graph.graph.call_function(whole.target, whole.args, whole.kwargs)
@@ -158,7 +148,7 @@ def _layer_norm(reader: Reader, node: fx.Node) -> Whole | None:
     if centred is None or not same_shape(centred[0], node):
         return None
     x, axes = centred
-    if operator_of(inner) not in _SUMS or len(inner.args) != _PAIR or inner.kwargs:
+    if operator_of(inner) not in SUMS or len(inner.args) != _PAIR or inner.kwargs:
         return None
     numbers = [reader.number(value) for value in inner.args]
     if (numbers[0] is None) == (numbers[1] is None):
@@ -239,7 +229,7 @@ def _is_square_of_same(reader: Reader, squares: fx.Node, x: fx.Node, axes: tuple
 def _take_affine(graph: fx.GraphModule, norm: fx.Node) -> None:
     """Give a layer norm without gains the constants that its values are multiplied by, and that are added."""
     shape: Any = norm.args[1]
-    for place, name in ((2, _PRODUCT), (3, _SUMS[0])):
+    for place, name in ((2, _PRODUCT), (3, SUMS[0])):
         args = [*norm.args, None, None][:4] if len(norm.args) < 4 else list(norm.args)
         user = sole_user(norm)
         if args[place] is not None or user is None or operator_of(user) != name or len(user.args) != _PAIR:

@@ -9,17 +9,31 @@ from typing import Any
 from torch import fx
 
 from acq.network.constants import constant, shape_of
-from acq.network.operators import RELU, is_float, operator_of, sole_user
+from acq.network.operators import (
+    DIFFERENCES,
+    PRODUCTS,
+    QUOTIENTS,
+    RELU,
+    REVERSED_DIFFERENCES,
+    SUMS,
+    is_float,
+    operator_of,
+    sole_user,
+)
 
-_MULTIPLY = ("aten.mul.Tensor", "aten.mul.Scalar")
-_DIVIDE = ("aten.div.Tensor", "aten.div.Scalar")
-_ADD = ("aten.add.Tensor", "aten.add.Scalar")
-_SUBTRACT = ("aten.sub.Tensor", "aten.sub.Scalar")
-_SUBTRACT_FROM = ("aten.rsub.Scalar", "aten.rsub.Tensor")
 _NEGATE, _POWER = "aten.neg.default", "aten.pow.Tensor_Scalar"
-_LINEAR_TERMS = (*_ADD, *_SUBTRACT, *_SUBTRACT_FROM)
+_LINEAR_TERMS = (*SUMS, *DIFFERENCES, *REVERSED_DIFFERENCES)
 _DEPTH, _DEGREE = 12, 3  # operators that are read within each other, and the highest power of a polynomial
 _CLOSE = 1e-4  # constants are written with few digits
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole operator with its arguments, in place of the nodes that compute it in pieces."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,10 @@ class Reader:
         name = operator_of(node) if node.op == "call_function" else ""
         if name == _NEGATE and depth:
             return self._times(-1.0, node.args[0], depth - 1)
-        if name not in (*_MULTIPLY, *_DIVIDE) or len(node.args) < 2 or not depth:
+        if name not in (*PRODUCTS, *QUOTIENTS) or len(node.args) < 2 or not depth:
             return Product(1.0, (node,))
         left, right = node.args[:2]
-        if name in _DIVIDE:
+        if name in QUOTIENTS:
             divisor = self.number(right)
             return self._times(1 / divisor, left, depth - 1) if divisor else Product(1.0, (node,))
         found = [self._factor(value, depth - 1) for value in (left, right)]
@@ -92,17 +106,17 @@ class Reader:
         second = terms[1] if len(terms) > 1 else None
         if second is None:
             return None
-        if name in _MULTIPLY:
+        if name in PRODUCTS:
             return _multiplied(first, second)
-        if name in _DIVIDE:
+        if name in QUOTIENTS:
             divisor = second.get(0) if set(second) == {0} else None
             return _scaled(first, 1 / divisor) if divisor else None
         if name not in _LINEAR_TERMS:
             return None
         alpha = float(node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-        if name in _ADD:
+        if name in SUMS:
             return _summed(first, _scaled(second, alpha))
-        if name in _SUBTRACT:
+        if name in DIFFERENCES:
             return _summed(first, _scaled(second, -alpha))
         return _summed(second, _scaled(first, -alpha))
 
@@ -118,7 +132,7 @@ class Reader:
 
     def base(self, node: fx.Node) -> fx.Node:
         """What a node is computed from by sums and products with numbers alone."""
-        while node.op == "call_function" and operator_of(node) in (*_LINEAR_TERMS, *_MULTIPLY, *_DIVIDE):
+        while node.op == "call_function" and operator_of(node) in (*_LINEAR_TERMS, *PRODUCTS, *QUOTIENTS):
             others = [value for value in node.args[:2] if self.number(value) is None]
             if len(others) != 1 or not isinstance(others[0], fx.Node):
                 break

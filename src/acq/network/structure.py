@@ -64,7 +64,7 @@ def structure_of(graph: fx.GraphModule) -> NetworkStructure:
     features = features_of(nodes, _ancestors(logits).difference(*(_up_to_constants(graph, node) for node in logits)))
     answer = answer_of(graph)
     whole = answer.output.whole
-    last = None if whole is None else _last_layer(logits[0], whole.size)
+    last = None if whole is None else _last_layer(graph, logits[0], whole.size)
     weight = None if last is None else last.all_input_nodes[1]
     head = weight if features is not None and last is not None and _reads_pooled(last, features) else None
     return NetworkStructure(features, norms, head, weight, logits, answer, is_depthwise(graph))
@@ -88,11 +88,20 @@ def _up_to_constants(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _last_layer(logits: fx.Node, size: int) -> fx.Node | None:
-    """The linear layer or convolution with a row per logit whose values are the logits, perhaps means over places."""
+def _last_layer(graph: fx.GraphModule, logits: fx.Node, size: int) -> fx.Node | None:
+    """The linear layer or convolution with a row per logit whose values are the logits.
+
+    Between them there may be means over places, a bias, and positive factors such as a temperature.
+    """
     node: object = logits
-    while isinstance(node, fx.Node) and node.target in (*RESHAPES, *POOLS):
-        node = node.args[0]
+    while isinstance(node, fx.Node):
+        affine = affine_of(graph, node)
+        if node.target in (*RESHAPES, *POOLS):
+            node = node.args[0]
+        elif affine is not None and bool((affine.factor > 0).all()):
+            node = affine.source
+        else:
+            break
     if not (isinstance(node, fx.Node) and node.target in _LAYERS):
         return None
     weight = node.args[1]

@@ -58,8 +58,12 @@ class Rehearsal:
             engines: Names of engines that must run the file.
 
         Raises:
-            RequestError: No file can be written, or one of the engines does not run it.
+            RequestError: No file can be written, or one of the engines is not known or does not run it.
         """
+        if engines and not self.untried:
+            from acq.export.engines import require_engines
+
+            require_engines(engines)
         if self.refusal:
             raise RequestError(f"{self.refusal}; --no-export quantizes without a file")
         for name in engines:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, SIZE, network
+from helpers import CLASSES, SIZE, network, student_of
 from small_runs import KNOWN
 from torch import nn
 
@@ -86,6 +86,22 @@ def test_pictures_of_any_size_are_measured(tmp_path: Path) -> None:
     assert top1 == result.summary["top1"]
     with pytest.raises(acq.RequestError, match=r"give input_size, mean, std and resize to acq\.zoo\.resolve"):
         acq.quantize(acq.zoo.resolve("resnet20-cifar10"), resize=40)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "tpu"}, "tpu"),
+        ({"outputs": "0"}, "a student knows which of its outputs decide"),
+        ({"output_kinds": ("class",)}, "a student knows which of its outputs decide"),
+    ],
+)
+def test_options_that_do_nothing_for_a_student_are_refused(data: Path, options: dict[str, Any], words: str) -> None:
+    """And no option is ignored."""
+    student = student_of("residual")
+    student.preprocessing = KNOWN
+    with pytest.raises(acq.RequestError, match=words):
+        acq.evaluate(student, data, **options)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def test_json_is_all_there_is_on_standard_output(quantized: tuple[Path, Answer])
     assert "building" in answer.err  # printed by the network itself
 
 
+def test_a_finished_run_that_is_resumed_names_its_file(run: Path) -> None:
+    """It was compared when it was written."""
+    again = acq(*quantize("--resume", "--json", export=True)).json()
+    assert (again["file"], again["file_bytes"]) == ("run/model.onnx", (run / "model.onnx").stat().st_size)
+    assert again["engines"] is None
+
+
 def test_a_run_ends_with_four_lines(folder: Path) -> None:
     """Quality, the expected loss, cost and the next command are on standard output; progress of each phase is not."""
     answer = acq(*quantize())

@@ -181,6 +181,21 @@ def test_scores_are_resized_to_larger_masks() -> None:
     assert MAP.measured(MAP.tally(rows.flatten(1), truth)) == 100
 
 
+@pytest.mark.parametrize(("shape", "larger"), [((5, 3), (6,)), ((5, 2, 3, 4), (4, 6, 8))])
+def test_scores_of_other_places_are_resized_too(shape: tuple[int, ...], larger: tuple[int, ...]) -> None:
+    """Maps of one axis, and of three."""
+    scores, rows = Scores("map", shape), torch.zeros(1, *shape)
+    rows[:, 3] = 1
+    assert scores.measured(scores.tally(rows.flatten(1), torch.full((1, *larger), 3))) == 100
+
+
+def test_class_255_counts_where_there_are_more() -> None:
+    """Then -1 leaves a step out."""
+    scores = Scores("sequence", (4, 300))
+    rows = F.one_hot(torch.tensor([[255, 255, 7, 8]]), 300).float().flatten(1)
+    assert scores.measured(scores.tally(rows, torch.tensor([[255, 3, -1, 8]]))) == pytest.approx(100 * 2 / 3)
+
+
 def test_steps_without_a_known_class_are_left_out() -> None:
     """A sequence is measured by its known steps."""
     rows = F.one_hot(torch.tensor([[0, 1, 2, 3, 4, 0, 1]]), 5).float().flatten(1)

@@ -68,8 +68,11 @@ def test_the_usual_framing_is_a_crop_of_seven_eighths() -> None:
 
 def test_a_picture_that_would_become_too_large_is_refused() -> None:
     """A line of pixels becomes as many thousands high."""
-    with pytest.raises(RequestError, match=r"9000x1 pixels becomes one of 2304000x256 before the crop"):
+    words = r"9000x1 pixels become 2304000x256 before the crop"
+    with pytest.raises(ValueError, match=words):
         framed(Image.new("L", (1, 9000)), known(224, 224))
+    with pytest.raises(RequestError, match=f"images of {words}.*; give images of other sides"):
+        FramedImages(np.zeros((1, 9000, 1, 1), np.uint8), known(224, 224))[:]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -89,3 +92,4 @@ def test_the_note_says_what_was_done() -> None:
         "1,000 of 1,200 images have another size than 224x224: the shorter side is resized to 232 pixels (bicubic), "
         "and the centre is taken; --resize changes that"
     )
+    assert "they are resized to cover 1.125 times that size (bilinear)" in told(known(8, 10), 1, 1)

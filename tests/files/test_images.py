@@ -148,6 +148,11 @@ def test_two_folders_answer_no_and_yes(tmp_path: Path) -> None:
         (np.eye(3, dtype=int), Output.of("multilabel", 4), r"are \[3, 3\]; the network takes 0 and 1, \[N, 4\]"),
         (np.eye(3, dtype=int), THREE, r"are \[3, 3\]; the network takes class indices, \[N\]"),
         (
+            np.zeros((3, 2, 2), int),
+            Output.of("map", 5, 8),
+            r"are \[3, 2, 2\]; the network takes class indices per cell, \[N, W\]",
+        ),
+        (
             2 * np.eye(3, 4, dtype=int),
             Output.of("multilabel", 4),
             "go from 0 to 2 but the network says no or yes; give 0",
@@ -173,7 +178,7 @@ def test_pictures_of_another_size_are_framed_with_a_note(tmp_path: Path, form: s
             Image.fromarray(image).save(tmp_path / f"{label}" / "0.png")
     path = tmp_path / "d.npz" if form == "npz" else tmp_path
     with pytest.warns(
-        Note, match=r"2 of 2 images have another size than 8x10: the shorter side is resized to 9 pixels"
+        Note, match=r"2 of 2 images have another size than 8x10: they are resized to cover 1\.125 times that size"
     ):
         data = read(path, preprocessing=COLOUR, output=Output.of("class", 2))
     assert np.array_equal(data.images[:], FramedImages(images, COLOUR)[:])

@@ -244,6 +244,16 @@ def test_a_run_with_framing_is_made_again_with_it(with_student: Path) -> None:
     assert "--input-size 3,16,16 --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --resize 18" in text
 
 
+def test_a_run_of_a_network_that_takes_bytes_is_made_again_without_normalisation(with_student: Path) -> None:
+    """Such a file normalises images itself, and the command refuses to."""
+    facts = json.loads((with_student / QUANTIZATION).read_text())["facts"]
+    facts["origin"]["form"] = {"kind": "uint8"}
+    change(with_student, QUANTIZATION, facts=facts)
+    text = Page(write_report(with_student).read_text()).text
+    assert "--input-size 3,16,16" in text
+    assert not any(option in text for option in ("--mean", "--std"))
+
+
 @pytest.mark.parametrize("facts", [{}, {"origin": 3}, {"origin": {}, "config": {"bits": []}, "preprocessing": {}}])
 def test_facts_that_make_no_command_are_damage(with_student: Path, facts: dict[str, Any]) -> None:
     """In one line."""

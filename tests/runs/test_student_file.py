@@ -196,7 +196,8 @@ def entry_fields(section: str, **fields: Any) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (fields(format=2), "format"),
+        (fields(format=2), "has format 2 and this version reads format 5; use the version"),
+        (fields(format="5"), "damaged .format: "),
         (fields(extra=1), "extra"),
         (fields(nodes=[]), "damaged"),
         (fields(layers={}), "does not describe"),

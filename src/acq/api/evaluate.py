@@ -82,7 +82,7 @@ def evaluate(
         limit: Evaluate only the first images.
         outputs: The names or indices of the tensors that decide, joined by commas, if a network returns several.
         output_kinds: How each decides, where that is not what its shape and its end say.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu`` or ``cuda``. A network in memory runs where it is.
 
     Raises:
         RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
@@ -107,19 +107,22 @@ def target(
         preprocessing: As for ``evaluate``.
         outputs: As for ``evaluate``.
         output_kinds: As for ``evaluate``.
-        device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU.
+        device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU. A network in memory runs where it is.
         **options: Of ``acq.zoo.resolve``, for the name of a network alone.
 
     Raises:
         RequestError: The target does not exist, or its preprocessing is not known.
     """
     if isinstance(network, Student):
-        return _of_student(network, "", preprocessing, device_of(network))
+        if outputs is not None or output_kinds:
+            raise RequestError("a student knows which of its outputs decide; leave out outputs and output_kinds")
+        return _of_student(network, "", preprocessing, _place_of(network, device))
     if isinstance(network, nn.Module):
         if preprocessing is None:
             raise RequestError("the normalisation of this network's images is not known; give preprocessing")
+        place = _place_of(network, device)
         teacher = Teacher(trace(network, preprocessing.input_size, outputs, output_kinds))
-        return _of_teacher(teacher, preprocessing, "", device_of(network))
+        return _of_teacher(teacher, preprocessing, "", place)
     path, place = Path(network), choose_device(device)
     is_file = path.suffix == ".onnx" and _is_own(path)
     framing = {name: options.get(name) for name in ("resize", "crop")}
@@ -132,7 +135,7 @@ def target(
     if path.is_dir():
         require_run(path)
         facts = student_file.load_facts(path)
-        model = str(facts.get("origin", {}).get("model"))
+        model = str(facts.get("origin", {}).get("model", ""))
         return _framed(_of_student(load(path).to(place), model, preprocessing, place), **framing)
     if preprocessing is not None:
         options |= {name: getattr(preprocessing, name) for name in ("input_size", "mean", "std")}
@@ -143,6 +146,14 @@ def target(
     teacher = Teacher(trace(named.model, known.input_size, outputs, output_kinds))
     check_normalisation(teacher, known, given=named.preprocessing_given)
     return _of_teacher(teacher, known, str(network), place)
+
+
+def _place_of(network: nn.Module, device: str) -> torch.device:
+    """Where a network in memory is, if that is the device asked for."""
+    place = device_of(network)
+    if device != "auto" and choose_device(device).type != place.type:
+        raise RequestError(f"the network is on {place.type}; move it to {device} first, or leave out device")
+    return place
 
 
 def _framed(found: Target, resize: int | None, crop: int | None) -> Target:

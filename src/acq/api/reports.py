@@ -86,8 +86,9 @@ def _command(facts: Mapping[str, Any], run: Path, traits: Traits) -> str:
         ("model-args", origin.get("arguments")),
     ):
         parts += [f"--{option}", value if isinstance(value, str) else json.dumps(value)] if value else []
-    for option, name in (("input-size", "input_size"), ("mean", "mean"), ("std", "std")):
-        parts += [f"--{option}", ",".join(map(str, known[name]))]
+    takes_bytes = origin.get("form", {}).get("kind") == "uint8"  # such a file normalises images itself
+    for name in ("input_size", *(() if takes_bytes else ("mean", "std"))):
+        parts += [f"--{name.replace('_', '-')}", ",".join(map(str, known[name]))]
     parts += ["--resize", str(known["framing"]["resize"])] if "framing" in known else []
     for key, value in differences(config, usual).items():
         parts += ["--set", f"{key}={json.dumps(value)}"]

@@ -23,6 +23,7 @@ from acq.errors import RequestError
 from acq.recipe import Request
 from acq.recipe import quantize as run_recipe
 from acq.runs.folder import free_folder, require_free
+from acq.runs.names import MODEL
 from acq.runs.progress import watching
 from acq.runs.session import Session
 from acq.runs.summary import STOPPED_IN, accuracies, margin_of_change
@@ -86,7 +87,8 @@ def quantize(
         session = Session(folder, resume, overwrite, (watch,), tensorboard, processes, not no_export, names_of(engines))
         result = run_recipe(request, session, place)
     if is_main:
-        figures = result.summary | {"run": str(folder), "report": _report(folder, quiet), **_file(result.exported)}
+        places = {"run": str(folder), "report": _report(folder, quiet), **_file(result.exported, folder / MODEL)}
+        figures = result.summary | places
         _show(figures, result.exported, as_json, quiet)
 
 
@@ -99,10 +101,14 @@ def _report(folder: Path, quiet: bool) -> str | None:
         return None
 
 
-def _file(exported: Exported | None) -> dict[str, Any]:
-    """The ONNX file of a run as JSON values; nulls where there is none."""
+def _file(exported: Exported | None, place: Path) -> dict[str, Any]:
+    """The ONNX file of a run as JSON values; nulls where there is none. That of an earlier run was compared then."""
     if exported is None:
-        return {"file": None, "file_bytes": None, "engines": None}
+        has_file = place.exists()
+        return {
+            "file": str(place) if has_file else None, "file_bytes": place.stat().st_size if has_file else None,
+            "engines": None,
+        }  # fmt: skip
     return {
         "file": str(exported.path), "file_bytes": exported.bytes, "engines": asdict(exported.parity)["engines"],
     }  # fmt: skip

@@ -25,7 +25,8 @@ _MOST_MAJORITY: dict[Decision, float] = {"one": 50.0, "each": 75.0, "none": 95.0
 COUNTED: dict[str, str] = {
     "class": "", "multilabel": "labels of ", "map": "cells of ", "sequence": "steps of ", "values": "",
 }  # fmt: skip
-IGNORED = 255  # the number of a cell or step without a known class
+_IGNORED = 255
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the sides of a map
 _LARGEST_BLOCK, _CHANGED_STEPS = 0.5, 1 / 3  # of a side, and of the steps (this project's definition)
 
 
@@ -75,6 +76,11 @@ class Scores:
     def places(self) -> tuple[int, ...]:
         """The sides of a map, or the steps of a sequence; empty where an image as a whole is one place."""
         return {"map": self.shape[1:], "sequence": self.shape[:1]}.get(self.kind, ())
+
+    @property
+    def ignored(self) -> int:
+        """The number of a cell or step without a known class: 255, or -1 where 255 is a class."""
+        return _IGNORED if self.size <= _IGNORED else -1
 
     @property
     def decision(self) -> Decision:
@@ -208,7 +214,7 @@ class Scores:
         Args:
             rows: Scores [N, L].
             truth: Classes [N]; labels 0 and 1, [N, K], or [N] where K is 1; classes per cell [N, H, W], of any size, to
-                which scores are resized; or classes per step [N, T]. 255 leaves a cell or step out.
+                which scores are resized; or classes per step [N, T]. ``ignored`` leaves a cell or step out.
 
         Returns:
             Right decisions and all, [2]; of a map cells in both and in either per class, [2, classes].
@@ -218,7 +224,8 @@ class Scores:
         if self.decision == "each":
             right, known = (rows > 0) == truth.reshape(rows.shape).bool(), torch.ones_like(rows)
         else:
-            right, known = self.by_place(rows).argmax(1) == truth, truth.ne(IGNORED) if self.places else truth.ge(0)
+            right = self.by_place(rows).argmax(1) == truth
+            known = truth.ne(self.ignored) if self.places else truth.ge(0)
         return torch.stack([(right & known.bool()).sum(), known.sum()]).double()
 
     def measured(self, tally: Tensor) -> float:
@@ -230,9 +237,9 @@ class Scores:
     def _overlaps(self, rows: Tensor, truth: Tensor) -> Tensor:
         scores = rows.reshape(len(rows), *self.shape)
         if truth.shape[1:] != self.places:
-            scores = F.interpolate(scores, truth.shape[1:], mode="bilinear", align_corners=False)
+            scores = F.interpolate(scores, truth.shape[1:], mode=_MODES[len(self.places)], align_corners=False)
         found = scores.argmax(1) if self.decision == "one" else (scores[:, 0] > 0).long()
-        known, count = truth != IGNORED, max(self.size, 2)
+        known, count = truth != self.ignored, max(self.size, 2)
         both = torch.bincount(found[known & (found == truth)], minlength=count)
         each = [torch.bincount(classes[known], minlength=count) for classes in (found, truth)]
         return torch.stack([both, sum(each) - both]).double()

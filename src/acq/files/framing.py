@@ -37,9 +37,10 @@ def framing_fault(preprocessing: Preprocessing) -> str | None:
 
 
 def framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize a picture so that its shorter side has as many pixels as ``framing_of`` says, and cut out the centre.
+    """Resize a picture by the margin of ``framing_of``, and cut out the centre.
 
-    A network of unequal sides takes the picture resized until both sides cover theirs with the same margin.
+    The margin is the framing's side over the network's shorter side. The picture is resized until it covers that many
+    times the network's height and width: for equal sides, until its shorter side has the framing's pixels.
 
     Args:
         image: In grey or RGB.
@@ -49,16 +50,15 @@ def framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
         The picture in the network's size.
 
     Raises:
-        RequestError: The picture is so narrow that it would become too large.
+        ValueError: The picture is so narrow that it would become too large.
     """
     framing, (_, height, width) = framing_of(preprocessing), preprocessing.input_size
     margin = Fraction(framing.resize, min(height, width))
     factor = max(margin * height / image.height, margin * width / image.width)  # exact; sides are rounded down
     tall, wide = int(factor * image.height), int(factor * image.width)
     if tall * wide > PIXELS:
-        raise RequestError(
-            f"a picture of {image.height}x{image.width} pixels becomes one of {tall}x{wide} before the crop, "
-            f"above the limit of {PIXELS:,}; leave it out"
+        raise ValueError(
+            f"{image.height}x{image.width} pixels become {tall}x{wide} before the crop, above the limit of {PIXELS:,}"
         )
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     resized = image.resize((wide, tall), INTERPOLATIONS[framing.interpolation])
@@ -84,14 +84,20 @@ class FramedImages:
         channels, height, width = self.preprocessing.input_size
         pixels = self.images[index]
         pictures = map(Image.fromarray, pixels[..., 0] if channels == 1 else pixels)
-        shown = np.stack([np.asarray(framed(picture, self.preprocessing)) for picture in pictures])
+        try:
+            shown = np.stack([np.asarray(framed(picture, self.preprocessing)) for picture in pictures])
+        except ValueError as error:
+            raise RequestError(f"images of {error}; give images of other sides") from error
         return shown.reshape(-1, height, width, channels)
 
 
 def told(preprocessing: Preprocessing, others: int, images: int) -> str:
     """What is done with the ``others`` among ``images``, which have another size than the network's; for a note."""
     framing, (_, height, width) = framing_of(preprocessing), preprocessing.input_size
+    way = f"the shorter side is resized to {framing.resize} pixels"
+    if height != width:
+        way = f"they are resized to cover {framing.resize / min(height, width):.4g} times that size"
     return (
-        f"{others:,} of {images:,} images have another size than {height}x{width}: the shorter side is resized to "
-        f"{framing.resize} pixels ({framing.interpolation}), and the centre is taken; --resize changes that"
+        f"{others:,} of {images:,} images have another size than {height}x{width}: {way} ({framing.interpolation}), "
+        "and the centre is taken; --resize changes that"
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from acq.core.outputs import Output
 from acq.core.pixels import Bytes, from_bytes
-from acq.core.scores import IGNORED, Scores
+from acq.core.scores import Scores
 from acq.core.values import Preprocessing
 from acq.errors import Note, RequestError
 from acq.files.arrays import is_cifar_folder, read_cifar, read_npz
@@ -71,7 +71,8 @@ def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int
 
     A network that says yes or no to K labels takes a ``.npz`` file whose ``labels`` are 0 and 1, [N, K]. Where K is 1,
     [N] and folders of two classes, no and yes, are taken too. A map is compared with classes per cell [N, H, W] of any
-    size, and a sequence with classes per step [N, T]. There 255 stands for an unknown class.
+    size, and a sequence with classes per step [N, T]. There 255 stands for an unknown class, or -1 where there are 256
+    classes or more.
 
     Images in class folders come in turns: the first image of each class, then the second. So a limit covers the
     classes evenly. Broken image files are left out, with a warning that counts and names them.
@@ -178,7 +179,7 @@ def _scores(path: Path, output: Output) -> Scores:
 def _wanted(scores: Scores) -> str:
     """The labels that scores are compared with, for a message."""
     if scores.kind == "map":
-        return "class indices per cell, [N, H, W]"
+        return f"class indices per cell, [N, {', '.join('WHD'[: len(scores.places)][::-1])}]"
     if scores.kind == "sequence":
         return f"class indices per step, [N, {scores.places[0]}]"
     return "class indices, [N]" if scores.kind == "class" else f"0 and 1, [N, {scores.size}]"
@@ -195,7 +196,7 @@ def _check_labels(path: Path, labels: NDArray[np.int64], output: Output) -> None
     }
     if not fits[scores.kind]:
         raise RequestError(f"labels in {path} are {list(labels.shape)}; the network takes {_wanted(scores)}")
-    known = labels[labels != IGNORED] if scores.places else labels
+    known = labels[labels != scores.ignored] if scores.places else labels
     low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
     most = scores.size - 1 if scores.decision == "one" else 1
     if low < 0 or high > most:

@@ -164,7 +164,16 @@ def _read(path: Path, most: int) -> bytes:
 def _read_document(folder: Path) -> Document:
     content = _read(folder / QUANTIZATION, DOCUMENT_BYTES)
     with _damage_reported(folder):
-        return Document.model_validate_json(content)
+        try:
+            return Document.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if first["loc"] != ("format",) or not isinstance(first["input"], int):
+                raise
+            raise RequestError(
+                f"the student in {folder} has format {first['input']} and this version reads format {FORMAT}; "
+                "use the version of acq that wrote it, or quantize again"
+            ) from error
 
 
 def _read_tensors(folder: Path, document: Document) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ OLD = re.compile(
 )
 # two steps are too few for a student to gain by them
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:training increased the student's loss"),
+    pytest.mark.filterwarnings("ignore:training made the student worse"),
     pytest.mark.filterwarnings("ignore:the student is of no use"),
     pytest.mark.filterwarnings("ignore::acq.errors.Note"),
 ]

@@ -87,6 +87,8 @@ KINDS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "cumulative sum": lambda: lambda x: x.cumsum(1),
     "uneven resize": lambda: lambda x: F.interpolate(x, scale_factor=2.2, mode="bicubic"),
     "counted pads": lambda: lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "mean in double": lambda: lambda x: x + x.mean((2, 3), keepdim=True, dtype=torch.float64).float(),
+    "sum in double": lambda: lambda x: x / (1 + x.sum((2, 3), keepdim=True, dtype=torch.float64).float().abs()),
     "factor": lambda: lambda x: torch.add(x, x, alpha=2),
     "indices": lambda: indices,
 }

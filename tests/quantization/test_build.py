@@ -38,6 +38,30 @@ def test_a_student_without_quantizers_is_the_network(name: str, placement: Place
         torch.testing.assert_close(student(x), network(name)(x), rtol=1e-4, atol=1e-5)
 
 
+class Last(nn.Module):
+    """A layer and an addition read a tensor whose channels are last, or second behind a transpose."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last, self.stem, self.head = last, conv(3, 8), nn.Linear(8, 5)
+        self.inner = nn.Linear(8, 8) if last else nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).permute(0, 2, 3, 1) if self.last else self.stem(x)
+        y = y + self.inner(y).relu()
+        return self.head(y.mean((1, 2) if self.last else (2, 3)))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_requantizer_has_divisors_of_channels_alone(last: bool) -> None:
+    """Not of rows, where the layer behind it reads the last axis; a file in floating point has the student's values."""
+    graph = trace(Last(last).eval(), SIZE)
+    student = build(graph, plan(graph, NumberFormat(4, 4, add=8)))
+    (requantizer,) = (module for name, module in student.named_modules() if name.endswith("_requantizer"))
+    scale = requantizer.channel_scale
+    assert scale is None if last else isinstance(scale, Tensor) and scale.shape == (8,)
+
+
 class Numbers(nn.Module):
     """Numbers of the source code, which no ``to`` moves, behind and before layers."""
 

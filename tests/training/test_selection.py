@@ -119,7 +119,7 @@ def test_training_in_vain_is_a_warning() -> None:
     """Both figures are given, and a smaller rate; there is no warning where the last candidate was kept."""
     made = Selection({"calibrated": GOOD, "trained": BAD}, "calibrated", GOOD, 10.0, WEIGHTS)
     (text,) = warnings_about(made, 0.03, CLASSES)
-    assert "increased the student's loss from 0.1 to 1 and changed agreement from 100.0 to 60.0 %" in text
+    assert "its loss went from 0.1 to 1 and its agreement from 100.0 to 60.0 %" in text
     assert "the calibrated student is kept" in text
     assert "student.learning_rate=0.01," in text
     assert warnings_about(selection(), 0.03, CLASSES) == []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from acq.export.registry import (
@@ -180,7 +181,7 @@ def _mean(writer: Writer, node: fx.Node) -> Value:
     shape = list(source.meta["shape"])
     axes = sorted(axis % len(shape) for axis in argument(node, 1) or range(len(shape)))
     adjacent = axes == [*range(axes[0], axes[-1] + 1)] and axes[0] > 0
-    if not adjacent or any(size < 0 for size in shape[1:]) or len(shape) < 2 or node.kwargs.get("dtype"):
+    if not adjacent or any(size < 0 for size in shape[1:]) or len(shape) < 2 or _is_cast(node):
         return _reduced(writer, node, "ReduceMean")
     first, last = axes[0], axes[-1] + 1
     before, count, behind = (math.prod(part) for part in (shape[1:first], shape[first:last], shape[last:]))
@@ -202,7 +203,14 @@ def _sum(writer: Writer, node: fx.Node) -> Value:
     return _reduced(writer, node, "ReduceSum")
 
 
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a mean or sum is of another type than the student's floats."""
+    return node.kwargs.get("dtype") not in (None, torch.float32)
+
+
 def _reduced(writer: Writer, node: fx.Node, kind: str) -> Value:
+    if _is_cast(node):
+        raise refused(node, " in another type")
     source = input_of(node)
     axes = [axis % len(source.meta["shape"]) for axis in argument(node, 1) or range(len(source.meta["shape"]))]
     keep = int(bool(argument(node, 2, False)))

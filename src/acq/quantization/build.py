@@ -19,6 +19,8 @@ from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.roles import LAYERS, WEIGHTED
 from acq.quantization.student import Student
 
+# layers that read channels on the second axis, by the axes of their input
+_CHANNELS_SECOND = {2: (Role.LINEAR,), 4: (Role.CONVOLUTION, Role.RESCALE)}
 _GEOMETRY = ("stride", "padding", "dilation", "groups")  # arguments 3 to 6 of a convolution
 
 
@@ -115,7 +117,7 @@ class _Builder:
         if plan.output_bits:
             copy = self._quantizer(copy, plan)
         if plan.requantize_for:
-            self.requantized[node] = self._requantizer(copy, plan)
+            self.requantized[node] = self._requantizer(node, copy, plan)
         return copy
 
     def _is_folded(self, node: fx.Node) -> bool:
@@ -150,9 +152,11 @@ class _Builder:
         )
         return self._run(quantizer, copy, self._unused(f"{plan.name}_quantizer"))
 
-    def _requantizer(self, copy: fx.Node, plan: NodePlan) -> fx.Node:
+    def _requantizer(self, node: fx.Node, copy: fx.Node, plan: NodePlan) -> fx.Node:
         name = self._unused(f"{plan.name}_requantizer")
-        has_channels = len(plan.shape) in (2, 4) and plan.shape[1] > 0  # [N, C] or [N, C, H, W]
+        readers = [user for user in node.users if name_of(user) in plan.requantize_for]
+        roles = _CHANNELS_SECOND.get(len(plan.shape), ())
+        has_channels = plan.shape[1] > 0 and all(self._has_role(user, *roles) for user in readers)
         quantizer = ActivationQuantizer(
             self.format.multiplied,
             name,

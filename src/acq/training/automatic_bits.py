@@ -56,5 +56,6 @@ def automatic_bits(
     _, height, width = preprocessing.input_size
     count = max(_BATCH, _PIXELS // (height * width))
     images = normalised_scenes(count, preprocessing, torch.Generator().manual_seed(0))
-    found = costs(build(graph, layout), torch.split(images, _BATCH), free, reduce_range=format.reduce_range)
+    # on the CPU, so that the same bits are chosen on every machine
+    found = costs(build(graph, layout).cpu(), torch.split(images, _BATCH), free, reduce_range=format.reduce_range)
     return {**allocate(found, budget), **layers}

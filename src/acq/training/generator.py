@@ -17,7 +17,7 @@ from acq.synthesis.losses import total
 from acq.training.context import Context
 from acq.training.fitting import Weight, fitted_weights
 from acq.training.guards import CollapseDetector
-from acq.training.phase import REPORT_EVERY, StepResult
+from acq.training.phase import StepResult, is_reported
 from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
 
 _USUAL_BATCH = 64
@@ -132,7 +132,7 @@ class GeneratorTraining:
         loss, losses = total(batch, weights)
         context.descend(self.optimizer, loss, learning_rate_factor(number, self.steps, _WARMUP) * rate)
         fault = None
-        if context.rng.device.type == "cpu" or number % REPORT_EVERY == 0:  # numbers make an accelerator wait
+        if context.rng.device.type == "cpu" or is_reported(number, self.steps):  # numbers make an accelerator wait
             fault = self.detector.fault(condition.label, condition.centre, batch.eval_output)
         return StepResult(losses, fault)
 

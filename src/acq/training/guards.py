@@ -18,7 +18,7 @@ from acq.quantization.student import Student
 _RANGE_CHANGE = 4.0  # largest factor by which a range may change since the last snapshot
 _FALLEN = 0.4  # of the best running mean
 _LEARNED = 0.5  # running share of correct answers from which a fall counts
-_MOMENTUM = 0.1  # of the running means, per step
+_MOMENTUM = 0.1  # of the running means, per look
 
 
 def nonfinite_losses(losses: Mapping[str, Tensor]) -> str | None:

@@ -82,6 +82,7 @@ class Training:
             "seconds": self.seconds,
             "reduced": list(self.reduced),
             "stop": None if self.stop is None else asdict(self.stop),
+            "fault": self._fault,
             "context": self.context.state(),
             "phases": {name: phase.state() for name, phase in self.phases.items()},
         }
@@ -91,6 +92,7 @@ class Training:
         self.current, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
         self.reduced = list(state["reduced"])
         self.stop = None if state["stop"] is None else Stop(**state["stop"])
+        self._fault = state.get("fault")  # earlier versions kept none
         self.context.restore(state["context"])
         for name, phase in self.phases.items():
             phase.restore(state["phases"][name])

@@ -156,8 +156,8 @@ def warnings_about(selection: Selection, learning_rate: float, output: Output) -
     before = selection.candidates.get(CALIBRATED)
     if name not in (FIRST, CALIBRATED, selection.selected) and before and last.is_worse_than(before):
         found.append(
-            f"training increased the student's loss from {before.loss:.3g} to {last.loss:.3g} and changed agreement "
-            f"from {before.agreement:.1f} to {last.agreement:.1f} %, on augmented synthetic images; the "
+            f"training made the student worse, on the images that judge students: its loss went from {before.loss:.3g} "
+            f"to {last.loss:.3g} and its agreement from {before.agreement:.1f} to {last.agreement:.1f} %; the "
             f"{selection.selected} student is kept. Give a smaller rate, such as "
             f"--set student.learning_rate={learning_rate / 3:.2g}, or another number of student.steps"
         )

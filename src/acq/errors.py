@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 _NAMES = 3  # in a message
 _SUGGESTIONS = 3
+_NAME_LENGTH = 60  # characters of a name from a file
 _LINE_LENGTH = 200  # characters of another library's message
 
 
@@ -45,6 +46,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not close:
         return ""
     return f" (did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?)"
+
+
+def short(name: str) -> str:
+    """Return a name from a file for a message, in quotes, at most 60 characters of it."""
+    return repr(name[:_NAME_LENGTH])
 
 
 def listed(names: Iterable[str], shown: int = _NAMES) -> str:

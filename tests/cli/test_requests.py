@@ -64,6 +64,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no deviation": (quantize("--std", "0,0.5,0.5"), "--std"),
     "arguments that are no JSON": (quantize("--model-args", "width=3"), "--model-args"),
     "arguments that are no object": (quantize("--model-args", "[3]"), "--model-args"),
+    "arguments that are nested": (quantize("--model-args", "[" * 100_000), "--model-args is not JSON (it is nested"),
     "an unknown argument": (quantize("--model-args", '{"widht": 3}'), "did you mean 'width'?"),
     "a missing checkpoint": (quantize("--checkpoint", "none.pt"), "none.pt"),
     "a checkpoint of another network": (quantize("--checkpoint", "wide.pt"), "does not fit"),

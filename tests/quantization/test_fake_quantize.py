@@ -30,7 +30,7 @@ def test_values_equal_torch_per_tensor(bits: int, zero_point: int, scale: float)
 def test_values_equal_torch_per_channel(bits: int, shape: tuple[int, ...]) -> None:
     """Every value equals torch.fake_quantize_per_channel_affine's, bit for bit."""
     x, scale, qmax = torch.randn(shape), torch.rand(6) * 0.3 + 0.01, 2 ** (bits - 1) - 1
-    mine = fake_quantize(x, scale, ZERO, -qmax - 1, qmax, axis=0)
+    mine = fake_quantize(x, scale, ZERO, -qmax - 1, qmax)
     theirs = torch.fake_quantize_per_channel_affine(x, scale, torch.zeros(6, dtype=torch.int32), 0, -qmax - 1, qmax)
     assert torch.equal(mine, theirs)
 
@@ -43,7 +43,7 @@ def test_gradients_equal_the_paper(axis: int | None, zero_point: float) -> None:
     shape = (4, 1, 1, 1) if axis == 0 else ()
     scale = (torch.rand(shape).double() * 0.2 + 0.05).requires_grad_()
     weight, zero = torch.randn(x.shape).double(), torch.tensor(zero_point).double()
-    mine = fake_quantize(x, scale.flatten() if axis == 0 else scale, zero, 0, 15, axis)
+    mine = fake_quantize(x, scale.flatten() if axis == 0 else scale, zero, 0, 15)
     theirs = lsq(x, scale, zero, 0, 15)
     for got, wanted in zip(
         torch.autograd.grad(mine, (x, scale), weight),
@@ -62,7 +62,7 @@ def test_gradients_do_not_depend_on_the_memory_format(axis: int | None, mixed: b
     for stored in (torch.contiguous_format, torch.channels_last):
         value = x.clone(memory_format=stored).requires_grad_()
         grad = weight if mixed else weight.contiguous(memory_format=stored)
-        result = fake_quantize(value, scale, zero, 0, 15, axis)
+        result = fake_quantize(value, scale, zero, 0, 15)
         found.append(torch.autograd.grad(result, (value, scale), grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
@@ -90,12 +90,6 @@ def test_levels_are_few_idempotent_and_include_zero(bits: int, scale: float, see
     assert fake_quantize(torch.zeros(1), step, zero, 0, qmax).item() == 0
     inside = (x >= -zero * step) & (x <= (qmax - zero) * step)
     assert ((y - x)[inside].abs() <= step * 0.5 * (1 + 1e-4)).all()
-
-
-def test_axis_must_be_the_first() -> None:
-    """An axis other than 0 is refused."""
-    with pytest.raises(ValueError, match="axis is 1; give None or 0"):
-        fake_quantize(torch.ones(2, 2), torch.ones(2), ZERO, 0, 3, axis=1)
 
 
 @given(st.lists(st.floats(2**-60, 2**60, width=32), min_size=1, max_size=8), st.integers(1, 12))

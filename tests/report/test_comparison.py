@@ -30,7 +30,7 @@ def test_what_differs_comes_first(tmp_path: Path) -> None:
 def test_the_page_holds_the_table_escaped(tmp_path: Path) -> None:
     """And nothing that a browser would load or run."""
     runs = [run(tmp_path, name, model="<script>") for name in ("a", "b&c")]
-    page = render(runs)
+    page = render([run.name for run in runs], rows_of(runs))
     assert "&lt;script&gt;" in page
     assert "<script" not in page
     assert "b&amp;c" in page

@@ -22,7 +22,7 @@ from acq.quantization.formats import NumberFormat
 from acq.quantization.plan import plan
 from acq.quantization.student import quantized_bytes
 from acq.runs.names import QUANTIZATION, STUDENT
-from acq.runs.student_file import exists, load, load_facts, load_plan, save
+from acq.runs.student_file import exists, load, load_description, load_facts, save
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -54,7 +54,7 @@ def same_after_loading(student: Any, folder: Path) -> None:
     loaded, x = load(folder), images(4)
     with torch.no_grad():
         assert torch.equal(loaded(x), student(x))
-    assert loaded.plan == load_plan(folder) == student.plan
+    assert loaded.plan == load_description(folder).plan == student.plan
     assert quantized_bytes(loaded) == quantized_bytes(student)
     assert [name_of(node) for node in loaded.graph.nodes] == [name_of(node) for node in student.graph.nodes]
     assert [name for name, _ in loaded.activations()] == [name for name, _ in student.activations()]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from acq.synthesis.losses import weighted_sum
 from acq.training import losses
-from acq.training.losses import feature_match, student_losses, weighted_sum
+from acq.training.losses import feature_match, student_losses
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 logit_match: Formula = partial(losses.logit_match, output=CLASSES)

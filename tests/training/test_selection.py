@@ -8,7 +8,8 @@ from helpers import CLASSES, images, student_of, traced
 
 from acq.network.teacher import Teacher
 from acq.synthesis.dataset import DistillationBatch, teach
-from acq.training.losses import student_losses, weighted_sum
+from acq.synthesis.losses import weighted_sum
+from acq.training.losses import student_losses
 from acq.training.selection import Selection, StudentQuality, majority_share, over_kinds, quality, warnings_about
 
 WEIGHTS = {"logits": 1.0, "probabilities": 0.5, "features": 4.0}

@@ -79,9 +79,9 @@ def statistics(teacher: Teacher, batches: Iterable[Tensor]) -> list[dict[str, An
     return [{"layer": name_of(norm), **_distances(total / count, stored)} for norm, total, stored in rows]
 
 
-def rounded(values: Sequence[float], digits: int = 3) -> list[float]:
+def rounded(values: Sequence[float]) -> list[float]:
     """Numbers as they are written to JSON."""
-    return [round(value, digits) for value in values]
+    return [round(value, 3) for value in values]
 
 
 def _distances(found: Tensor, stored: Moments) -> dict[str, float]:

@@ -33,14 +33,14 @@ def write_report(run: str | Path) -> Path:
         raise RequestError(f"the report needs {error.name}; install it with pip install 'acquant[report]'") from error
     folder = Path(run)
     require_run(folder)
-    plan = student_file.load_plan(folder)
+    student = student_file.load_description(folder)
     try:
         spatial = summary_of(folder).get("features", "") is not None  # runs of before had features
-        traits = student_file.load_output(folder).traits(normalised=_has_norms(plan), spatial=spatial)
-        command = _command(student_file.load_facts(folder), folder, traits)
+        traits = student.output.traits(normalised=_has_norms(student.plan), spatial=spatial)
+        command = _command(student.facts, folder, traits)
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{folder / QUANTIZATION} is damaged ({first_line(error)}); quantize again") from error
-    write_or_refuse(folder / REPORT, render(folder, plan, command))
+    write_or_refuse(folder / REPORT, render(folder, student.plan, command))
     return folder / REPORT
 
 
@@ -64,7 +64,7 @@ def compare(runs: Sequence[str | Path], html: str | Path | None = None) -> list[
     folders = list(map(Path, runs))
     rows = rows_of(folders)
     if html is not None:
-        write_or_refuse(Path(html), render(folders))
+        write_or_refuse(Path(html), render([folder.name for folder in folders], rows))
     return rows
 
 

@@ -12,7 +12,7 @@ from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.dry_run import describe
 from acq.cli.output import note, notes, parity_lines, print_json, print_lines, without_notes
-from acq.cli.requests import config_of, data_path, json_object, network_of, network_options
+from acq.cli.requests import config_of, data_path, network_of, network_options
 from acq.core.accuracies import ACCURACIES, plus_minus
 from acq.core.device import choose_device
 from acq.core.outputs import agreement_of, is_cosine
@@ -70,7 +70,7 @@ def quantize(
         "model": model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
         **({} if checkpoint_key is None else {"checkpoint_key": checkpoint_key}),
-        "arguments": {} if model_args is None else json_object(model_args),
+        "arguments": options["arguments"] or {},
     }
     request = Request.of(network, settings, origin)
     if dry_run:

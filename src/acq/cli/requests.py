@@ -12,7 +12,7 @@ from acq.config import Config
 from acq.core.scores import KINDS, Kind
 from acq.core.settings import names_of
 from acq.errors import RequestError
-from acq.files.documents import assignment, read_settings
+from acq.files.documents import assignment, from_json, read_settings
 
 
 def network_of(model: str, options: Mapping[str, Any], outputs: str | None = None) -> zoo.Network:
@@ -80,11 +80,10 @@ def kinds_of(text: str | None) -> tuple[Kind, ...]:
 def json_object(text: str) -> dict[str, Any]:
     """The object of a JSON text; RequestError if it is none."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RequestError(
-            f"--model-args is not JSON ({error.msg}); give an object such as '{{\"width\": 2}}'"
-        ) from None
+        value = from_json(text)
+    except ValueError as error:
+        fault = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise RequestError(f"--model-args is not JSON ({fault}); give an object such as '{{\"width\": 2}}'") from None
     if not isinstance(value, dict):
         raise RequestError("--model-args must be a JSON object of keyword arguments, such as '{\"width\": 2}'")
     return value

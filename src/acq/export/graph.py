@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper
 from torch import fx
 
@@ -21,13 +20,14 @@ from acq.export.movement import zero_pads
 from acq.export.registry import OPERATORS, NoFormError, convolution_attributes
 from acq.export.writer import Value, Writer
 from acq.files.screening import PRODUCER
+from acq.network.constants import device_of
 from acq.network.names import name_of
 from acq.network.operators import ROLES, Role, operator_of, pads_with_values
 from acq.quantization.layers import QuantConv2d, QuantLayer, QuantLinear
 from acq.quantization.quantizers import ActivationQuantizer
 from acq.quantization.student import Student
 
-__all__ = ["IMAGES", "NORMALISED", "OPERATORS", "RAW", "onnx_model"]
+__all__ = ["RAW", "onnx_model"]
 
 IMAGES = "images"
 RAW, NORMALISED = "bytes [N, H, W, C]", "normalised floats [N, C, H, W]"
@@ -65,7 +65,7 @@ def onnx_model(
     Raises:
         RequestError: An operator cannot be exported, or ``raw_images`` is set and the normalisation is unknown.
     """
-    student = student if _device(student).type == "cpu" else copy.deepcopy(student).cpu()
+    student = student if device_of(student).type == "cpu" else copy.deepcopy(student).cpu()
     writer = Writer(floating, _padded_for_convolutions(student))
     image = next(node for node in student.graph.nodes if node.op == "placeholder")
     entrance, writer.values[image] = _entrance(writer, student, raw_images)
@@ -79,10 +79,6 @@ def onnx_model(
     metadata = {**(facts or {}), **_metadata(student, raw_images), **FileAnswer.of(student, names).facts()}
     helper.set_model_props(model, {key: _text(value) for key, value in metadata.items()})
     return model
-
-
-def _device(student: Student) -> torch.device:
-    return next((value.device for value in student.state_dict().values()), torch.device("cpu"))
 
 
 def _returned(writer: Writer, name: str, node: fx.Node, kind: int) -> onnx.ValueInfoProto:

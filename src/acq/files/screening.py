@@ -10,10 +10,11 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from acq.errors import RequestError, first_line
+from acq.errors import RequestError, first_line, short
 from acq.files.limits import GIB, VALUES_AT_ONCE, format_bytes, images_at_once, read_bytes
 
 ONNX_BYTES = 2 * GIB  # protobuf's own limit
+DOMAINS = ("", "ai.onnx")  # of the standard
 PRODUCER = "acq"  # in the files of acq export
 _INSTEAD = "give a file from acq export"
 _PLAIN = {AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.STRING}
@@ -24,7 +25,6 @@ _BITS = {
 TAIL_BYTES = 64 << 20  # anchors and tables of a detector take some hundred kB
 TAIL_FACT = "tail"  # key of the metadata of files with such a part
 _DEEPEST = 16  # graphs in graphs
-_NAME_LENGTH = 40  # characters of a name in a message
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def screened_tail(content: bytes) -> bytes:
 
 def _unusable(model: onnx.ModelProto) -> Iterator[str]:
     graphs = list(graphs_in(model.graph))
-    if model.functions or model.training_info or any(map(has_sparse, graphs)):
+    if has_more_than_nodes(model):
         yield "has functions, training information or sparse constants"
     nodes = [node for graph in graphs for node in graph.node]
-    if any(node.domain not in ("", "ai.onnx") for node in nodes):
+    if any(node.domain not in DOMAINS for node in nodes):
         yield "has operators outside the ONNX standard"
     if any(map(is_external, tensors_in(model.graph))):
         yield "keeps constants in other files"
@@ -118,8 +118,16 @@ def graphs_in(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.GraphProt
             yield from graphs_in(inner, depth + 1)
 
 
-def has_sparse(graph: onnx.GraphProto) -> bool:
-    """Whether a graph itself has sparse constants."""
+def has_more_than_nodes(model: onnx.ModelProto) -> bool:
+    """Whether a file has functions, training information or sparse constants, which nothing here reads.
+
+    Raises:
+        RequestError: Graphs are nested too deeply.
+    """
+    return bool(model.functions or model.training_info) or any(map(_has_sparse, graphs_in(model.graph)))
+
+
+def _has_sparse(graph: onnx.GraphProto) -> bool:
     sparse = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
     return bool(graph.sparse_initializer) or any(part.type in sparse for node in graph.node for part in node.attribute)
 
@@ -173,7 +181,7 @@ def _foreign_parts(model: onnx.ModelProto) -> Iterator[str]:
     """Parts that load other files, or whose work no shape limits."""
     if model.functions or model.training_info:
         yield "has functions or training information"
-    if any(entry.domain not in ("", "ai.onnx") for entry in [*model.opset_import, *model.graph.node]):
+    if any(entry.domain not in DOMAINS for entry in [*model.opset_import, *model.graph.node]):
         yield "has operators outside the ONNX standard"
     if any(part.type not in _PLAIN for node in model.graph.node for part in node.attribute):
         yield "has graphs or tensors inside its nodes"
@@ -235,6 +243,6 @@ def _bad_sizes(model: onnx.ModelProto) -> Iterator[str]:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
     for name in (name for node in inferred.node for name in node.output if name):
         if not all(side.HasField("dim_value") for side in shapes.get(name, [onnx.TensorShapeProto.Dimension()])):
-            yield f"has a value {name[:_NAME_LENGTH]!r} of unknown size"
+            yield f"has a value {short(name)} of unknown size"
         elif math.prod(side.dim_value for side in shapes[name]) > VALUES_AT_ONCE:
-            yield f"has a value {name[:_NAME_LENGTH]!r} of more than {VALUES_AT_ONCE:,} numbers"
+            yield f"has a value {short(name)} of more than {VALUES_AT_ONCE:,} numbers"

@@ -35,9 +35,7 @@ class Cost:
 
 
 @torch.no_grad()
-def costs(
-    student: Student, batches: Sequence[Tensor], layers: Container[str], *, reduce_range: bool = False
-) -> list[Cost]:
+def costs(student: Student, batches: Sequence[Tensor], layers: Container[str]) -> list[Cost]:
     """Measure the cost of layers with one forward pass per layer and batch.
 
     Each layer is measured at the width that the student has, or at the next lower width that changes its weights. At
@@ -47,13 +45,12 @@ def costs(
         student: The student; it is the same afterwards.
         batches: Images [N, C, H, W].
         layers: Public names of the layers to measure.
-        reduce_range: Whether 8-bit weights use the range of 7 bits, and so bring nothing over 7 bits.
 
     Returns:
         One cost per layer, in order of execution.
     """
     found = []
-    widest = REDUCED_BITS if reduce_range else WIDTHS[-1]
+    widest = REDUCED_BITS if student.plan.format.reduce_range else WIDTHS[-1]
     with evaluating(student), quantizers_off(student):
         reference = [student.logits(batch) for batch in batches]
         for name, layer in student.layers():

@@ -30,23 +30,15 @@ Reader = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def calibrate(
-    student: Student,
-    batches: Iterable[Tensor],
-    *,
-    rng: torch.Generator | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
+def calibrate(student: Student, batches: Iterable[Tensor]) -> None:
     """Set the range of every quantizer.
 
     Scales of weights come from the weights. Then the images pass through the network in floating point, each
-    activation quantizer keeps a sample, and its range is searched on it.
+    activation quantizer keeps a sample, and its range is searched on it. Two calls on the same images agree.
 
     Args:
         student: The student; its quantizers change.
         batches: Images [N, C, H, W].
-        rng: A generator on the CPU that draws the samples; None means seed 0, so that two calls agree.
-        progress: Called with the number of batches done and in all.
 
     Raises:
         ValueError: There are no batches.
@@ -57,14 +49,16 @@ def calibrate(
         raise ValueError("calibrate needs at least one batch of images")
     for _, layer in student.layers():
         layer.weight_quantizer.set_qparams(weight_scale(layer.weight, layer.weight_quantizer))
-    rng = rng if rng is not None else torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     nodes = {module: node for node, module in student.modules_in_order() if isinstance(module, ActivationQuantizer)}
     if not nodes:
         return  # weights alone are quantized
     try:
         for quantizer, node in nodes.items():
             quantizer.observe(max(_SAMPLE // len(images), 1), rng, _importance(student, node, quantizer))
-        _pass(student, images, progress)
+        with quantizers_off(student):
+            for batch in images:
+                student(batch)
         for quantizer, node in nodes.items():
             sample, importance = quantizer.observed()
             quantizer.set_qparams(*activation_range(sample, quantizer, _reader(node), importance))
@@ -253,11 +247,3 @@ def _importance(student: Student, node: fx.Node, quantizer: ActivationQuantizer)
     squares = [squares_per_input(reader) for reader in readers if isinstance(reader, QuantLayer)]
     alike = len({each.shape for each in squares}) == 1 and len(squares) == len(readers)
     return torch.stack(squares).sum(0) if alike else None
-
-
-def _pass(student: Student, images: list[Tensor], progress: Callable[[int, int], None] | None) -> None:
-    with quantizers_off(student):
-        for done, batch in enumerate(images, 1):
-            student(batch)
-            if progress is not None:
-                progress(done, len(images))

@@ -10,9 +10,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 
-def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
-) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     """Round ``x`` to the nearest ``(q - zero_point) * scale`` with an integer q from ``qmin`` to ``qmax``.
 
     Ties round to even, and ``x`` is multiplied by ``1 / scale``. So the values equal those of
@@ -23,22 +21,16 @@ def fake_quantize(
     rounding error inside and the bound outside. ``zero_point`` gets no gradient.
 
     Args:
-        x: Values [...], or [C, ...] with ``axis=0``.
+        x: Values [...], or [C, ...] where there is a scale per channel.
         scale: Positive, [] for one scale per tensor, or [C] for one scale per channel.
         zero_point: Integral values as floats, [] or [C].
         qmin: The least integer.
         qmax: The greatest integer.
-        axis: The axis of channels: 0, or None for one scale per tensor.
 
     Returns:
         The rounded values as floats, with the shape of ``x``.
-
-    Raises:
-        ValueError: ``axis`` is neither None nor 0.
     """
-    if axis not in (None, 0):
-        raise ValueError(f"axis is {axis}; give None or 0")
-    if axis == 0:
+    if scale.dim():
         columns = (-1,) + (1,) * (x.dim() - 1)
         scale = scale.reshape(columns)
         zero_point = zero_point.reshape(columns)

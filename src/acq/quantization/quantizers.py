@@ -58,7 +58,7 @@ class WeightQuantizer(nn.Module):
         if not self.enabled:
             return weight
         _require_calibrated(self)
-        return fake_quantize(weight, self.scale, self.zero, self.qmin, self.qmax, axis=0)
+        return fake_quantize(weight, self.scale, self.zero, self.qmin, self.qmax)
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def round_layer(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> R
         inputs: The layer's input per batch, in the float network and behind the quantized layers.
     """
     groups = layer.groups
-    moments = _moments(layer, groups, inputs)
+    moments = _moments(layer, inputs)
     weight = layer.weight.detach().reshape(groups, len(layer.weight) // groups, -1).double()  # [G, K, D]
     hessian = _damped(moments.hessian)
     # argmin over real Q of |W x - Q y|^2, drawn towards W by the damping: W + W E[(x - y) y'] E[y y']^-1
@@ -182,8 +182,8 @@ def _damped(hessian: Tensor) -> Tensor:
     return damped
 
 
-def _moments(layer: QuantLayer, groups: int, inputs: Iterable[tuple[Tensor, Tensor]]) -> _Moments:
-    size = layer.weight[0].numel()
+def _moments(layer: QuantLayer, inputs: Iterable[tuple[Tensor, Tensor]]) -> _Moments:
+    groups, size = layer.groups, layer.weight[0].numel()
     mean, shift = (layer.weight.new_zeros(groups, size, dtype=torch.float64) for _ in range(2))
     hessian, error = (mean.new_zeros(groups, size, size) for _ in range(2))
     count, origin = 0, None

@@ -33,9 +33,14 @@ def rows_of(runs: Sequence[Path]) -> Rows:
     return sorted(rows, key=lambda row: len(set(row[1])) == 1)
 
 
-def render(runs: Sequence[Path]) -> str:
-    """The table as a page. Every value of a run is escaped. Raises as ``rows_of``."""
-    return environment().get_template("comparison.html").render(runs=[run.name for run in runs], rows=rows_of(runs))
+def render(names: Sequence[str], rows: Rows) -> str:
+    """The table as a page. Every value of a run is escaped.
+
+    Args:
+        names: Of the runs.
+        rows: As ``rows_of`` gives them.
+    """
+    return environment().get_template("comparison.html").render(runs=names, rows=rows)
 
 
 def _flat(figures: Mapping[str, Any], above: str = "") -> dict[str, str]:

@@ -64,7 +64,7 @@ def export_run(
         engines=engines,
         facts={**{key: origin[key] for key in kept if key in origin}, "acq": version("acquant")},
         form=form,
-        tail=None if form is None or not form.tail or raw_images else _tail(folder, form),
+        tail=None if form is None or not form.tail else _tail(folder, form),
     )
     if made.path.resolve() == (folder / MODEL).resolve():
         try:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from acq.analysis.diagnostics import rounded
 from acq.core.pixels import to_bytes
 from acq.core.values import Preprocessing
 from acq.files.atomic import write_atomically
@@ -54,9 +55,9 @@ def write_samples(
             {
                 "label": None if seen is None else int(label[index]),
                 "class": None if seen is None else int(seen[index]),
-                "requested": _rounded(centre[index]),
-                "realised": _rounded(output.centre[index]) if looks else None,
-                "attention": [_rounded(line) for line in _relative(output.attention[index])] if looks else None,
+                "requested": rounded(centre[index].tolist()),
+                "realised": rounded(output.centre[index].tolist()) if looks else None,
+                "attention": [rounded(line.tolist()) for line in _relative(output.attention[index])] if looks else None,
                 "files": files,
             }
         )
@@ -87,7 +88,3 @@ def _save(image: NDArray[np.uint8], path: Path) -> None:
 def _relative(attention: Tensor) -> Tensor:
     """An attention map whose maximum is one."""
     return attention / attention.amax().clamp_min(1e-12)
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 3) for value in values.tolist()]

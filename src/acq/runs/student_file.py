@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +98,35 @@ def load(folder: Path) -> Student:
     return student
 
 
-def load_plan(folder: Path) -> Plan:
-    """Load the plan of a student; raises as ``load``."""
-    return _read_document(folder).plan
+@dataclass(frozen=True)
+class Description:
+    """What is known of a saved student without its weights.
+
+    Attributes:
+        plan: That it follows.
+        output: How it decides.
+        facts: That were saved with it.
+    """
+
+    plan: Plan
+    output: Output
+    facts: dict[str, Any]
 
 
-def load_output(folder: Path) -> Output:
-    """Load how a student decides; raises as ``load``."""
-    return _read_document(folder).answer.answer().output
+def load_description(folder: Path) -> Description:
+    """Load what is known of a student; raises as ``load``."""
+    document = _read_document(folder)
+    facts = document.facts
+    wrong = [name for name in ("origin", "config", "preprocessing") if not isinstance(facts.get(name, {}), dict)]
+    if wrong:
+        raise RequestError(f"the {wrong[0]} in {folder / QUANTIZATION} is not a mapping; quantize again")
+    with _damage_reported(folder):
+        return Description(document.plan, document.answer.answer().output, facts)
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
     """Load the facts that were saved with a student; raises as ``load``."""
-    facts = _read_document(folder).facts
-    wrong = [name for name in ("origin", "config", "preprocessing") if not isinstance(facts.get(name, {}), dict)]
-    if wrong:
-        raise RequestError(f"the {wrong[0]} in {folder / QUANTIZATION} is not a mapping; quantize again")
-    return facts
+    return load_description(folder).facts
 
 
 def _tensors(student: Student) -> dict[str, Tensor]:

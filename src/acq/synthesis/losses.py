@@ -41,7 +41,12 @@ def total(batch: GeneratorBatch, weights: Mapping[str, float]) -> tuple[Tensor, 
         The sum [], and each loss [] without its weight.
     """
     losses = {name: LOSSES[name](batch) for name, weight in weights.items() if weight}
-    return torch.stack([weights[name] * value for name, value in losses.items()]).sum(), losses
+    return weighted_sum(losses, weights), losses
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum [] of losses [], by name."""
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
 @loss("classes")

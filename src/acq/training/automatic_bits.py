@@ -57,5 +57,5 @@ def automatic_bits(
     count = max(_BATCH, _PIXELS // (height * width))
     images = normalised_scenes(count, preprocessing, torch.Generator().manual_seed(0))
     # on the CPU, so that the same bits are chosen on every machine
-    found = costs(build(graph, layout).cpu(), torch.split(images, _BATCH), free, reduce_range=format.reduce_range)
+    found = costs(build(graph, layout).cpu(), torch.split(images, _BATCH), free)
     return {**allocate(found, budget), **layers}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,7 +14,7 @@ from acq.network.teacher import Teacher
 from acq.quantization.untrained import fit_untrained
 from acq.synthesis.augmentation import augment
 from acq.training.context import Context
-from acq.training.phase import StepResult
+from acq.training.phase import OneStep, StepResult
 from acq.training.schedule import PIXELS_KEPT, images_that_fit
 from acq.training.selection import CALIBRATED
 
@@ -62,7 +61,7 @@ def keep_untrained(name: str, images: Tensor, settings: CalibrationSettings, con
     context.candidates[name] = copy.deepcopy(student.state_dict())
 
 
-class Calibration:
+class Calibration(OneStep):
     """One step that makes the student work in low bits on the synthetic dataset, without training.
 
     Args:
@@ -71,7 +70,6 @@ class Calibration:
     """
 
     name = section = "calibration"
-    steps = 1
 
     def __init__(self, settings: CalibrationSettings, context: Context) -> None:
         self.settings, self.context = settings, context
@@ -90,10 +88,3 @@ class Calibration:
     def images_of(self, count: int) -> int:
         """How many images calibration sees of ``count`` synthetic ones, augmented copies included."""
         return min(self.count, count * (2 if self.settings.augmentation else 1))
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the one step is done or not."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``."""

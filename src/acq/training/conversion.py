@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from acq.quantization.integers import convert_to_integers
 from acq.training.context import Context
 from acq.training.distillation import StudentSettings
 from acq.training.judging import Judge
-from acq.training.phase import StepResult
+from acq.training.phase import OneStep, StepResult
 from acq.training.selection import Selection, majority_share, warnings_about
 
 
-class Conversion:
+class Conversion(OneStep):
     """The last phase, one step.
 
     Args:
@@ -23,7 +21,6 @@ class Conversion:
     """
 
     name, section = "conversion", "student"
-    steps = 1
 
     def __init__(self, settings: StudentSettings, context: Context) -> None:
         batch = settings.batch_for(context.preprocessing.input_size)
@@ -45,10 +42,3 @@ class Conversion:
         for text in warnings_about(context.selection, self.learning_rate, output):
             warnings.warn(text, stacklevel=2)
         return StepResult({})
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the one step is done or not."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``."""

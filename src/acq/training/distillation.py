@@ -16,11 +16,12 @@ from acq.core.outputs import Traits
 from acq.core.settings import Auto, LossWeights, Section, number_or
 from acq.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from acq.quantization.student import Student
+from acq.synthesis.losses import weighted_sum
 from acq.training.context import Context
 from acq.training.fitting import Weight, fitted_weights
 from acq.training.guards import RangeGuard
 from acq.training.judging import Batches, Judge
-from acq.training.losses import student_losses, weighted_sum
+from acq.training.losses import student_losses
 from acq.training.phase import StepResult, is_reported
 from acq.training.schedule import PIXELS_AT_ONCE, images_that_fit, learning_rate_factor
 from acq.training.selection import TRAINED, StudentQuality

@@ -22,7 +22,7 @@ from acq.training.selection import CALIBRATED, over_kinds
 
 _USUAL_COUNT, _PIXELS = 64, 3 << 18  # most images, and most pixels in all
 _STEPS = 40  # of refinement, at most
-_OF_VALUES = 0.2  # of the threshold where values are returned: a twentieth of their squares is no small error
+_OF_VALUES = 0.2  # of the threshold in nats, where values are returned: 0.05 of their squares is a large error
 
 
 def good_enough(divergence: float, enough: float) -> str:

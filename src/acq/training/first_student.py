@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from acq.quantization.formats import WIDE_BITS
 from acq.training.calibration import CalibrationSettings, keep_untrained
 from acq.training.context import Context
-from acq.training.phase import StepResult
+from acq.training.phase import OneStep, StepResult
 from acq.training.schedule import PIXELS_KEPT, images_that_fit
 from acq.training.selection import FIRST
 
@@ -20,7 +18,7 @@ _QUICK_PIXELS = 3 << 20  # most pixels in all where the student may end the run:
 _STREAM = 2  # added to the seed of the run, so that later phases draw what they draw without this one
 
 
-class FirstStudent:
+class FirstStudent(OneStep):
     """The first phase, one step. It keeps a candidate, and leaves the student and the run's random state as they were.
 
     Args:
@@ -30,7 +28,6 @@ class FirstStudent:
     """
 
     name, section = "first", "calibration"
-    steps = 1
 
     def __init__(self, settings: CalibrationSettings, weight_bits: int, context: Context) -> None:
         self.settings, self.context = settings, context
@@ -45,10 +42,3 @@ class FirstStudent:
         keep_untrained(FIRST, context.scenes(self.count, rng), self.settings, context)
         context.student.load_state_dict(before)
         return StepResult({})
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the one step is done or not."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from acq.core.outputs import Output
@@ -47,8 +46,3 @@ def student_losses(
         "features": lambda: feature_match(student[1], teacher[1]),
     }
     return {name: formulas[name]() for name, weight in weights.items() if weight}
-
-
-def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The weighted sum of losses."""
-    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()

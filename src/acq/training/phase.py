@@ -51,6 +51,19 @@ class Phase(Protocol):
         """Continue from ``state``, which stays as it is."""
 
 
+class OneStep:
+    """A phase of one step, which is done or not, so that it has no state of its own."""
+
+    steps = 1
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``, which is empty."""
+
+
 def is_reported(number: int, steps: int) -> bool:
     """Whether losses are reported after step ``number``."""
     return (number + 1) % REPORT_EVERY == 0 or number + 1 == steps

@@ -13,7 +13,8 @@ from acq.core.evaluate import evaluating
 from acq.core.outputs import Output
 from acq.quantization.student import Student
 from acq.synthesis.dataset import DistillationBatch
-from acq.training.losses import student_losses, weighted_sum
+from acq.synthesis.losses import weighted_sum
+from acq.training.losses import student_losses
 
 FIRST, CALIBRATED, TRAINED = "first", "calibrated", "trained"  # names of candidates, in order
 # where the teacher is uncertain, a dead student may have a low divergence, but it hardly agrees

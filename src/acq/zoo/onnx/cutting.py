@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from acq.errors import RequestError, listed, nearest
+from acq.errors import RequestError, listed, nearest, short
 from acq.files.screening import graphs_in
 from acq.zoo.onnx.graph import needed, of_the_images, read_by
 
@@ -30,7 +30,7 @@ def exits_of(model: onnx.ModelProto, outputs: Sequence[str]) -> tuple[str, ...]:
     for name in outputs:
         if name not in made:
             raise RequestError(
-                f"the file computes no {name[:60]!r}{nearest(name, made)}; give names of values of its graph "
+                f"the file computes no {short(name)}{nearest(name, made)}; give names of values of its graph "
                 "as --outputs"
             )
     return tuple(dict.fromkeys(outputs))

@@ -11,11 +11,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from acq.errors import RequestError, listed
+from acq.errors import RequestError, listed, short
+from acq.files.screening import DOMAINS
 from acq.zoo.onnx.refusal import label, way_out
 from acq.zoo.onnx.registry import OPERATORS, Node
 
-_DOMAINS = ("", "ai.onnx")
 _FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TYPES = {
     TensorProto.FLOAT, *_FLOATS, TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16,
@@ -24,7 +24,6 @@ _TYPES = {
 _PLAIN = {AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS}
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 _VALUES = ("value_int", "value_ints", "value_float", "value_floats")
-_NAME_LENGTH = 60  # characters of a name in a message
 _OPSETS = range(7, 27)
 
 
@@ -116,8 +115,8 @@ def require_readable(proto: onnx.NodeProto, cuts: Collection[str] = ()) -> None:
     kind, name, cut = node.kind, label(node), way_out(node)
     if kind in _CONTROL or any(part.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for part in proto.attribute):
         raise RequestError(f"{name} is control flow, which has no fixed graph; {cut}")
-    if proto.domain not in _DOMAINS:
-        raise RequestError(f"{name} is of the domain {proto.domain[:_NAME_LENGTH]!r}, which is not read; {cut}")
+    if proto.domain not in DOMAINS:
+        raise RequestError(f"{name} is of the domain {short(proto.domain)}, which is not read; {cut}")
     if kind.startswith(("QLinear", "DynamicQuantize")) or kind.endswith(("Integer", "uantizeLinear")):
         raise RequestError(
             f"{name} shows that the file is quantized already; give the file of floats that it was made from"
@@ -127,7 +126,7 @@ def require_readable(proto: onnx.NodeProto, cuts: Collection[str] = ()) -> None:
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    versions = [entry.version for entry in model.opset_import if entry.domain in _DOMAINS]
+    versions = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
     if not versions or versions[0] not in _OPSETS:
         raise RequestError(
             f"the file has version {listed(map(str, versions)) or 'none'} of the ONNX operators; "
@@ -154,7 +153,7 @@ def _attribute(node: Node, part: AttributeProto) -> Any:
         return _array(part.t, label(node))
     if part.type in _PLAIN:
         return helper.get_attribute_value(part)
-    raise RequestError(f"{label(node)} has an attribute {part.name[:_NAME_LENGTH]!r} that is not read; {way_out(node)}")
+    raise RequestError(f"{label(node)} has an attribute {short(part.name)} that is not read; {way_out(node)}")
 
 
 def _constant(node: Node) -> NDArray[Any]:
@@ -171,13 +170,11 @@ def _constant(node: Node) -> NDArray[Any]:
 def _array(tensor: TensorProto, name: str) -> NDArray[Any]:
     """A constant: floats in 32 bits, integers in 64."""
     if tensor.data_type not in _TYPES:
-        raise RequestError(f"the constant {name[:_NAME_LENGTH]!r} has a type that is not read; export it as floats")
+        raise RequestError(f"the constant {short(name)} has a type that is not read; export it as floats")
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # the sizes of its data are a stranger's
-        raise RequestError(
-            f"the constant {name[:_NAME_LENGTH]!r} does not have as many numbers as its shape"
-        ) from error
+        raise RequestError(f"the constant {short(name)} does not have as many numbers as its shape") from error
     if array.dtype.kind == "b":
         return array
     return array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)

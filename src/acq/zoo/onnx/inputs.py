@@ -9,12 +9,12 @@ import onnx
 from onnx import TensorProto
 
 from acq.core.file_form import Kind, Layout
-from acq.errors import RequestError, listed
+from acq.errors import RequestError, listed, short
+from acq.zoo.onnx.layout import TO_FRONT
 
 _TYPES: dict[int, Kind] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 _CHANNELS = (1, 2, 3, 4)  # of images
 _RANK = 4
-_TO_FRONT = [0, 3, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ def entrance_of(model: onnx.ModelProto) -> Entrance:
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) != 1:
-        names = listed([repr(value.name[:60]) for value in inputs]) or "none"
+        names = listed([short(value.name) for value in inputs]) or "none"
         raise RequestError(f"the file takes {len(inputs)} inputs ({names}) and not images alone; export it with one")
     value, kind = inputs[0], inputs[0].type.tensor_type
     if kind.elem_type not in _TYPES:
-        raise RequestError(f"the file's input {value.name[:60]!r} is not of floats or bytes; export it with images")
+        raise RequestError(f"the file's input {short(value.name)} is not of floats or bytes; export it with images")
     sides = [side.dim_value if side.dim_value > 0 else None for side in kind.shape.dim]
     if len(sides) != _RANK:
         raise RequestError(
-            f"the file's input {value.name[:60]!r} has {len(sides)} axes and not those of images; export it with images"
+            f"the file's input {short(value.name)} has {len(sides)} axes and not those of images; export it with images"
         )
     batch, *size = sides
     layout = _layout(model, value.name, size)
@@ -86,6 +86,6 @@ def _layout(model: onnx.ModelProto, name: str, size: list[int | None]) -> Layout
     for node in model.graph.node:
         if name in node.input and node.op_type == "Transpose":
             orders = [list(part.ints) for part in node.attribute if part.name == "perm"]
-            if orders == [_TO_FRONT]:
+            if orders == [TO_FRONT]:
                 return "NHWC"
     return "NHWC" if size[2] in _CHANNELS and size[0] not in _CHANNELS else "NCHW"

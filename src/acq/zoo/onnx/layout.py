@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from acq.zoo.onnx.graph import Graph
 
-_TO_FRONT = [0, 3, 1, 2]  # how an image's channels come in front
+TO_FRONT = [0, 3, 1, 2]  # how an image's channels come in front
 
 
 def without_turn(graph: Graph) -> Graph | None:
     """The graph for images with their channels in front, if all that it does first is to bring them there."""
     first = [node for node in graph.nodes if graph.entry in node.inputs]
-    turns = [node.kind == "Transpose" and list(node.get("perm") or []) == _TO_FRONT for node in first]
+    turns = [node.kind == "Transpose" and list(node.get("perm") or []) == TO_FRONT for node in first]
     if not first or not all(turns) or graph.entry in graph.exits:
         return None
     names = {output: graph.entry for node in first for output in node.outputs}

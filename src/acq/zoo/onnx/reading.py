@@ -9,13 +9,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from acq.errors import RequestError, first_line
-from acq.files.limits import GIB, format_bytes, read_bytes
-from acq.files.screening import graphs_in, has_sparse, tensors_in
+from acq.errors import RequestError, first_line, short
+from acq.files.limits import format_bytes, read_bytes
+from acq.files.screening import ONNX_BYTES, has_more_than_nodes, tensors_in
 
-_MOST = 2 * GIB  # of a file, which is protobuf's own limit, and of all its constants
 _INSTEAD = "give a smaller file"
-_NAME_LENGTH = 60  # characters of a name in a message
 _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.DOUBLE: 64,
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16,
@@ -31,14 +29,14 @@ def read_model(file: Path) -> onnx.ModelProto:
     """
     if not file.is_file():
         raise RequestError(f"there is no file {file}; give an ONNX file or the name of a network")
-    content = read_bytes(file, _MOST, _INSTEAD)
+    content = read_bytes(file, ONNX_BYTES, _INSTEAD)
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises errors of native code
         raise RequestError(f"{file} is no ONNX file ({first_line(error)}); export the network again") from error
     if not model.graph.node or not model.graph.output:
         raise RequestError(f"{file} has no graph with nodes and outputs; export the network again")
-    if model.functions or model.training_info or any(map(has_sparse, graphs_in(model.graph))):
+    if has_more_than_nodes(model):
         raise RequestError(f"{file} has functions, training information or sparse constants; export it without them")
     if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where the text is not UTF-8
         raise RequestError(f"{file} has names that are not UTF-8; export the network again")
@@ -58,12 +56,12 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
 
 def _take_in(model: onnx.ModelProto, file: Path) -> None:
     """Read the constants that are in other files, and bound what all of them declare."""
-    left = _MOST
+    left = ONNX_BYTES
     for tensor in tensors_in(model.graph):
         size = _declared(tensor)
         left -= size
         if left < 0:
-            raise RequestError(f"{file} has constants of more than {format_bytes(_MOST)}; {_INSTEAD}")
+            raise RequestError(f"{file} has constants of more than {format_bytes(ONNX_BYTES)}; {_INSTEAD}")
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.raw_data = _external(tensor, size, file)
             tensor.data_location = TensorProto.DEFAULT
@@ -72,28 +70,26 @@ def _take_in(model: onnx.ModelProto, file: Path) -> None:
 
 def _declared(tensor: TensorProto) -> int:
     """The bytes that a constant's shape and type declare; 0 for types that are refused where they are used."""
-    name = tensor.name[:_NAME_LENGTH]
+    name = short(tensor.name)
     if min(tensor.dims, default=0) < 0:
-        raise RequestError(f"the constant {name!r} has a negative size; export the network again")
+        raise RequestError(f"the constant {name} has a negative size; export the network again")
     count: int = math.prod(tensor.dims)
     return (count * _BITS.get(tensor.data_type, 0) + 7) // 8
 
 
 def _external(tensor: TensorProto, size: int, file: Path) -> bytes:
     """The bytes of a constant in another file."""
-    name, known = tensor.name[:_NAME_LENGTH], {entry.key: entry.value for entry in tensor.external_data}
+    name, known = short(tensor.name), {entry.key: entry.value for entry in tensor.external_data}
     where = known.get("location", "")
     if not where or Path(where).name != where or "\\" in where or where in (".", ".."):
-        raise RequestError(f"the constant {name!r} is in {where!r}, and only files in the folder of {file} are read")
+        raise RequestError(f"the constant {name} is in {where!r}, and only files in the folder of {file} are read")
     path = file.parent / where
     try:
         start, length = int(known.get("offset") or 0), int(known.get("length") or size)
     except ValueError:
         start, length = -1, -1
     if tensor.data_type not in _BITS or start < 0 or length != size:
-        raise RequestError(
-            f"the constant {name!r} does not say which bytes of {where} it has; export the network again"
-        )
+        raise RequestError(f"the constant {name} does not say which bytes of {where} it has; export the network again")
     if path.is_symlink() or not path.is_file():
         raise RequestError(f"{file} keeps its weights in {where}, which is not beside it; put it into the same folder")
     with path.open("rb") as stream:

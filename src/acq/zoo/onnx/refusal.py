@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from acq.errors import RequestError, first_line
+from acq.errors import RequestError, first_line, short
 from acq.zoo.onnx.registry import Node
 from acq.zoo.onnx.values import UnreadError
-
-_NAME_LENGTH = 60  # characters of a name in a message
 
 
 @contextmanager
@@ -32,12 +30,12 @@ def refused(node: Node) -> Iterator[None]:
 
 def label(node: Node) -> str:
     """A node as messages name it, in one line whatever its file says."""
-    name, kind = node.name or next(iter(node.outputs), ""), repr(node.kind[:_NAME_LENGTH])[1:-1]
-    return f"{kind} (node {name[:_NAME_LENGTH]!r})"
+    name, kind = node.name or next(iter(node.outputs), ""), short(node.kind)[1:-1]
+    return f"{kind} (node {short(name)})"
 
 
 def way_out(node: Node) -> str:
     """How a node is left out."""
     if node.cut:
-        return f"cut the graph before it with --outputs {node.cut[:_NAME_LENGTH]!r}"
+        return f"cut the graph before it with --outputs {short(node.cut)}"
     return "nothing before it can be named as --outputs, so export the network without it"

@@ -60,7 +60,7 @@ Resize = Annotated[
 ]
 Crop = Annotated[
     int | None,
-    typer.Option(metavar="N", help="side of the crop, the network's (default)", rich_help_panel=NETWORK),
+    typer.Option(metavar="N", help="side of the crop: the network's own (default)", rich_help_panel=NETWORK),
 ]
 Outputs = Annotated[
     str | None,

@@ -77,24 +77,17 @@ class GeneratorSettings(Section):
         Raises:
             RequestError: A given setting needs what the network does not have.
         """
-        possible = traits.normalised and traits.whole
+        needed = (
+            (traits.whole, "asks images for one answer each, and the network answers otherwise"),
+            (traits.normalised, "learns from batch norms, and the network has none"),
+            (traits.spatial, "follows attention, and the network has no features with places"),
+        )
+        faults = [fault for there, fault in needed if not there]
         share = min(1.0, PIXELS_AT_ONCE / (_USUAL_BATCH * traits.pixels))  # of the usual batch
-        usual = max(1, round(share * self.auto_steps))
-        steps = number_or(self.steps, usual if possible and traits.spatial else 0)
-        if steps and possible and not traits.spatial:
+        steps = number_or(self.steps, 0 if faults else max(1, round(share * self.auto_steps)))
+        if steps and faults:
             raise RequestError(
-                f"generator.steps is {steps}, but a generator follows attention, and the network has no features with "
-                "places; leave it out, or give generator.steps=0"
-            )
-        if steps and not traits.whole:
-            raise RequestError(
-                f"generator.steps is {steps}, but a generator asks images for one answer each, and the network answers "
-                "otherwise; leave it out, or give generator.steps=0"
-            )
-        if steps and not traits.normalised:
-            raise RequestError(
-                f"generator.steps is {steps}, but a generator learns from batch norms, and the network has none; "
-                "leave it out, or give generator.steps=0"
+                f"generator.steps is {steps}, but a generator {faults[0]}; leave it out, or give generator.steps=0"
             )
         automatic = _OF_NORMS if traits.normalised else dict.fromkeys(_OF_NORMS, 0.0)
         # without steps nothing reads the losses

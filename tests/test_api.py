@@ -48,7 +48,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_python_has_the_verbs_of_the_command_line() -> None:
     """Each command that does something with a network or run has a function, with its arguments documented."""
-    for name in ("quantize", "evaluate", "export_run", "benchmark", "write_report", "compare", "inspect"):
+    for name in ("quantize", "evaluate", "predict", "export_run", "benchmark", "write_report", "compare", "inspect"):
         function = getattr(acq, name)
         assert getattr(api, name) is function
         for parameter in inspect.signature(function).parameters:

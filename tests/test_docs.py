@@ -27,6 +27,7 @@ import pytest
 import small_runs
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -98,6 +99,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.save(build().state_dict(), tmp_path / "weights.pth")
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "test.npz", images=images, labels=np.arange(20) % 10)
+    for name, image in zip(("cat.png", "dog.jpg"), images, strict=False):
+        Image.fromarray(image).save(tmp_path / name)
+    (tmp_path / "names.txt").write_text("\n".join(BUILTINS["resnet20-cifar10"].class_names))
     _shrink_the_bundled_network(tmp_path, monkeypatch)
     registries: list[dict[str, Any]] = [losses.LOSSES, generators.GENERATORS]  # examples add to them
     before = [dict(registry) for registry in registries]

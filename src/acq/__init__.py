@@ -1,6 +1,18 @@
 """Quantize a trained image classifier to low-bit integers without its training data."""
 
-from acq.api import benchmark, compare, evaluate, export_onnx, export_run, inspect, load, quantize, write_report
+from acq.api import (
+    Prediction,
+    benchmark,
+    compare,
+    evaluate,
+    export_onnx,
+    export_run,
+    inspect,
+    load,
+    predict,
+    quantize,
+    write_report,
+)
 from acq.config import Config
 from acq.core.values import Framing, Preprocessing, Record
 from acq.errors import Interrupted, RequestError, RunError
@@ -11,6 +23,7 @@ __all__ = [
     "Config",
     "Framing",
     "Interrupted",
+    "Prediction",
     "Preprocessing",
     "Record",
     "RequestError",
@@ -24,6 +37,7 @@ __all__ = [
     "export_run",
     "inspect",
     "load",
+    "predict",
     "quantize",
     "write_report",
 ]

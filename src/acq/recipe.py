@@ -19,6 +19,7 @@ from acq.core.file_form import FileForm
 from acq.core.processes import ALONE, Processes
 from acq.core.settings import number_or
 from acq.core.values import Preprocessing
+from acq.files.class_names import NAMES, require_fitting
 from acq.files.images import read
 from acq.network.teacher import Teacher
 from acq.network.trace import trace, weights_hash
@@ -56,7 +57,8 @@ class Request:
     """A network, the normalisation of its images, how to quantize it, and where it came from, as JSON values.
 
     ``kept`` is the content of more files of the run folder, by name.
-    ``normalisation_given`` is False where the normalisation is only a guess.
+    ``normalisation_given`` is False where the normalisation is only a guess. ``class_names`` are in class order, and
+    empty where they are not known.
     """
 
     model: nn.Module
@@ -65,13 +67,17 @@ class Request:
     origin: Mapping[str, Any]
     kept: Mapping[str, bytes] = field(default_factory=dict)
     normalisation_given: bool = True
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, network: Network, config: Config, origin: Mapping[str, Any]) -> Self:
         """The request for a network that ``acq.zoo.resolve`` found."""
         form = {} if network.form is None else {"form": network.form.facts()}
         kept = {} if network.tail is None else {TAIL: network.tail}
-        return cls(network.model, network.preprocessing, config, {**origin, **form}, kept, network.preprocessing_given)
+        return cls(
+            network.model, network.preprocessing, config, {**origin, **form}, kept, network.preprocessing_given,
+            network.class_names,
+        )  # fmt: skip
 
     def rehearsal_of(self, student: Student, *, export: bool) -> Rehearsal:
         """What an untrained student becomes in a file (``acq.runs.rehearsal``)."""
@@ -108,6 +114,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     device = choose_device(asked.device)
     graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
     placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
+    require_fitting(request.class_names, teacher.output)
     reading = asked.images.strokes == "auto" and reads(teacher, known, device)
     traits = replace(teacher.structure.traits, reads=reading, pixels=math.prod(known.input_size[1:]))
     config = asked.placed(placement).fitted(traits)
@@ -154,7 +161,9 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
     teacher, main = training.context.teacher, session.processes.is_main
     if main:
         session.require(request.rehearsal_of(training.context.student, export=session.exports))
-    labelled = None if data is None or not main else read(data, preprocessing=known, output=teacher.output)
+    labelled = None
+    if data is not None and main:
+        labelled = read(data, preprocessing=known, output=teacher.output, names=request.class_names)
     record = {
         "origin": dict(request.origin),
         "teacher": weights_hash(teacher),
@@ -170,6 +179,6 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
             return Result(student, {}, None)
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}
-        run.keep(record, summary, diagnostics, request.kept)
+        run.keep({**record, NAMES: list(request.class_names)}, summary, diagnostics, request.kept)
         exported = run.export()
     return Result(student, summary, session.out, exported)

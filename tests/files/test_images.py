@@ -184,6 +184,17 @@ def test_pictures_of_another_size_are_framed_with_a_note(tmp_path: Path, form: s
     assert np.array_equal(data.images[:], FramedImages(images, COLOUR)[:])
 
 
+def test_folders_are_read_by_the_names_of_classes(tmp_path: Path) -> None:
+    """In the order of the names, and a class may have no folder."""
+    for name, image in zip(("zebra", "ape"), pixels(2, 8, 10, 3), strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "0.png")
+    data = read(tmp_path, preprocessing=COLOUR, output=THREE, names=("zebra", "lion", "ape"))
+    assert data.labels.tolist() == [0, 2]
+    with pytest.raises(RequestError, match="zebra is named after no class"):
+        read(tmp_path, preprocessing=COLOUR, output=THREE, names=("a", "lion", "ape"))
+
+
 @pytest.mark.parametrize(
     ("framing", "fact"),
     [

@@ -20,6 +20,7 @@ from acq.core.scores import Kind
 from acq.core.settings import names_of
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
+from acq.files.class_names import require_fitting
 from acq.files.images import batches, read
 from acq.network.constants import device_of
 from acq.network.teacher import Teacher
@@ -43,6 +44,7 @@ class Target:
         output: How the logits decide.
         model: Name of the network that it came from; empty where unknown.
         device: Where it runs.
+        class_names: In class order; empty where they are not known.
     """
 
     network: Classifier
@@ -50,6 +52,7 @@ class Target:
     output: Output
     model: str
     device: torch.device
+    class_names: tuple[str, ...] = ()
 
     def accuracy(self, data: Path, limit: int | None = None) -> tuple[Measured, int]:
         """Accuracy on labelled images, and the number of images.
@@ -58,7 +61,7 @@ class Target:
             data: An ``.npz`` file or a folder of classes.
             limit: Evaluate only the first images.
         """
-        images = read(data, preprocessing=self.preprocessing, output=self.output, limit=limit)
+        images = read(data, preprocessing=self.preprocessing, output=self.output, limit=limit, names=self.class_names)
         return accuracy(self.network, batches(images, self.preprocessing), self.output, self.device), len(images)
 
 
@@ -70,6 +73,7 @@ def evaluate(
     limit: int | None = None,
     outputs: str | None = None,
     output_kinds: Sequence[Kind] = (),
+    class_names: Sequence[str] = (),
     device: str = "auto",
 ) -> float:
     """Accuracy in percent on labelled images: top-1 of classes, the mean over labels, or mean IoU of a map.
@@ -82,12 +86,16 @@ def evaluate(
         limit: Evaluate only the first images.
         outputs: The names or indices of the tensors that decide, joined by commas, if a network returns several.
         output_kinds: How each decides, where that is not what its shape and its end say.
+        class_names: In class order, by which folders of ``data`` may be named; by default as known.
         device: ``auto``, ``cpu`` or ``cuda``. A network in memory runs where it is.
 
     Raises:
         RequestError: The data does not fit the network, its preprocessing is not known, or the target does not exist.
     """
-    found = target(network, preprocessing=preprocessing, outputs=outputs, output_kinds=output_kinds, device=device)
+    found = target(
+        network, preprocessing=preprocessing, outputs=outputs, output_kinds=output_kinds, class_names=class_names,
+        device=device,
+    )  # fmt: skip
     return found.accuracy(Path(data), limit)[0].percent
 
 
@@ -97,6 +105,7 @@ def target(
     preprocessing: Preprocessing | None = None,
     outputs: str | None = None,
     output_kinds: Sequence[Kind] = (),
+    class_names: Sequence[str] = (),
     device: str = "auto",
     **options: Any,
 ) -> Target:
@@ -107,12 +116,27 @@ def target(
         preprocessing: As for ``evaluate``.
         outputs: As for ``evaluate``.
         output_kinds: As for ``evaluate``.
+        class_names: As for ``evaluate``.
         device: ``auto``, ``cpu`` or ``cuda``; ONNX files run on the CPU. A network in memory runs where it is.
         **options: Of ``acq.zoo.resolve``, for the name of a network alone.
 
     Raises:
         RequestError: The target does not exist, or its preprocessing is not known.
     """
+    found = _found(network, preprocessing, outputs, output_kinds, device, options)
+    found = replace(found, class_names=tuple(class_names) or found.class_names)
+    require_fitting(found.class_names, found.output)
+    return found
+
+
+def _found(
+    network: nn.Module | str | Path,
+    preprocessing: Preprocessing | None,
+    outputs: str | None,
+    output_kinds: Sequence[Kind],
+    device: str,
+    options: dict[str, Any],
+) -> Target:
     if isinstance(network, Student):
         if outputs is not None or output_kinds:
             raise RequestError("a student knows which of its outputs decide; leave out outputs and output_kinds")
@@ -134,9 +158,10 @@ def target(
         return _framed(_of_file(engine(path), network, preprocessing, device), **framing)
     if path.is_dir():
         require_run(path)
-        facts = student_file.load_facts(path)
-        model = str(facts.get("origin", {}).get("model", ""))
-        return _framed(_of_student(load(path).to(place), model, preprocessing, place), **framing)
+        described = student_file.load_description(path)
+        model = str(described.facts.get("origin", {}).get("model", ""))
+        found = _of_student(load(path).to(place), model, preprocessing, place)
+        return _framed(replace(found, class_names=described.class_names), **framing)
     if preprocessing is not None:
         options |= {name: getattr(preprocessing, name) for name in ("input_size", "mean", "std")}
     named = resolve(str(network), outputs=names_of(outputs), **options)
@@ -145,7 +170,7 @@ def target(
         known = replace(known, framing=preprocessing.framing)
     teacher = Teacher(trace(named.model, known.input_size, outputs, output_kinds))
     check_normalisation(teacher, known, given=named.preprocessing_given)
-    return _of_teacher(teacher, known, str(network), place)
+    return replace(_of_teacher(teacher, known, str(network), place), class_names=named.class_names)
 
 
 def _place_of(network: nn.Module, device: str) -> torch.device:
@@ -188,4 +213,4 @@ def _of_file(file: Engine, path: str | Path, known: Preprocessing | None, device
     known = known or file.preprocessing
     if known is None:
         raise RequestError(f"{path} does not say how its images are normalised; export it from a run folder")
-    return Target(file, known, file.answer.output, file.model, torch.device("cpu"))
+    return Target(file, known, file.answer.output, file.model, torch.device("cpu"), file.class_names)

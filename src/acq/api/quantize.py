@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def quantize(
     settings: Mapping[str, Any] | None = None,
     outputs: str | int | None = None,
     output_kind: str | None = None,
+    class_names: Sequence[str] = (),
     seed: int | None = None,
     device: str | None = None,
     data: str | Path | None = None,
@@ -63,6 +65,7 @@ def quantize(
             count are joined by commas.
         output_kind: ``class``, ``multilabel``, ``map``, ``sequence`` or ``values``, where shape and end do not
             say so; for several tensors joined by commas.
+        class_names: In class order; folders of ``data`` may be named by them, and report and answers show them.
         seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         data: Labelled images, an ``.npz`` file or a folder of classes. They only report accuracy, at the end.
@@ -84,6 +87,7 @@ def quantize(
         model, input_size, mean, std, resize, preset, settings,
         bits=bits, outputs=outputs, output_kind=output_kind, seed=seed, device=device,
     )  # fmt: skip
+    request = replace(request, class_names=tuple(class_names) or request.class_names)
     with watching(Console(stderr=True)) if progress else nullcontext() as bars:
         watches = tuple(each for each in (bars, watch) if each is not None)
         folder = None if out is None else Path(out)

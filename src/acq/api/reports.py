@@ -40,7 +40,7 @@ def write_report(run: str | Path) -> Path:
         command = _command(student.facts, folder, traits)
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{folder / QUANTIZATION} is damaged ({first_line(error)}); quantize again") from error
-    write_or_refuse(folder / REPORT, render(folder, student.plan, command))
+    write_or_refuse(folder / REPORT, render(folder, student.plan, command, student.class_names))
     return folder / REPORT
 
 

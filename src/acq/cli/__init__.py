@@ -9,6 +9,9 @@ from acq.cli import quantize  # noqa: F401
 from acq.cli import evaluate  # noqa: F401
 
 # isort: split
+from acq.cli import predict  # noqa: F401
+
+# isort: split
 from acq.cli import runs  # noqa: F401
 
 # isort: split

@@ -10,7 +10,7 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
-from acq.cli.requests import data_path, kinds_of, network_options
+from acq.cli.requests import class_names_of, data_path, kinds_of, network_options
 from acq.core.accuracies import ACCURACIES, margin, plus_minus
 
 
@@ -31,6 +31,7 @@ def evaluate(
     crop: o.Crop = None,
     outputs: o.Outputs = None,
     output_kind: o.OutputKind = None,
+    classes: o.Classes = None,
     device: o.DeviceName = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="evaluate only the first N images")] = None,
     as_json: o.AsJson = False,
@@ -44,6 +45,7 @@ def evaluate(
         target,
         outputs=outputs,
         output_kinds=kinds_of(output_kind),
+        class_names=class_names_of(classes),
         device=device or "auto",
         **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop),
     )

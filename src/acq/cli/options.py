@@ -62,6 +62,14 @@ Crop = Annotated[
     int | None,
     typer.Option(metavar="N", help="side of the crop: the network's own (default)", rich_help_panel=NETWORK),
 ]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="names of the classes, one per line in class order (default as the network is known to have)",
+        rich_help_panel=NETWORK,
+    ),
+]
 Outputs = Annotated[
     str | None,
     typer.Option(

@@ -42,7 +42,7 @@ def quantize(
     checkpoint: o.Checkpoint = None, checkpoint_key: o.CheckpointKey = None, model_args: o.ModelArgs = None,
     input_size: o.InputSize = None, mean: o.Mean = None, std: o.Std = None,
     resize: o.Resize = None, crop: o.Crop = None,
-    outputs: o.Outputs = None, output_kind: o.OutputKind = None,
+    outputs: o.Outputs = None, output_kind: o.OutputKind = None, classes: o.Classes = None,
     bits: o.Bits = None, budget: o.Budget = None, first_last_bits: o.FirstLastBits = None, add_bits: o.AddBits = None,
     exclude: o.Exclude = None, placement: o.Placement = None,
     preset: o.Preset = None, config: o.ConfigFile = None, set_: o.Set = None, data: o.TestData = None,
@@ -64,7 +64,7 @@ def quantize(
         placement=placement, device=device, seed=seed, outputs=outputs, output_kind=output_kind,
     )  # fmt: skip
     options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop)
-    network = network_of(model, options, settings.outputs)
+    network = network_of(model, options, settings.outputs, classes)
     folder = out or free_folder(model, settings.bits)
     origin = {
         "model": model,

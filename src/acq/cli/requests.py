@@ -12,12 +12,20 @@ from acq.config import Config
 from acq.core.scores import KINDS, Kind
 from acq.core.settings import names_of
 from acq.errors import RequestError
+from acq.files.class_names import read_class_names
 from acq.files.documents import assignment, from_json, read_settings
 
 
-def network_of(model: str, options: Mapping[str, Any], outputs: str | None = None) -> zoo.Network:
-    """The network of that name with ``network_options``; ``outputs`` are as on the command line."""
-    return zoo.resolve(model, outputs=names_of(outputs), **options)
+def network_of(
+    model: str, options: Mapping[str, Any], outputs: str | None = None, classes: Path | None = None
+) -> zoo.Network:
+    """The network of that name with ``network_options``; ``outputs`` and ``classes`` are as on the command line."""
+    return zoo.resolve(model, outputs=names_of(outputs), class_names=class_names_of(classes), **options)
+
+
+def class_names_of(file: Path | None) -> tuple[str, ...]:
+    """The names of classes in a file; none where it is not given."""
+    return () if file is None else read_class_names(file)
 
 
 def network_options(

@@ -7,6 +7,7 @@ asked for. The scores of a whole image are one place. Formulas take scores as ro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -104,12 +105,13 @@ class Scores:
         """The percentage of the commonest answer above which agreement says little (this project's definition)."""
         return _MOST_MAJORITY[self.decision]
 
-    def named(self, answer: int) -> str:
-        """An answer in words, such as ``class 3`` or ``label 3: no``."""
+    def named(self, answer: int, names: Sequence[str] = ()) -> str:
+        """An answer in words, such as ``class 3`` or ``label 3: no``, or with the name of its class or label."""
         if self.decision == "one":
-            return f"class {answer}"
+            return names[answer] if names else f"class {answer}"
         word = "yes" if answer < self.size else "no"
-        return word if self.size == 1 else f"label {answer % self.size}: {word}"
+        label = names[answer % self.size] if names else f"label {answer % self.size}"
+        return word if self.size == 1 and not names else f"{label}: {word}"
 
     def flat(self, values: Tensor) -> Tensor:
         """The rows [N, L] of a tensor such as [N], [N, K, 1, 1] or [N, K, H, W]."""

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from acq.core.file_form import FileForm
+from acq.files.class_names import NAMES
 from acq.files.screening import TAIL_FACT
 
 TYPES = {
@@ -21,7 +22,7 @@ _INTEGERS = (TensorProto.INT64, TensorProto.BOOL)  # that a student returns
 LAYOUT = "layout"  # key of the metadata
 _OWN_KEYS = {
     "acq", "model", "preset", "seed", "bits", "first_last_bits", "add_bits", "placement", "images", "input_size",
-    "mean", "std", "resize", "interpolation", "outputs", "counted", LAYOUT, TAIL_FACT,
+    "mean", "std", "resize", "interpolation", "outputs", "counted", NAMES, LAYOUT, TAIL_FACT,
 }  # fmt: skip
 _TO_FRONT = [0, 3, 1, 2]
 

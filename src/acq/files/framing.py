@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from acq.core.pixels import Bytes
 from acq.core.values import Framing, Preprocessing
-from acq.errors import RequestError
+from acq.errors import Note, RequestError
 from acq.files.limits import PIXELS
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -89,6 +90,18 @@ class FramedImages:
         except ValueError as error:
             raise RequestError(f"images of {error}; give images of other sides") from error
         return shown.reshape(-1, height, width, channels)
+
+
+def tell(preprocessing: Preprocessing, others: int, images: int) -> None:
+    """Say in a note what is done with images of another size than the network's, if there are any.
+
+    Args:
+        preprocessing: Of the network.
+        others: How many have another size.
+        images: How many there are.
+    """
+    if others:
+        warnings.warn(told(preprocessing, others, images), Note, stacklevel=3)  # the caller of the reader
 
 
 def told(preprocessing: Preprocessing, others: int, images: int) -> str:

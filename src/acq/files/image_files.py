@@ -6,10 +6,11 @@ Shapes: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from acq.core.pixels import Bytes
 from acq.core.values import Preprocessing
 from acq.errors import RequestError, first_line
+from acq.files.class_names import label_of
 from acq.files.framing import framed
 from acq.files.limits import PIXELS
 
@@ -47,11 +49,11 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: slice, /) -> Bytes:
-        return np.stack([_decode(path, self.preprocessing)[0] for path in self.paths[index]])
+        return np.stack([decode(path, self.preprocessing)[0] for path in self.paths[index]])
 
 
 def read_class_folders(
-    path: Path, preprocessing: Preprocessing, classes: int, limit: int | None = None
+    path: Path, preprocessing: Preprocessing, classes: int, limit: int | None = None, names: Sequence[str] = ()
 ) -> tuple[ImageFiles, NDArray[np.int64], int]:
     """Find the image files of a folder with one sub-folder per class, and decode each once to check it.
 
@@ -60,6 +62,7 @@ def read_class_folders(
         preprocessing: Of the network, which takes 1 or 3 channels.
         classes: Number of classes of the network.
         limit: Keep only the first images, before broken files are left out.
+        names: Of the classes, in order, where they are known.
 
     Returns:
         The images in turns over the classes, their labels int64 [N], and how many have another size than the network's.
@@ -67,18 +70,23 @@ def read_class_folders(
     Raises:
         RequestError: The folders do not fit the classes, or no file can be decoded.
     """
-    channels = preprocessing.input_size[0]
-    if channels not in (1, 3):
-        raise RequestError(f"the network takes {channels} channels but image files have 1 or 3; give a .npz file")
+    require_picture_channels(preprocessing, "give a .npz file")
     groups = [
         [(file, label) for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-        for folder, label in _class_folders(path, classes)
+        for folder, label in _class_folders(path, classes, names)
     ]
     turns = [entry for turn in zip_longest(*groups) for entry in turn if entry is not None][:limit]
     if not turns:
         raise RequestError(f"no images in the sub-folders of {path}; give files that end in {', '.join(SUFFIXES)}")
     files, labels, framed = zip(*_decodable(path, turns, preprocessing), strict=True)
     return ImageFiles(files, preprocessing), np.array(labels, dtype=np.int64), sum(framed)
+
+
+def require_picture_channels(preprocessing: Preprocessing, way_out: str) -> None:
+    """Refuse a network that takes no image files; ``way_out`` says what to do."""
+    channels = preprocessing.input_size[0]
+    if channels not in (1, 3):
+        raise RequestError(f"the network takes {channels} channels but image files have 1 or 3; {way_out}")
 
 
 @contextmanager
@@ -101,13 +109,15 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _class_folders(path: Path, classes: int) -> list[tuple[Path, int]]:
-    """Each class's folder and label, in class order."""
+def _class_folders(path: Path, classes: int, names: Sequence[str]) -> list[tuple[Path, int]]:
+    """Each class's folder and label, in class order: by the names of classes, by number, or in alphabetical order."""
     folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     numbered = all(folder.name.isdecimal() for folder in folders)
     folders.sort(key=lambda folder: (int(folder.name) if numbered else 0, folder.name))
     if not folders:
         raise RequestError(f"{path} has no sub-folders; give one sub-folder per class")
+    if names and not numbered:
+        return sorted(((folder, label_of(folder.name, names, path)) for folder in folders), key=itemgetter(1))
     if len(folders) == classes:
         return [(folder, label) for label, folder in enumerate(folders)]
     if len(folders) > classes or not numbered or int(folders[-1].name) >= classes:
@@ -129,7 +139,7 @@ def _decodable(
     broken: dict[Path, BrokenImageError] = {}
     for file, label in entries:
         try:
-            whole.append((file, label, _decode(file, preprocessing)[1]))
+            whole.append((file, label, decode(file, preprocessing)[1]))
         except BrokenImageError as error:
             broken[file] = error
     if not whole:
@@ -143,7 +153,7 @@ def _decodable(
     return whole
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> tuple[Bytes, bool]:
+def decode(path: Path, preprocessing: Preprocessing) -> tuple[Bytes, bool]:
     """One file's pixels [H, W, C], and whether it had another size.
 
     Raises:

@@ -5,8 +5,7 @@ Shapes: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,9 +19,9 @@ from acq.core.outputs import Output
 from acq.core.pixels import Bytes, from_bytes
 from acq.core.scores import Scores
 from acq.core.values import Preprocessing
-from acq.errors import Note, RequestError
+from acq.errors import RequestError
 from acq.files.arrays import is_cifar_folder, read_cifar, read_npz
-from acq.files.framing import INTERPOLATIONS, FramedImages, framing_fault, told
+from acq.files.framing import INTERPOLATIONS, FramedImages, framing_fault, tell
 from acq.files.image_files import read_class_folders
 from acq.files.limits import images_at_once
 
@@ -54,7 +53,14 @@ class LabelledImages:
         return len(self.labels)
 
 
-def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int | None = None) -> LabelledImages:
+def read(
+    path: Path,
+    *,
+    preprocessing: Preprocessing,
+    output: Output,
+    limit: int | None = None,
+    names: Sequence[str] = (),
+) -> LabelledImages:
     """Read labelled images and check that they fit a network.
 
     Images of another size than the network's are resized and cropped to their centre (``acq.files.framing``), unless
@@ -65,7 +71,7 @@ def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int
     - A ``.npz`` file with ``images`` uint8 [N, H, W, 3] and integer ``labels`` [N]. A network with one channel takes
       [N, H, W] or [N, H, W, 1].
     - A folder with one sub-folder per class, in class order. Names are sorted as numbers if all are numbers, otherwise
-      alphabetically. A folder with fewer sub-folders than classes must name them by class index.
+      alphabetically. A folder with fewer sub-folders than classes must name them by class index, or by ``names``.
     - A folder of CIFAR-10 binary files: ``test_batch.bin``, or otherwise every ``data_batch_*.bin``. One ``.bin`` file
       is read too.
 
@@ -82,6 +88,7 @@ def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int
         preprocessing: Of the network's images.
         output: How the network's logits decide.
         limit: Keep only the first images.
+        names: Of the classes, in order, by which folders may be named.
 
     Raises:
         RequestError: Nothing is at ``path``, it cannot be read, or it does not fit the network.
@@ -94,8 +101,8 @@ def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int
     if not path.exists():
         raise RequestError(f"no data at {path}; give {FORMS}")
     if path.is_dir() and not is_cifar_folder(path):
-        files, known_labels, others = read_class_folders(path, preprocessing, _folders(path, output), limit)
-        _tell(preprocessing, others, len(files))
+        files, known_labels, others = read_class_folders(path, preprocessing, _folders(path, output), limit, names)
+        tell(preprocessing, others, len(files))
         return LabelledImages(files, known_labels)
     if path.is_dir() or path.suffix == ".bin":
         images, labels = read_cifar(path)
@@ -113,13 +120,8 @@ def read(path: Path, *, preprocessing: Preprocessing, output: Output, limit: int
             f"images in {path} are {images.shape[1]}x{images.shape[2]} and their labels have places, so they are not "
             f"cropped; give images of {'x'.join(map(str, preprocessing.input_size[1:]))}, or give --input-size"
         )
-    _tell(preprocessing, len(images), len(images))
+    tell(preprocessing, len(images), len(images))
     return LabelledImages(FramedImages(images, preprocessing), labels)
-
-
-def _tell(preprocessing: Preprocessing, others: int, images: int) -> None:
-    if others:
-        warnings.warn(told(preprocessing, others, images), Note, stacklevel=3)  # the caller of read
 
 
 def batches(

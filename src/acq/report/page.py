@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ _WHOLE = ("class", "multilabel")  # kinds of which images as a whole are asked
 _PHASES = {"few": "Few images", "generator": "Generator", "images": "Image refinement", "student": "Student"}
 
 
-def render(run: Path, plan: Plan, command: str) -> str:
+def render(run: Path, plan: Plan, command: str, class_names: Sequence[str] = ()) -> str:
     """The page as HTML. It loads nothing else, runs no script, and escapes every value of the run.
 
     Args:
         run: The folder of a finished run.
         plan: The plan of its student.
         command: The command that makes the run again.
+        class_names: In class order; empty where they are not known.
 
     Raises:
         RequestError: The run is not finished, or a file is missing or damaged.
@@ -41,7 +43,7 @@ def render(run: Path, plan: Plan, command: str) -> str:
             **_figures(files, answer),
             **_tables(files, plan),
             "answer": answer,
-            "named": _named(files.summary["output"]),
+            "named": _named(files.summary["output"], class_names),
         }
         return (
             environment()
@@ -50,10 +52,11 @@ def render(run: Path, plan: Plan, command: str) -> str:
         )
 
 
-def _named(output: Mapping[str, Any]) -> Callable[[int], str]:
+def _named(output: Mapping[str, Any], class_names: Sequence[str]) -> Callable[[int], str]:
     """How an answer to an image as a whole is called; maps and sequences have none."""
     size = (int(output["size"]),)
-    return Scores("class" if output["kind"] == "class" else "multilabel", size).named
+    scores = Scores("class" if output["kind"] == "class" else "multilabel", size)
+    return partial(scores.named, names=class_names)
 
 
 def _tables(files: RunFiles, plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from torch import Tensor
 from acq.core.extras import require_onnx
 from acq.core.file_form import FileForm
 from acq.errors import RequestError
+from acq.files.class_names import NAMES
 from acq.files.limits import read_bytes
 from acq.quantization.student import Student
 from acq.runs import checkpoint, student_file
@@ -52,7 +54,8 @@ def export_run(
     from acq.export.onnx_file import export_onnx
 
     require_run(folder)
-    student, facts = student_file.load(folder).eval(), student_file.load_facts(folder)
+    student, described = student_file.load(folder).eval(), student_file.load_description(folder)
+    facts, names = described.facts, described.class_names
     origin = facts.get("origin", {}) | facts.get("config", {})
     form = None if raw_images else form_in(folder, facts)
     kept = ("model", "first_last_bits", "add_bits", "preset", "seed")
@@ -62,7 +65,11 @@ def export_run(
         _images(folder, student),
         raw_images=raw_images,
         engines=engines,
-        facts={**{key: origin[key] for key in kept if key in origin}, "acq": version("acquant")},
+        facts={
+            **{key: origin[key] for key in kept if key in origin},
+            **({NAMES: json.dumps(names)} if names else {}),
+            "acq": version("acquant"),
+        },
         form=form,
         tail=None if form is None or not form.tail else _tail(folder, form),
     )

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from acq.core.outputs import Output
 from acq.errors import RequestError, first_line
 from acq.files.atomic import write_atomically
+from acq.files.class_names import NAMES, checked_names, require_fitting
 from acq.files.limits import DOCUMENT_BYTES, WEIGHTS_BYTES, read_bytes
 from acq.files.tensors import from_safetensors
 from acq.network.names import name_of
@@ -106,11 +107,13 @@ class Description:
         plan: That it follows.
         output: How it decides.
         facts: That were saved with it.
+        class_names: In class order; empty where they are not known.
     """
 
     plan: Plan
     output: Output
     facts: dict[str, Any]
+    class_names: tuple[str, ...]
 
 
 def load_description(folder: Path) -> Description:
@@ -120,8 +123,11 @@ def load_description(folder: Path) -> Description:
     wrong = [name for name in ("origin", "config", "preprocessing") if not isinstance(facts.get(name, {}), dict)]
     if wrong:
         raise RequestError(f"the {wrong[0]} in {folder / QUANTIZATION} is not a mapping; quantize again")
+    names = checked_names(facts.get(NAMES, []), str(folder / QUANTIZATION))
     with _damage_reported(folder):
-        return Description(document.plan, document.answer.answer().output, facts)
+        output = document.answer.answer().output
+    require_fitting(names, output)
+    return Description(document.plan, output, facts, names)
 
 
 def load_facts(folder: Path) -> dict[str, Any]:

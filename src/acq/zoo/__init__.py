@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Network:
         preprocessing_given: False if mean and std of ImageNet are assumed; the user should know.
         form: What a program sees of the ONNX file that the network came from, if it did.
         tail: The part of that file behind the network's outputs, as the content of an ONNX file.
+        class_names: In class order; empty where they are not known.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Network:
     preprocessing_given: bool
     form: FileForm | None = None
     tail: bytes | None = None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def resolve(
     resize: int | None = None,
     crop: int | None = None,
     outputs: Sequence[str] = (),
+    class_names: Sequence[str] = (),
 ) -> Network:
     """Build the network that ``model`` names, with its weights and preprocessing.
 
@@ -118,6 +121,7 @@ def resolve(
             or 8/7 of the network's.
         crop: The side of that crop, which must be the network's.
         outputs: Names of values of an ONNX file at which its graph is cut; others only choose what decides.
+        class_names: In class order; by default as known.
 
     Raises:
         RequestError: There is no such network, it cannot be built, its checkpoint does not fit, or the preprocessing
@@ -129,7 +133,9 @@ def resolve(
     if model.endswith(ONNX):
         if arguments or checkpoint is not None:
             raise RequestError(f"{model} has its own weights; leave out --checkpoint and --model-args")
-        return _from_onnx(model, input_size, mean, std, partial(preprocessing_of, resize=resize, crop=crop), outputs)
+        completed = partial(preprocessing_of, resize=resize, crop=crop)
+        found = _from_onnx(model, input_size, mean, std, completed, outputs)
+        return replace(found, class_names=tuple(class_names))
     entry, source = _entry(model), model.partition(":")[0]
     if entry is None and source not in ("timm", "torchvision"):
         preprocessing_of(input_size, mean, std, resize=resize, crop=crop)
@@ -139,7 +145,8 @@ def resolve(
         initialise(module, preprocessing.input_size)
         apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
     switch_to_eval(module)
-    return Network(module, preprocessing, model, mean is not None or known is not None)
+    names = tuple(class_names) or (() if entry is None else entry.class_names)
+    return Network(module, preprocessing, model, mean is not None or known is not None, class_names=names)
 
 
 def _from_onnx(

@@ -33,6 +33,7 @@ class Builtin:
         parameters: Number of parameters.
         source: Where the weights come from, as ``acq models`` shows it.
         sample: A ``.npz`` of test images, if one is bundled.
+        class_names: In class order; empty where they are not known.
     """
 
     build: Callable[..., nn.Module]
@@ -42,6 +43,7 @@ class Builtin:
     parameters: int
     source: str
     sample: Path | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def _extra(module: str, name: str) -> Any:
@@ -70,6 +72,7 @@ BUILTINS: dict[str, Builtin] = {
         parameters=269_722,
         source="bundled",
         sample=RESNET20 / "sample.npz",
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "efficientnet-lite0": Builtin(
         build=partial(_efficientnet, "efficientnet-lite0"),

@@ -23,6 +23,7 @@ from typing import Any
 
 import case_networks
 import conformance
+import conformance_page
 import runs
 from cases import CASES, Case
 
@@ -118,14 +119,14 @@ def measured(rows: Sequence[runs.Row], first_rows: Sequence[runs.Row]) -> list[S
     firsts = {(row["case"], row["seed"], row["engine"]): row for row in first_rows}
     found = []
     for row in rows:
-        if row["engine"] != engines.get(row["case"]) or not conformance.has_first(row):
+        if row["engine"] != engines.get(row["case"]) or not conformance_page.has_first(row):
             continue
         first, kept = firsts.get((row["case"], row["seed"], row["engine"])), row["student_loss"]["selected"]
         network, run = row["case"].split("/")[0], row["case"]
         if run in short:
             run = f"{network}/{row['bits']}, short"
         for name, accuracy in {kept: row, **({} if first is None or kept == FIRST else {FIRST: first})}.items():
-            error = conformance.error_of(row, name)
+            error = conformance_page.error_of(row, name)
             loss = round(accuracy["teacher_top1"] - accuracy["top1"], 2)
             ends = name == kept and row["case"] not in short
             found.append(

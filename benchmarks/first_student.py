@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import conformance
+import conformance_page
 import runs
 from cases import CASES, Case
 
@@ -84,7 +84,7 @@ def compared(case: Case) -> Iterator[list[Any]]:
 
 def present(name: str, case: Case) -> dict[int, runs.Row]:
     """The rows of a case with its present engine, by seed."""
-    return runs.by_seed(conformance.present(case, runs.load(name)))
+    return runs.by_seed(conformance_page.present(case, runs.load(name)))
 
 
 def main(words: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:

@@ -89,7 +89,8 @@ def test_conformance_measures_once_and_writes_the_page(
     script: Script, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run becomes a row with the figures of its summary, is not repeated, and is a line of the page."""
-    conformance, cases, networks = script("conformance"), script("cases"), script("case_networks")
+    conformance, conformance_page = script("conformance"), script("conformance_page")
+    cases, networks = script("cases"), script("case_networks")
     monkeypatch.setattr(conformance, "acq", lambda words, modules: CliRunner().invoke(cli.app, words).stdout)
     tiny = networks.Network("tiny", "Tiny", ("A network.",), MODEL, data)
     other = networks.Network("other", "Other", ("A network without data.",), MODEL, "nothing.npz")
@@ -107,7 +108,7 @@ def test_conformance_measures_once_and_writes_the_page(
         "commit", "date", "command", "engine",
     }  # fmt: skip
     assert asked <= row.keys()
-    assert conformance.EARLIER_ENGINE not in (tmp_path / "docs" / "results.md").read_text()
+    assert conformance_page.EARLIER_ENGINE not in (tmp_path / "docs" / "results.md").read_text()
     assert row["command"].startswith(f"acq quantize {MODEL} --bits w8a8 --set generator.steps=2")
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"| w8a8 | `{chosen[0].options}` | {row['teacher_top1']:.2f} → {row['top1']:.2f} | 1 |" in page
@@ -118,29 +119,29 @@ def test_conformance_measures_once_and_writes_the_page(
     conformance.main(["--page"], later)
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"{row['teacher_top1']:.2f} → {row['top1']:.2f}" in page
-    assert conformance.EARLIER_ENGINE in page
+    assert conformance_page.EARLIER_ENGINE in page
     assert f"- `{later[0].name}`" in page
 
 
 def test_a_line_has_the_interval_and_the_stops_of_its_runs(script: Script) -> None:
     """The interval is that of the drop if changes were counted, else that of a share. Rows of before know no stop."""
-    conformance = script("conformance")
+    conformance_page = script("conformance_page")
     row = {
         "teacher_top1": 91.0, "top1": 90.0, "test_images": 1000, "agreement": 99.0, "quantized_bytes": 1,
         "float_bytes": 4, "seconds": 60.0, "peak_memory_mb": 500, "device": "cpu", "threads": 2, "commit": "abc",
     }  # fmt: skip
     stopped = {**row, "top1": 91.0, "stopped": {"phase": "few", "step": 40, "reason": "good"}}
-    found = conformance.figures([row, stopped])
+    found = conformance_page.figures([row, stopped])
     assert found[:5] == ["91.00 → 90.50 ± 0.71", 2, "0.50", f"({196 * (0.905 * 0.095 / 1000) ** 0.5:.2f})", None]
     counted = [{**row, "images_lost": 20, "images_gained": 10}, {**stopped, "images_lost": 5, "images_gained": 5}]
     errors = [(30 - 10**2 / 1000) ** 0.5, 10**0.5]
-    assert conformance.interval(counted) == f"{196 * sum(errors) / 2 / 1000:.2f}"
+    assert conformance_page.interval(counted) == f"{196 * sum(errors) / 2 / 1000:.2f}"
     assert found[5:] == ["99.0", "25.0 %", "end, few images", "60", 500, "cpu, 2 threads", "abc"]
 
 
 def test_a_line_has_the_loss_that_its_runs_expect(script: Script) -> None:
     """That of the mean error of the students that were kept. Rows of before have no figures for it."""
-    conformance = script("conformance")
+    conformance_page = script("conformance_page")
     rows = [
         {
             "student_loss": {"first": 5.0, "trained": 5 * error, "selected": "trained"},
@@ -148,7 +149,7 @@ def test_a_line_has_the_loss_that_its_runs_expect(script: Script) -> None:
         for error in (0.03, 0.05)
     ]
     loss = FITTED.loss(0.04)
-    assert conformance.expected([*rows, {}]) == f"{loss.points:.2f} ({loss.low:.2f} to {loss.high:.2f})"
+    assert conformance_page.expected([*rows, {}]) == f"{loss.points:.2f} ({loss.low:.2f} to {loss.high:.2f})"
 
 
 def test_the_first_student_of_a_run_is_measured_once(

@@ -112,6 +112,15 @@ def test_model_arguments_reach_the_builtin(tmp_path: Path) -> None:
         resolve("resnet20-cifar10", checkpoint=tmp_path / "seven.pt")
 
 
+def test_names_of_classes_are_those_of_the_own_weights(public: Path) -> None:
+    """Other weights may have other classes; given names count more."""
+    own = resolve("resnet20-cifar10")
+    assert (len(own.class_names), own.class_names[3]) == (10, "cat")
+    assert resolve("resnet20-cifar10", checkpoint=public).class_names == ()
+    names = tuple("abcdefghij")
+    assert resolve("resnet20-cifar10", checkpoint=public, class_names=names).class_names == names
+
+
 def test_an_unknown_name_gives_a_hint() -> None:
     """The closest built-in name is offered."""
     with pytest.raises(RequestError, match=r"did you mean 'resnet20-cifar10'"):

@@ -145,7 +145,8 @@ def resolve(
         initialise(module, preprocessing.input_size)
         apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
     switch_to_eval(module)
-    names = tuple(class_names) or (() if entry is None else entry.class_names)
+    known_names = entry.class_names if entry is not None and checkpoint is None else ()  # other weights may have others
+    names = tuple(class_names) or known_names
     return Network(module, preprocessing, model, mean is not None or known is not None, class_names=names)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,21 @@ def test_options_that_do_nothing_for_a_student_are_refused(data: Path, options: 
         acq.evaluate(student, data, **options)
 
 
+def test_predictions_are_checked_like_evaluations(tmp_path: Path) -> None:
+    """A framing by hand, and one path in place of a list."""
+    student = student_of("residual")
+    wrong = replace(KNOWN, framing=acq.Framing(15))
+    with pytest.raises(acq.RequestError, match="pictures are resized below the network's size"):
+        acq.predict(student, [tmp_path / "a.png"], preprocessing=wrong)
+    with pytest.raises(acq.RequestError, match="there are no images; give a list"):
+        acq.predict(student, "a.png", preprocessing=KNOWN)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"class_names": ["a", "b"]}, "there are 2 names of classes but the network returns 5 classes"),
+        ({"class_names": "abcde"}, "class_names has a class without a name"),
         ({"resize": 15}, "--resize is 15"),
         ({"input_size": (3, 16)}, "--input-size"),
         ({"input_size": ("3", "16", "16")}, "--input-size"),

@@ -1,6 +1,7 @@
 """Quantize a trained image classifier to low-bit integers without its training data."""
 
 from acq.api import (
+    Choice,
     Prediction,
     benchmark,
     compare,
@@ -20,6 +21,7 @@ from acq.quantization.student import Student
 from acq.recipe import Result
 
 __all__ = [
+    "Choice",
     "Config",
     "Framing",
     "Interrupted",

@@ -19,7 +19,7 @@ from acq.core.file_form import FileForm
 from acq.core.processes import ALONE, Processes
 from acq.core.settings import number_or
 from acq.core.values import Preprocessing
-from acq.files.class_names import NAMES, require_fitting
+from acq.files.class_names import NAMES, fitting
 from acq.files.images import read
 from acq.network.teacher import Teacher
 from acq.network.trace import trace, weights_hash
@@ -57,8 +57,8 @@ class Request:
     """A network, the normalisation of its images, how to quantize it, and where it came from, as JSON values.
 
     ``kept`` is the content of more files of the run folder, by name.
-    ``normalisation_given`` is False where the normalisation is only a guess. ``class_names`` are in class order, and
-    empty where they are not known.
+    ``normalisation_given`` is False where the normalisation is only a guess. ``class_names`` are given in class
+    order, ``known_names`` count where none are given and they fit; both may be empty.
     """
 
     model: nn.Module
@@ -68,6 +68,7 @@ class Request:
     kept: Mapping[str, bytes] = field(default_factory=dict)
     normalisation_given: bool = True
     class_names: tuple[str, ...] = ()
+    known_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, network: Network, config: Config, origin: Mapping[str, Any]) -> Self:
@@ -76,7 +77,7 @@ class Request:
         kept = {} if network.tail is None else {TAIL: network.tail}
         return cls(
             network.model, network.preprocessing, config, {**origin, **form}, kept, network.preprocessing_given,
-            network.class_names,
+            network.class_names, network.known_names,
         )  # fmt: skip
 
     def rehearsal_of(self, student: Student, *, export: bool) -> Rehearsal:
@@ -101,11 +102,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before its first step; ``config`` and ``graph`` are what it really uses."""
+    """A run before its first step; ``config``, ``graph`` and ``class_names`` are what it really uses."""
 
     config: Config
     graph: fx.GraphModule
     training: Training
+    class_names: tuple[str, ...]
 
 
 def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
@@ -114,7 +116,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
     device = choose_device(asked.device)
     graph = trace(request.model, known.input_size, asked.outputs, asked.output_kind)
     placement, teacher = placement_of(graph, asked.placement), Teacher(graph).to(device)
-    require_fitting(request.class_names, teacher.output)
+    names = fitting(request.class_names, request.known_names, teacher.output)
     reading = asked.images.strokes == "auto" and reads(teacher, known, device)
     traits = replace(teacher.structure.traits, reads=reading, pixels=math.prod(known.input_size[1:]))
     config = asked.placed(placement).fitted(traits)
@@ -148,7 +150,7 @@ def prepare(request: Request, processes: Processes = ALONE) -> Prepared:
         Distillation(config.student, context),
         Conversion(config.student, context),
     ]
-    return Prepared(config, graph, Training(context, phases, time.perf_counter() - clock))
+    return Prepared(config, graph, Training(context, phases, time.perf_counter() - clock), names)
 
 
 def quantize(request: Request, session: Session, data: Path | None = None) -> Result:
@@ -163,7 +165,7 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
         session.require(request.rehearsal_of(training.context.student, export=session.exports))
     labelled = None
     if data is not None and main:
-        labelled = read(data, preprocessing=known, output=teacher.output, names=request.class_names)
+        labelled = read(data, preprocessing=known, output=teacher.output, names=prepared.class_names)
     record = {
         "origin": dict(request.origin),
         "teacher": weights_hash(teacher),
@@ -179,6 +181,6 @@ def quantize(request: Request, session: Session, data: Path | None = None) -> Re
             return Result(student, {}, None)
         figures, diagnostics = measure(training, prepared.graph, labelled)
         summary = {"model": request.origin.get("model"), **config.headline(), **figures}
-        run.keep({**record, NAMES: list(request.class_names)}, summary, diagnostics, request.kept)
+        run.keep({**record, NAMES: list(prepared.class_names)}, summary, diagnostics, request.kept)
         exported = run.export()
     return Result(student, summary, session.out, exported)

@@ -40,7 +40,7 @@ def test_top5_is_beside_top1_where_there_are_many_classes(folder: Path) -> None:
     assert found["margin"] == pytest.approx(margin(top1, 40), abs=0.01)
     assert 0 < top1 < top5 < 100
     line = acq("evaluate", *network, "--data", "many.npz").text()
-    shown = [f"top-{k}  {share:.2f} % ± {margin(share, 40):.1f}" for k, share in ((1, top1), (5, top5))]
+    shown = [f"top-{k}  {share:.2f} % ± {margin(share, 40):.2f}" for k, share in ((1, top1), (5, top5))]
     assert line == f"{', '.join(shown)}  (40 images)\n"
 
 

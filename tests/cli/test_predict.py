@@ -83,8 +83,8 @@ def test_labels_that_apply_are_named(folder: Path, pictures: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "fact"),
     [
-        (["none.png"], "none.png cannot be read (No such file"),
-        (["tinynet.py"], "tinynet.py is a broken image"),
+        (["none.png"], "there is no file none.png; give an image"),
+        (["tinynet.py"], "tinynet.py is a broken image, or too narrow"),
         (["a.png", "--top", "0"], "--top is 0; give at least 1"),
         (["a.png", "--classes", "none.txt"], "none.txt cannot be read"),
         (["a.png", "--classes", "tinynet.py"], "has a class without a name"),

@@ -94,7 +94,7 @@ def test_the_first_lines_have_the_interval_of_the_change_and_top5() -> None:
         "run": "runs/first", "report": None, "file": None,
     }  # fmt: skip
     assert finished_lines(figures)[:2] == [
-        "top-1      float 91.80 %  ->  w4a4 90.90 %  (-0.90 ± 0.8, 1,000 test images)",
+        "top-1      float 91.80 %  ->  w4a4 90.90 %  (-0.90 ± 0.76, 1,000 test images)",
         "top-5      float 99.30 %  ->  w4a4 99.10 %",
     ]
 

@@ -195,6 +195,25 @@ def test_folders_are_read_by_the_names_of_classes(tmp_path: Path) -> None:
         read(tmp_path, preprocessing=COLOUR, output=THREE, names=("a", "lion", "ape"))
 
 
+def test_names_may_be_numbers_in_another_order(tmp_path: Path) -> None:
+    """Folders that all are names of classes are read as such; other numbers are class indices."""
+    for name, image in zip(("1", "0"), pixels(2, 8, 10, 3), strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "0.png")
+    read_as = {("1", "2", "0"): [0, 2], ("a", "b", "c"): [0, 1]}
+    for names, labels in read_as.items():
+        assert read(tmp_path, preprocessing=COLOUR, output=THREE, names=names).labels.tolist() == labels
+
+
+def test_the_name_of_a_label_is_no_folder(tmp_path: Path) -> None:
+    """The folders of one yes-or-no answer are no and yes."""
+    for name, image in zip(("no", "yes"), pixels(2, 8, 10, 3), strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "0.png")
+    data = read(tmp_path, preprocessing=COLOUR, output=Output.of("multilabel", 1), names=("defect",))
+    assert data.labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("framing", "fact"),
     [

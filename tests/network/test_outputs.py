@@ -174,6 +174,9 @@ BY_SHAPE: dict[str, tuple[Callable[[Tensor], Any], Scores, Ending | None]] = {
     "one sigmoid in pieces": (
         lambda z: 1 / (1 + torch.exp(-z[:, :1].mean((2, 3)))), Scores("multilabel", (1,)), "sigmoid",
     ),
+    "one sigmoid in pieces of a scaled score": (
+        lambda z: 1 / (1 + torch.exp(-(z[:, :1].mean((2, 3)) / 0.5))), Scores("multilabel", (1,)), "sigmoid",
+    ),
     "hard sigmoids": (lambda z: F.hardsigmoid(z.mean((2, 3))), Scores("multilabel", (5,)), "hardsigmoid"),
     "heads joined": (
         lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].permute(0, 2, 3, 1).softmax(3).permute(0, 3, 1, 2)], 1),

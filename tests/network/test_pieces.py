@@ -38,6 +38,13 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
         "softmax",
         lambda x: (e := torch.exp(x - x.max(1, keepdim=True)[0])) * (1 / e.sum([1], keepdim=True)),
     ),
+    "softmax less the greatest of all": ("softmax", lambda x: (e := torch.exp(x - x.max())) / e.sum(1, keepdim=True)),
+    "softmax less the greatest of an image": (
+        "softmax",
+        lambda x: (e := torch.exp(x - x.amax((1, 2, 3), keepdim=True))) / e.sum(1, keepdim=True),
+    ),
+    "silu of exponentials": ("silu", lambda x: x / (1 + torch.exp(-x))),
+    "silu of a sigmoid in pieces": ("silu", lambda x: x * (1 / (1 + torch.exp(-x)))),
     "silu": ("silu", lambda x: x * torch.sigmoid(x)),
     "silu from behind": ("silu", lambda x: x.sigmoid() * x),
     "mish": ("mish", lambda x: x * torch.tanh(F.softplus(x))),
@@ -110,6 +117,14 @@ def test_a_function_in_pieces_is_one_operator(name: str) -> None:
         lambda x: 0.5 * x * (1 + torch.erf(x)),
         lambda x: 0.5 * x * (1 + torch.tanh(CUBE * (x + 0.05 * x**3))),
         lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+        lambda x: 1 / (2 + torch.exp(-x)),
+        lambda x: 2 / (1 + torch.exp(-x)),
+        lambda x: 1 / (1 + torch.exp(x)),
+        lambda x: torch.ones(1, 1, 1, 1, 1) / (1 + torch.exp(-x)),
+        lambda x: x.relu() / (1 + torch.exp(-x)),
+        lambda x: (e := x.exp()) / e.sum((1, 2), keepdim=True),
+        lambda x: x.exp() / (x + 1).exp().sum(1, keepdim=True),
+        lambda x: torch.exp(x - x.amax(2, keepdim=True)) / x.exp().sum(1, keepdim=True),
     ],
 )
 def test_another_function_stays_in_pieces(function: Callable[[Tensor], Tensor]) -> None:

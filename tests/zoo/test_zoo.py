@@ -113,10 +113,10 @@ def test_model_arguments_reach_the_builtin(tmp_path: Path) -> None:
 
 
 def test_names_of_classes_are_those_of_the_own_weights(public: Path) -> None:
-    """Other weights may have other classes; given names count more."""
+    """Other weights may have other classes. Given names are kept apart."""
     own = resolve("resnet20-cifar10")
-    assert (len(own.class_names), own.class_names[3]) == (10, "cat")
-    assert resolve("resnet20-cifar10", checkpoint=public).class_names == ()
+    assert (len(own.known_names), own.known_names[3], own.class_names) == (10, "cat", ())
+    assert resolve("resnet20-cifar10", checkpoint=public).known_names == ()
     names = tuple("abcdefghij")
     assert resolve("resnet20-cifar10", checkpoint=public, class_names=names).class_names == names
 

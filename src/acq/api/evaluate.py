@@ -20,7 +20,7 @@ from acq.core.scores import Kind
 from acq.core.settings import names_of
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
-from acq.files.class_names import require_fitting
+from acq.files.class_names import fitting
 from acq.files.images import batches, read
 from acq.network.constants import device_of
 from acq.network.teacher import Teacher
@@ -124,9 +124,7 @@ def target(
         RequestError: The target does not exist, or its preprocessing is not known.
     """
     found = _found(network, preprocessing, outputs, output_kinds, device, options)
-    found = replace(found, class_names=tuple(class_names) or found.class_names)
-    require_fitting(found.class_names, found.output)
-    return found
+    return replace(found, class_names=fitting(class_names, found.class_names, found.output))
 
 
 def _found(
@@ -170,7 +168,7 @@ def _found(
         known = replace(known, framing=preprocessing.framing)
     teacher = Teacher(trace(named.model, known.input_size, outputs, output_kinds))
     check_normalisation(teacher, known, given=named.preprocessing_given)
-    return replace(_of_teacher(teacher, known, str(network), place), class_names=named.class_names)
+    return replace(_of_teacher(teacher, known, str(network), place), class_names=named.known_names)
 
 
 def _place_of(network: nn.Module, device: str) -> torch.device:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from acq.api.evaluate import Target, target
 from acq.core.evaluate import evaluating
 from acq.core.pixels import from_bytes
-from acq.core.scores import Scores
+from acq.core.scores import Kind, Scores
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
-from acq.files.framing import tell
+from acq.files.framing import require_framing, tell
 from acq.files.image_files import decode, require_picture_channels
 from acq.files.limits import images_at_once
 
@@ -24,13 +24,13 @@ _YES = 0.5  # probability from which a label applies
 
 
 @dataclass(frozen=True)
-class Answer:
+class Choice:
     """A class or a label.
 
     Attributes:
         index: In class order.
         name: Its name, or such as ``class 3`` where no names are known.
-        percent: Its probability.
+        percent: Its probability: by a softmax over the scores of classes, or by a sigmoid of the score of a label.
     """
 
     index: int
@@ -48,7 +48,7 @@ class Prediction:
     """
 
     image: Path
-    answers: tuple[Answer, ...]
+    answers: tuple[Choice, ...]
 
 
 def predict(
@@ -57,6 +57,8 @@ def predict(
     *,
     top: int = 3,
     preprocessing: Preprocessing | None = None,
+    outputs: str | None = None,
+    output_kinds: Sequence[Kind] = (),
     class_names: Sequence[str] = (),
     device: str = "auto",
 ) -> list[Prediction]:
@@ -66,9 +68,11 @@ def predict(
 
     Args:
         network: A student, a run folder, a file of ``acq export``, the name of a network, or any classifier.
-        images: Image files.
+        images: Image files, at least one.
         top: Classes per picture at most; of labels all that apply.
         preprocessing: As for ``acq.evaluate``.
+        outputs: As for ``acq.evaluate``.
+        output_kinds: As for ``acq.evaluate``.
         class_names: In class order; by default as known.
         device: ``auto``, ``cpu`` or ``cuda``. A network in memory runs where it is.
 
@@ -78,8 +82,11 @@ def predict(
     Raises:
         RequestError: A file is no image, the target does not exist, or it does not answer for images as a whole.
     """
-    found = target(network, preprocessing=preprocessing, class_names=class_names, device=device)
-    return predictions(found, list(map(Path, images)), top)
+    found = target(
+        network, preprocessing=preprocessing, outputs=outputs, output_kinds=output_kinds, class_names=class_names,
+        device=device,
+    )  # fmt: skip
+    return predictions(found, [] if isinstance(images, str) else list(map(Path, images)), top)
 
 
 def predictions(found: Target, images: Sequence[Path], top: int) -> list[Prediction]:
@@ -90,8 +97,9 @@ def predictions(found: Target, images: Sequence[Path], top: int) -> list[Predict
     if top < 1:
         raise RequestError(f"--top is {top}; give at least 1")
     if not images:
-        raise RequestError("there are no images; give at least one")
-    require_picture_channels(known, "give it images in Python")
+        raise RequestError("there are no images; give a list of at least one")
+    require_picture_channels(known, "call it in Python")
+    require_framing(known)
     made, others, size = list[Prediction](), 0, images_at_once(known.input_size)
     with evaluating(found.network):
         for start in range(0, len(images), size):
@@ -107,7 +115,7 @@ def predictions(found: Target, images: Sequence[Path], top: int) -> list[Predict
     return made
 
 
-def _answers(shares: Tensor, scores: Scores, top: int, names: Sequence[str]) -> list[Answer]:
+def _answers(shares: Tensor, scores: Scores, top: int, names: Sequence[str]) -> list[Choice]:
     """The answers for one image, by the probability of each [A]."""
     if scores.decision == "one":
         order = torch.topk(shares, min(top, scores.size)).indices
@@ -115,8 +123,4 @@ def _answers(shares: Tensor, scores: Scores, top: int, names: Sequence[str]) -> 
         yes = shares[: scores.size]
         order = yes.argsort(descending=True)
         order = order[yes[order] >= _YES]
-    return [Answer(index, _name(index, scores, names), 100 * shares[index].item()) for index in order.tolist()]
-
-
-def _name(index: int, scores: Scores, names: Sequence[str]) -> str:
-    return names[index] if names else f"{'class' if scores.decision == 'one' else 'label'} {index}"
+    return [Choice(index, scores.word(index, names), 100 * shares[index].item()) for index in order.tolist()]

@@ -13,6 +13,7 @@ from torch import nn
 
 from acq.config import Config
 from acq.errors import RequestError
+from acq.files.class_names import checked_names
 from acq.quantization.node_plan import Plan
 from acq.recipe import Request, Result, prepare
 from acq.recipe import quantize as run_recipe
@@ -87,7 +88,8 @@ def quantize(
         model, input_size, mean, std, resize, preset, settings,
         bits=bits, outputs=outputs, output_kind=output_kind, seed=seed, device=device,
     )  # fmt: skip
-    request = replace(request, class_names=tuple(class_names) or request.class_names)
+    if class_names:
+        request = replace(request, class_names=checked_names(class_names, "class_names"))
     with watching(Console(stderr=True)) if progress else nullcontext() as bars:
         watches = tuple(each for each in (bars, watch) if each is not None)
         folder = None if out is None else Path(out)

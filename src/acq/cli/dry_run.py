@@ -43,7 +43,7 @@ def describe(
     rehearsal = request.rehearsal_of(context.student, export=export)
     rehearsal.require_file(engines)
     if data is not None:
-        read(data, preprocessing=request.preprocessing, output=context.teacher.output, names=request.class_names)
+        read(data, preprocessing=request.preprocessing, output=context.teacher.output, names=prepared.class_names)
     seconds = {phase: round(value, 1) for phase, value in estimate(request, prepared).items()}
     plan, config = context.student.plan, prepared.config
     if as_json:

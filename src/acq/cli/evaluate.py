@@ -55,7 +55,7 @@ def evaluate(
     if accuracy.top5 is not None:
         shares["top5"] = ("top-5", accuracy.top5)
     is_class = known.key == "top1"
-    points = {key: margin(share, count) if is_class else None for key, (_, share) in shares.items()}
+    points = {key: margin(share, count) or None if is_class else None for key, (_, share) in shares.items()}
     if as_json:
         figures = {key: round(share, 2) for key, (_, share) in shares.items()}
         print_json({"target": target, "data": data, "test_images": count, **figures, "margin": points[known.key]})

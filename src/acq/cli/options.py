@@ -53,8 +53,8 @@ Resize = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="shorter side of pictures in --data that have another size, before the crop (default as the network is "
-        "known to take them, or 8/7 of its side)",
+        help="shorter side of pictures of another size, before the crop (default as the network is known to take "
+        "them, or 8/7 of its side)",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -66,7 +66,7 @@ Classes = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="names of the classes, one per line in class order (default as the network is known to have)",
+        help="names of the classes, one per line in class order (default those of the run, file or built-in network)",
         rich_help_panel=NETWORK,
     ),
 ]

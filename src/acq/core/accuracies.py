@@ -50,8 +50,8 @@ def margin(percent: float, count: int) -> float:
 
 
 def plus_minus(points: float | None) -> str:
-    """A margin as text, such as `` ± 1.9``; empty where it is not known, and at 0, where the approximation fails."""
-    return f" ± {points:.1f}" if points else ""
+    """A margin as text, such as `` ± 1.86``; empty where it is not known, and at 0, where the approximation fails."""
+    return f" ± {points:.2f}" if points else ""
 
 
 def change_margin(lost: int, gained: int, count: int) -> float:

@@ -27,7 +27,6 @@ COUNTED: dict[str, str] = {
     "class": "", "multilabel": "labels of ", "map": "cells of ", "sequence": "steps of ", "values": "",
 }  # fmt: skip
 _IGNORED = 255
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the sides of a map
 _LARGEST_BLOCK, _CHANGED_STEPS = 0.5, 1 / 3  # of a side, and of the steps (this project's definition)
 
 
@@ -108,10 +107,13 @@ class Scores:
     def named(self, answer: int, names: Sequence[str] = ()) -> str:
         """An answer in words, such as ``class 3`` or ``label 3: no``, or with the name of its class or label."""
         if self.decision == "one":
-            return names[answer] if names else f"class {answer}"
-        word = "yes" if answer < self.size else "no"
-        label = names[answer % self.size] if names else f"label {answer % self.size}"
-        return word if self.size == 1 and not names else f"{label}: {word}"
+            return self.word(answer, names)
+        said = "yes" if answer < self.size else "no"
+        return said if self.size == 1 and not names else f"{self.word(answer % self.size, names)}: {said}"
+
+    def word(self, index: int, names: Sequence[str] = ()) -> str:
+        """A class or label in words: its name, or such as ``class 3``."""
+        return names[index] if names else f"{'class' if self.decision == 'one' else 'label'} {index}"
 
     def flat(self, values: Tensor) -> Tensor:
         """The rows [N, L] of a tensor such as [N], [N, K, 1, 1] or [N, K, H, W]."""
@@ -124,10 +126,8 @@ class Scores:
             rows: What a network returns, as rows.
             ending: The operator that made it of the scores, if one did.
         """
-        if ending == "sigmoid":
-            return torch.logit(rows)
-        if ending == "hardsigmoid":
-            return 6 * rows - 3
+        if ending in ("sigmoid", "hardsigmoid"):
+            return torch.logit(rows) if ending == "sigmoid" else 6 * rows - 3
         return rows.log() if ending == "softmax" else rows
 
     def by_place(self, rows: Tensor) -> Tensor:
@@ -239,7 +239,8 @@ class Scores:
     def _overlaps(self, rows: Tensor, truth: Tensor) -> Tensor:
         scores = rows.reshape(len(rows), *self.shape)
         if truth.shape[1:] != self.places:
-            scores = F.interpolate(scores, truth.shape[1:], mode=_MODES[len(self.places)], align_corners=False)
+            mode = ("linear", "bilinear", "trilinear")[len(self.places) - 1]
+            scores = F.interpolate(scores, truth.shape[1:], mode=mode, align_corners=False)
         found = scores.argmax(1) if self.decision == "one" else (scores[:, 0] > 0).long()
         known, count = truth != self.ignored, max(self.size, 2)
         both = torch.bincount(found[known & (found == truth)], minlength=count)

@@ -15,7 +15,7 @@ from acq.errors import RequestError, first_line
 from acq.export.answers import FileAnswer
 from acq.export.form import LAYOUT
 from acq.export.graph import RAW
-from acq.files.class_names import NAMES, checked_names, require_fitting
+from acq.files.class_names import NAMES, checked_names, fitting
 from acq.files.documents import from_json
 from acq.files.framing import framing_fault
 from acq.files.onnx_session import session_of
@@ -56,8 +56,8 @@ class Engine:
             self.answer = FileAnswer.read(known.facts)
             self.model = known.facts.get("model", "")
             self.preprocessing = _preprocessing(known.facts) if "mean" in known.facts else None
-            self.class_names = checked_names(from_json(known.facts.get(NAMES, "[]")), str(file))
-            require_fitting(self.class_names, self.answer.output)
+            names = checked_names(from_json(known.facts.get(NAMES, "[]")), str(file))
+            self.class_names = fitting((), names, self.answer.output)
         except (KeyError, ValueError) as error:
             raise RequestError(f"{file} was not written by acq export; give a run folder or such a file") from error
         try:

@@ -28,13 +28,24 @@ def framing_of(preprocessing: Preprocessing) -> Framing:
 
 
 def framing_fault(preprocessing: Preprocessing) -> str | None:
-    """What no picture can be framed by in a preprocessing; None if nothing is wrong."""
+    """Why pictures cannot be framed as a preprocessing says; None where they can."""
     framing = preprocessing.framing
     if framing is None:
         return None
     if framing.resize < min(preprocessing.input_size[1:]):
         return "pictures are resized below the network's size"
     return None if framing.interpolation in INTERPOLATIONS else f"the interpolation is {framing.interpolation!r}"
+
+
+def require_framing(preprocessing: Preprocessing) -> None:
+    """Refuse a framing by which no picture can get the network's size.
+
+    Raises:
+        RequestError: It resizes below that size, or in an unknown interpolation.
+    """
+    if (fault := framing_fault(preprocessing)) is not None:
+        least, known = min(preprocessing.input_size[1:]), ", ".join(INTERPOLATIONS)
+        raise RequestError(f"{fault}; give a framing of at least {least} pixels, in one of {known}")
 
 
 def framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -116,7 +116,7 @@ def _class_folders(path: Path, classes: int, names: Sequence[str]) -> list[tuple
     folders.sort(key=lambda folder: (int(folder.name) if numbered else 0, folder.name))
     if not folders:
         raise RequestError(f"{path} has no sub-folders; give one sub-folder per class")
-    if names and not numbered:
+    if names and (not numbered or all(folder.name in names for folder in folders)):
         return sorted(((folder, label_of(folder.name, names, path)) for folder in folders), key=itemgetter(1))
     if len(folders) == classes:
         return [(folder, label) for label, folder in enumerate(folders)]
@@ -168,8 +168,10 @@ def decode(path: Path, preprocessing: Preprocessing) -> tuple[Bytes, bool]:
             shown = image.convert("L" if channels == 1 else "RGB")
             other = [shown.height, shown.width] != size
             pixels = np.asarray(framed(shown, preprocessing) if other else shown)
+    except FileNotFoundError as error:
+        raise RequestError(f"there is no file {path}; give an image") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # from the system, so the image may be whole
             raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
-        raise BrokenImageError(f"{path} is a broken image ({first_line(error)}); replace it") from error
+        raise BrokenImageError(f"{path} is a broken image, or too narrow ({first_line(error)}); replace it") from error
     return pixels.reshape(*size, channels), other

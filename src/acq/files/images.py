@@ -21,7 +21,7 @@ from acq.core.scores import Scores
 from acq.core.values import Preprocessing
 from acq.errors import RequestError
 from acq.files.arrays import is_cifar_folder, read_cifar, read_npz
-from acq.files.framing import INTERPOLATIONS, FramedImages, framing_fault, tell
+from acq.files.framing import FramedImages, require_framing, tell
 from acq.files.image_files import read_class_folders
 from acq.files.limits import images_at_once
 
@@ -70,8 +70,9 @@ def read(
 
     - A ``.npz`` file with ``images`` uint8 [N, H, W, 3] and integer ``labels`` [N]. A network with one channel takes
       [N, H, W] or [N, H, W, 1].
-    - A folder with one sub-folder per class, in class order. Names are sorted as numbers if all are numbers, otherwise
-      alphabetically. A folder with fewer sub-folders than classes must name them by class index, or by ``names``.
+    - A folder with one sub-folder per class. Where the names of classes are known, sub-folders have these names, or
+      numbers. Otherwise they are in class order: sorted as numbers if all are numbers, or else alphabetically. A folder
+      with fewer sub-folders than classes must name them by class index.
     - A folder of CIFAR-10 binary files: ``test_batch.bin``, or otherwise every ``data_batch_*.bin``. One ``.bin`` file
       is read too.
 
@@ -95,12 +96,11 @@ def read(
     """
     if limit is not None and limit < 1:
         raise RequestError(f"--limit is {limit}; give at least 1")
-    if (fault := framing_fault(preprocessing)) is not None:
-        least, known = min(preprocessing.input_size[1:]), ", ".join(INTERPOLATIONS)
-        raise RequestError(f"{fault}; give a framing of at least {least} pixels, in one of {known}")
+    require_framing(preprocessing)
     if not path.exists():
         raise RequestError(f"no data at {path}; give {FORMS}")
     if path.is_dir() and not is_cifar_folder(path):
+        names = _folder_names(output, names)
         files, known_labels, others = read_class_folders(path, preprocessing, _folders(path, output), limit, names)
         tell(preprocessing, others, len(files))
         return LabelledImages(files, known_labels)
@@ -158,6 +158,11 @@ def _check_shapes(path: Path, images: Bytes, labels: NDArray[np.int64], preproce
             f"images in {path} are {list(images.shape)} but the network takes [N, {height}, {width}, {channels}]; "
             f"give images with {channels} channels at the end"
         )
+
+
+def _folder_names(output: Output, names: Sequence[str]) -> Sequence[str]:
+    """The names that folders may have; those of one label are no and yes, whatever it is called."""
+    return names if output.whole is not None and output.whole.decision == "one" else ()
 
 
 def _folders(path: Path, output: Output) -> int:

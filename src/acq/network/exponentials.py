@@ -1,4 +1,4 @@
-"""Sigmoids and softmaxes that a network computes of exponentials, put back as the one operator that each of them is."""
+"""Sigmoids, SiLUs and softmaxes that a network computes of exponentials, put back as one operator each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 
 from acq.network.constants import shape_of
 from acq.network.operators import PRODUCTS, operator_of
-from acq.network.readings import Product, Reader, Whole, close, is_number
+from acq.network.readings import Product, Reader, Whole, close, is_number, same_shape
 
 aten = torch.ops.aten
 _ONE_MORE = {0: 1.0, 1: 1.0}  # of an exponential
@@ -18,7 +18,7 @@ _PAIR = 2
 
 
 def exponential(reader: Reader, node: fx.Node) -> Whole | None:
-    """The sigmoid or softmax that a node is; None for anything else.
+    """The sigmoid, SiLU or softmax that a node is; None for anything else.
 
     Args:
         reader: Of the graph.
@@ -27,8 +27,8 @@ def exponential(reader: Reader, node: fx.Node) -> Whole | None:
     found = _quotient(reader, node)
     if found is None:
         return None
-    above, below = found
-    return _sigmoid(reader, above, below) or _softmax(above, below)
+    whole = _sigmoid(reader, *found) or _softmax(*found)
+    return whole if whole is not None and same_shape(whole.args[0], node) else None
 
 
 def _quotient(reader: Reader, node: fx.Node) -> tuple[fx.Node | float, fx.Node] | None:
@@ -47,7 +47,7 @@ def _quotient(reader: Reader, node: fx.Node) -> tuple[fx.Node | float, fx.Node] 
 
 
 def _sigmoid(reader: Reader, above: fx.Node | float, below: fx.Node) -> Whole | None:
-    """``1 / (1 + exp(-x))`` or ``exp(x) / (1 + exp(x))``."""
+    """``1 / (1 + exp(-x))`` or ``exp(x) / (1 + exp(x))``; also ``x / (1 + exp(-x))``, which is a SiLU."""
     power = reader.base(below)
     terms = None if power.target is not aten.exp.default else reader.polynomial(below, power)
     if terms is None or not close(terms, _ONE_MORE):
@@ -55,10 +55,12 @@ def _sigmoid(reader: Reader, above: fx.Node | float, below: fx.Node) -> Whole | 
     exponent = _node(power.args[0])
     if above is power:
         return Whole(aten.sigmoid.default, (exponent,), {})
-    negated = reader.product(exponent)
-    if isinstance(above, fx.Node) or not is_number(above, 1) or len(negated.factors) != 1:
+    negated = reader.product(exponent, 1)  # the sign alone: x itself may be a product
+    if not is_number(negated.number, -1) or len(negated.factors) != 1:
         return None
-    return Whole(aten.sigmoid.default, negated.factors, {}) if is_number(negated.number, -1) else None
+    if isinstance(above, fx.Node):
+        return Whole(aten.silu.default, (above,), {}) if negated.factors == (above,) else None
+    return Whole(aten.sigmoid.default, negated.factors, {}) if is_number(above, 1) else None
 
 
 def _softmax(above: fx.Node | float, below: fx.Node) -> Whole | None:
@@ -77,7 +79,7 @@ def _softmax(above: fx.Node | float, below: fx.Node) -> Whole | None:
 
 
 def _before_shift(node: fx.Node, axis: int) -> fx.Node:
-    """What a node was before its greatest value over an axis was taken off, which changes no softmax."""
+    """What a node was before a greatest value was taken off that does not vary along an axis: it changes no softmax."""
     if operator_of(node) != "aten.sub.Tensor" or len(node.args) != _PAIR or node.kwargs:
         return node
     source, given = node.args
@@ -85,12 +87,14 @@ def _before_shift(node: fx.Node, axis: int) -> fx.Node:
         return node
     if given.target is operator.getitem and given.args[1] == 0:
         given = _node(given.args[0])
-    if given.target not in (aten.amax.default, aten.max.dim) or given.args[0] is not source:
+    if given.target not in (aten.amax.default, aten.max.dim, aten.max.default) or given.args[0] is not source:
         return node
     axes: Any = (*given.args, None)[1]
+    if axes is None or axes == []:
+        return _node(source)  # the greatest value of all
     over = [place % len(shape_of(node)) for place in (axes if isinstance(axes, list | tuple) else [axes])]
     keeps = (*given.args, False, False)[2] or given.kwargs.get("keepdim", False)
-    return _node(source) if keeps and over == [axis] else node
+    return _node(source) if keeps and axis in over else node
 
 
 def _node(value: object) -> fx.Node:

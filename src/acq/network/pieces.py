@@ -34,20 +34,26 @@ def join_pieces(graph: fx.GraphModule) -> None:
         graph: A decomposed graph whose constants are folded; it changes.
     """
     reader = Reader(graph)
+    _join(graph, lambda node: exponential(reader, node))  # before a SiLU, which may have a sigmoid in pieces
+    _join(graph, lambda node: _activation(reader, node) or _layer_norm(reader, node))
+    for node in list(graph.graph.nodes):
+        if node.target is aten.layer_norm.default:
+            _take_affine(graph, node)
+
+
+def _join(graph: fx.GraphModule, whole_of: Callable[[fx.Node], Whole | None]) -> None:
+    """Replace nodes by the whole operators that they are."""
     gone: set[fx.Node] = set()
     for node in reversed(list(graph.graph.nodes)):  # a hard swish comes before the hard sigmoid in it
         if node in gone or node.op != "call_function" or not node.users:
             continue
-        whole = _activation(reader, node) or _layer_norm(reader, node) or exponential(reader, node)
+        whole = whole_of(node)
         if whole is not None:
             with graph.graph.inserting_before(node):
                 made = graph.graph.call_function(whole.target, whole.args, whole.kwargs)
             made.meta = dict(node.meta)
             node.replace_all_uses_with(made)
             gone |= _erase(graph, node)
-    for node in list(graph.graph.nodes):
-        if node.target is aten.layer_norm.default:
-            _take_affine(graph, node)
 
 
 def _erase(graph: fx.GraphModule, node: fx.Node) -> set[fx.Node]:

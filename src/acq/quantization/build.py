@@ -155,8 +155,8 @@ class _Builder:
     def _requantizer(self, node: fx.Node, copy: fx.Node, plan: NodePlan) -> fx.Node:
         name = self._unused(f"{plan.name}_requantizer")
         readers = [user for user in node.users if name_of(user) in plan.requantize_for]
-        roles = _CHANNELS_SECOND.get(len(plan.shape), ())
-        has_channels = plan.shape[1] > 0 and all(self._has_role(user, *roles) for user in readers)
+        roles = _CHANNELS_SECOND.get(len(plan.shape))
+        has_channels = roles is not None and plan.shape[1] > 0 and all(self._has_role(user, *roles) for user in readers)
         quantizer = ActivationQuantizer(
             self.format.multiplied,
             name,

@@ -22,7 +22,7 @@ from acq.files.documents import from_json, from_yaml, read_text
 from acq.runs import checkpoint
 from acq.runs.names import CONFIG, CONTENTS, DIAGNOSTICS, METRICS, STATE, SUMMARY
 
-FORMAT = 2  # of the run folder and of its checkpoint
+FORMAT = 3  # of the run folder and of its checkpoint
 _LOCK, _OWNER = ".lock", ".owner"
 _FIGURES = {"bits", "placement", "preset", "seed", "seconds", "quantized_bytes"}  # every summary has them
 _SETTINGS = {"origin", "teacher", "preprocessing", "config"}  # keys of config.yaml

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from acq.core.outputs import Output
 from acq.errors import RequestError, first_line
 from acq.files.atomic import write_atomically
-from acq.files.class_names import NAMES, checked_names, require_fitting
+from acq.files.class_names import NAMES, checked_names, fitting
 from acq.files.limits import DOCUMENT_BYTES, WEIGHTS_BYTES, read_bytes
 from acq.files.tensors import from_safetensors
 from acq.network.names import name_of
@@ -126,8 +126,7 @@ def load_description(folder: Path) -> Description:
     names = checked_names(facts.get(NAMES, []), str(folder / QUANTIZATION))
     with _damage_reported(folder):
         output = document.answer.answer().output
-    require_fitting(names, output)
-    return Description(document.plan, output, facts, names)
+    return Description(document.plan, output, facts, fitting((), names, output))
 
 
 def load_facts(folder: Path) -> dict[str, Any]:

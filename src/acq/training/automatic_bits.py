@@ -56,6 +56,6 @@ def automatic_bits(
     _, height, width = preprocessing.input_size
     count = max(_BATCH, _PIXELS // (height * width))
     images = normalised_scenes(count, preprocessing, torch.Generator().manual_seed(0))
-    # on the CPU, so that the same bits are chosen on every machine
+    # on the CPU, where the scenes are
     found = costs(build(graph, layout).cpu(), torch.split(images, _BATCH), free)
     return {**allocate(found, budget), **layers}

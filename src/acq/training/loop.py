@@ -153,6 +153,7 @@ class Training:
         )
         phase, seconds = self.current, self.seconds
         self.restore(snapshot)
+        self._fault = None  # a snapshot may hold one that was not looked at yet
         self.seconds = seconds
         self.reduced.append(phase)
 

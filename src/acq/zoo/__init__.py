@@ -37,7 +37,8 @@ class Network:
         preprocessing_given: False if mean and std of ImageNet are assumed; the user should know.
         form: What a program sees of the ONNX file that the network came from, if it did.
         tail: The part of that file behind the network's outputs, as the content of an ONNX file.
-        class_names: In class order; empty where they are not known.
+        class_names: Given names in class order; empty where none are given.
+        known_names: As far as they are known otherwise; only those that fit what the network returns count.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Network:
     form: FileForm | None = None
     tail: bytes | None = None
     class_names: tuple[str, ...] = ()
+    known_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,10 @@ def resolve(
         apply_state(module, load_state(checkpoint), checkpoint, checkpoint_key)
     switch_to_eval(module)
     known_names = entry.class_names if entry is not None and checkpoint is None else ()  # other weights may have others
-    names = tuple(class_names) or known_names
-    return Network(module, preprocessing, model, mean is not None or known is not None, class_names=names)
+    return Network(
+        module, preprocessing, model, mean is not None or known is not None, class_names=tuple(class_names),
+        known_names=known_names,
+    )  # fmt: skip
 
 
 def _from_onnx(

@@ -19,6 +19,7 @@ from acq.presets import AS_GENERATED, PRESETS, Preset, preset_values
 from acq.quantization.formats import FULL_BITS, NumberFormat
 from acq.quantization.node_plan import Placement
 from acq.quantization.placement import PlacementSetting
+from acq.quantization.roles import LayerWidth
 from acq.training.calibration import CalibrationSettings
 from acq.training.distillation import StudentSettings
 from acq.training.generator import GeneratorSettings
@@ -45,7 +46,7 @@ class Config(Section):
     )
     first_last_bits: Same | int = Field(8, description="bits of the first and last layers' weights")
     add_bits: Same | int = Field(8, description="bits of tensors that enter an addition, such as residual branches")
-    layers: dict[str, int | Literal["float"]] = Field(
+    layers: dict[str, LayerWidth] = Field(
         {}, description="bits of single layers' weights, or float, by name or pattern such as layer3.*"
     )
     placement: PlacementSetting = Field(
@@ -169,7 +170,7 @@ class Config(Section):
         student = self.student.fitted(traits)
         return self.model_copy(update={"generator": generator, "images": images, "student": student})
 
-    def with_layers(self, layers: Mapping[str, int | Literal["float"]]) -> Self:
+    def with_layers(self, layers: Mapping[str, LayerWidth]) -> Self:
         """The same settings with the bits of single layers."""
         return self.model_copy(update={"layers": dict(layers)})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from acq.export.registry import argument, axis_of, changed, input_of, refused, values_of, writes
+from acq.export.registry import argument, axis_of, changed, input_of, require_one_free, values_of, writes
 from acq.export.writer import Delayed, Value, Writer
 from acq.network.names import name_of
 from acq.network.operators import operator_of
@@ -74,8 +74,7 @@ def _split(writer: Writer, node: fx.Node) -> list[Value]:
 def _unbind(writer: Writer, node: fx.Node) -> list[Value]:
     axis = axis_of(node, argument(node, 1, 0))
     shape = list(input_of(node).meta["shape"])
-    if sum(size < 0 for size in shape) > 1:
-        raise refused(node, " with two sizes that depend on the batch")
+    require_one_free(node, shape)
     pieces = _pieces(writer, input_of(node), axis, [1] * shape[axis])
     narrow = writer.integers(shape[:axis] + shape[axis + 1 :])
     return [changed(piece, lambda name: writer.add("Reshape", [name, narrow])) for piece in pieces]

@@ -16,6 +16,7 @@ from acq.export.registry import (
     moved,
     refused,
     require_first_only,
+    require_one_free,
     values_of,
     writes,
 )
@@ -40,8 +41,7 @@ def _reshape(writer: Writer, node: fx.Node) -> Value:
 def _shape(writer: Writer, node: fx.Node) -> str:
     """The name of a node's shape as a constant."""
     shape = node.meta["shape"]
-    if sum(size < 0 for size in shape) > 1:
-        raise refused(node, " with two sizes that depend on the batch")
+    require_one_free(node, shape)
     return writer.integers(shape)
 
 

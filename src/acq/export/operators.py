@@ -6,7 +6,7 @@ Pools are in ``acq.export.pools``, operators that move values in ``movement``, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -124,14 +124,10 @@ def _layer_norm(writer: Writer, node: fx.Node) -> Value:
     if any(size < 0 for size in node.meta["shape"][-len(axes) :]):
         raise refused(node, " over images")
     weight, bias = argument(node, 2), argument(node, 3)
-    factor = writer.floats(weight) if isinstance(weight, fx.Node) else _ones(writer, axes)
+    factor = writer.floats(weight) if isinstance(weight, fx.Node) else _filled(writer, 1.0, *axes)
     shift = [writer.floats(bias)] if isinstance(bias, fx.Node) else []
     inputs = [writer.floats(input_of(node)), factor, *shift]
     return Value(writer.add("LayerNormalization", inputs, axis=-len(axes), epsilon=float(argument(node, 4, 1e-5))))
-
-
-def _ones(writer: Writer, sizes: Sequence[int]) -> str:
-    return writer.constant(f"{'_'.join(map(str, sizes))}_ones", np.ones(sizes, np.float32))
 
 
 # layers that are kept in floating point
@@ -181,8 +177,8 @@ def _layer_inputs(writer: Writer, node: fx.Node) -> list[str]:
     return [x, *constants]
 
 
-def _filled(writer: Writer, value: float, count: int) -> str:
-    return writer.constant(f"{count}_times_{value!r}", np.full(count, value, np.float32))
+def _filled(writer: Writer, value: float, *sizes: int) -> str:
+    return writer.constant(f"{'_'.join(map(str, sizes))}_times_{value!r}", np.full(sizes, value, np.float32))
 
 
 # rectifiers: bounds that the quantizer behind them applies

@@ -49,6 +49,12 @@ def refused(node: fx.Node, why: str = "") -> NoFormError:
     )
 
 
+def require_one_free(node: fx.Node, shape: Sequence[int]) -> None:
+    """Refuse a shape of which two sizes depend on the number of images."""
+    if sum(size < 0 for size in shape) > 1:
+        raise refused(node, " with two sizes that depend on the batch")
+
+
 def argument(node: fx.Node, place: int, default: Any = None) -> Any:
     """A positional argument, or the operator's default where it is left out."""
     return node.args[place] if len(node.args) > place else default

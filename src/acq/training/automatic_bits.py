@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import fx
@@ -16,6 +15,7 @@ from acq.quantization.build import build
 from acq.quantization.formats import NumberFormat
 from acq.quantization.node_plan import Placement
 from acq.quantization.plan import plan
+from acq.quantization.roles import LayerWidth
 from acq.synthesis.scenes import normalised_scenes
 
 _BATCH, _PIXELS = 8, 1 << 17  # scenes per forward pass, and pixels of all scenes together
@@ -26,9 +26,9 @@ def automatic_bits(
     preprocessing: Preprocessing,
     format: NumberFormat,
     placement: Placement,
-    layers: Mapping[str, int | Literal["float"]],
+    layers: Mapping[str, LayerWidth],
     budget: float,
-) -> dict[str, int | Literal["float"]]:
+) -> dict[str, LayerWidth]:
     """Choose the bits of every layer that no other setting decides.
 
     Args:

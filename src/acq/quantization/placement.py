@@ -9,7 +9,7 @@ from torch import fx
 from acq.network.operators import LAYER_NORM, MATRIX_PRODUCTS, operator_of
 from acq.quantization.node_plan import Placement
 
-PlacementSetting = Placement | Literal["auto"]
+PlacementSetting = Literal["auto", Placement]
 _DECIDING = MATRIX_PRODUCTS | {LAYER_NORM}
 
 

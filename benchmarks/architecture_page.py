@@ -28,8 +28,8 @@ norms and take any number of images.
 
 Each form is quantized to W8A8 without training, on 32 images. The figures compare the student, and its exported file on
 ONNX Runtime, with the float network on 64 scenes. The images are scenes, or drawings of strokes where a network tells
-these apart better, as readers of text do. Many random networks do so by chance. They are then calibrated on another kind
-of images than they are measured on, which costs up to 10 dB.
+these apart better, as readers of text do. Many random networks do so by chance. They are then calibrated on another
+kind of images than they are measured on, which costs up to 10 dB.
 
 - **Figures:** equal classes, cells or steps in percent; of values the cosine. The dB say how much the difference
   between images exceeds the error. Student and file are the same unless two figures are given.

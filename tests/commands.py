@@ -30,8 +30,8 @@ def head(width, classes=5):
 def network(width=4, classes=5):
     print("building")
     torch.manual_seed(0)
-    last = head(width, classes)
-    return layers(width, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), *last)
+    inner = nn.Conv2d(width, width, 3, padding=1)
+    return layers(width, inner, nn.BatchNorm2d(width), nn.ReLU(), *head(width, classes))
 
 def without_norms():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head(4))

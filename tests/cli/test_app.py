@@ -51,7 +51,7 @@ def test_help_is_no_error(arguments: list[str]) -> None:
 def test_commands_are_listed_in_the_order_of_work() -> None:
     """Quantizing comes first, then what is done with a run, then commands that only look."""
     assert [name for name, _ in commands()] == [
-        "quantize", "evaluate", "export", "report", "compare", "benchmark", "inspect", "models", "settings",
+        "quantize", "evaluate", "predict", "export", "report", "compare", "benchmark", "inspect", "models", "settings",
     ]  # fmt: skip
 
 

@@ -26,7 +26,6 @@ _MOST_MAJORITY: dict[Decision, float] = {"one": 50.0, "each": 75.0, "none": 95.0
 COUNTED: dict[str, str] = {
     "class": "", "multilabel": "labels of ", "map": "cells of ", "sequence": "steps of ", "values": "",
 }  # fmt: skip
-_IGNORED = 255
 _LARGEST_BLOCK, _CHANGED_STEPS = 0.5, 1 / 3  # of a side, and of the steps (this project's definition)
 
 
@@ -80,7 +79,7 @@ class Scores:
     @property
     def ignored(self) -> int:
         """The number of a cell or step without a known class: 255, or -1 where 255 is a class."""
-        return _IGNORED if self.size <= _IGNORED else -1
+        return 255 if self.size <= 255 else -1
 
     @property
     def decision(self) -> Decision:

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
-from acq.cli.requests import class_names_of, data_path, kinds_of, network_options
+from acq.cli.requests import data_path, network_options, target_of
 from acq.core.accuracies import ACCURACIES, margin, plus_minus
 
 
@@ -41,14 +40,8 @@ def evaluate(
     It is top-1 of classes, the share of right labels or steps, or mean IoU of a map. Top-1 has a 95 % interval, and
     top-5 beside it from 11 classes on.
     """
-    found = api.target(
-        target,
-        outputs=outputs,
-        output_kinds=kinds_of(output_kind),
-        class_names=class_names_of(classes),
-        device=device or "auto",
-        **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop),
-    )
+    options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop)
+    found = target_of(target, options, outputs, output_kind, classes, device)
     accuracy, count = found.accuracy(data_path(data, found.model), limit)
     known = ACCURACIES[found.output.kind]  # images were not read for an output without one
     shares = {known.key: (known.word, accuracy.percent)}

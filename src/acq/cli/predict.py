@@ -12,7 +12,7 @@ from acq import api
 from acq.cli import options as o
 from acq.cli.app import command
 from acq.cli.output import print_json, print_lines
-from acq.cli.requests import class_names_of, kinds_of, network_options
+from acq.cli.requests import network_options, target_of
 
 
 @command(
@@ -40,14 +40,8 @@ def predict(
     as_json: o.AsJson = False,
 ) -> None:
     """Name the classes of pictures, as a run's student, an exported file or a network sees them."""
-    found = api.target(
-        target,
-        outputs=outputs,
-        output_kinds=kinds_of(output_kind),
-        class_names=class_names_of(classes),
-        device=device or "auto",
-        **network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop),
-    )
+    options = network_options(checkpoint, checkpoint_key, model_args, input_size, mean, std, resize, crop)
+    found = target_of(target, options, outputs, output_kind, classes, device)
     made = api.predictions(found, images, top)
     if as_json:
         rows = [{"image": str(each.image), "answers": list(map(asdict, each.answers))} for each in made]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from acq import zoo
+from acq import api, zoo
 from acq.config import Config
 from acq.core.scores import KINDS, Kind
 from acq.core.settings import names_of
@@ -21,6 +21,25 @@ def network_of(
 ) -> zoo.Network:
     """The network of that name with ``network_options``; ``outputs`` and ``classes`` are as on the command line."""
     return zoo.resolve(model, outputs=names_of(outputs), class_names=class_names_of(classes), **options)
+
+
+def target_of(
+    target: str,
+    options: Mapping[str, Any],
+    outputs: str | None,
+    output_kind: str | None,
+    classes: Path | None,
+    device: str | None,
+) -> api.Target:
+    """What a TARGET stands for, with ``network_options``; the other arguments are as on the command line."""
+    return api.target(
+        target,
+        outputs=outputs,
+        output_kinds=kinds_of(output_kind),
+        class_names=class_names_of(classes),
+        device=device or "auto",
+        **options,
+    )
 
 
 def class_names_of(file: Path | None) -> tuple[str, ...]:

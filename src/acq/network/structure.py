@@ -95,10 +95,9 @@ def _last_layer(graph: fx.GraphModule, logits: fx.Node, size: int) -> fx.Node | 
     """
     node: object = logits
     while isinstance(node, fx.Node):
-        affine = affine_of(graph, node)
         if node.target in (*RESHAPES, *POOLS):
             node = node.args[0]
-        elif affine is not None and bool((affine.factor > 0).all()):
+        elif (affine := affine_of(graph, node)) is not None and bool((affine.factor > 0).all()):
             node = affine.source
         else:
             break

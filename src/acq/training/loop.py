@@ -92,7 +92,7 @@ class Training:
         self.current, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
         self.reduced = list(state["reduced"])
         self.stop = None if state["stop"] is None else Stop(**state["stop"])
-        self._fault = state.get("fault")  # earlier versions kept none
+        self._fault = state["fault"]
         self.context.restore(state["context"])
         for name, phase in self.phases.items():
             phase.restore(state["phases"][name])
